@@ -1,0 +1,41 @@
+# Every target sets up what it needs: Python 3.11+ and a package index are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := encoder router trainer
+PB := services/shared/pb
+
+.PHONY: demo test check format protos bench clean help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.installed  ## The product's whole promise on real text (ARGS=--exit ends after it)
+	$(BIN)/matryoshka demo $(ARGS)
+
+test: .venv/.installed  ## All tests (ARGS selects some, as for pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.installed  ## Format, lint, types, layout, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/python -m pytest -q tests/layout
+
+format: .venv/.installed  ## Put the code into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: .venv/.installed  ## Generate code from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I$(PB)=protos \
+		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
+		$(PROTOS:%=$(PB)/%.proto)
+
+clean:  ## Remove what the targets made
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@

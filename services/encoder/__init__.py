@@ -1,0 +1,1 @@
+"""Texts in, vectors of every wanted size out."""

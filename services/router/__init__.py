@@ -1,0 +1,1 @@
+"""Documents stored at several sizes, searched in stages."""

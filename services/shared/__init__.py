@@ -1,0 +1,1 @@
+"""What two services need, each file one noun."""

@@ -1,0 +1,170 @@
+"""The one tree of errors, each class with its gRPC code and its HTTP status.
+
+    ServiceError             INTERNAL             500
+    ├── InvalidRequest       INVALID_ARGUMENT     400
+    │   └── TooLarge         INVALID_ARGUMENT     413
+    ├── Unauthenticated      UNAUTHENTICATED      401
+    ├── NotFound             NOT_FOUND            404
+    ├── AlreadyExists        ALREADY_EXISTS       409
+    ├── WrongState           FAILED_PRECONDITION  400
+    ├── Overloaded           RESOURCE_EXHAUSTED   429   retry
+    ├── Unavailable          UNAVAILABLE          503   retry
+    └── TookTooLong          DEADLINE_EXCEEDED    504   retry
+
+Code inside a service raises these and nothing else on purpose. The two wires translate them in
+one place each: `interceptors.py` for gRPC, `server.py` for HTTP. Messages say what would be
+accepted and never carry a user's text or a secret.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+
+class ServiceError(Exception):
+    """A failure that the caller may read about.
+
+    Args:
+        message: one sentence; for wrong input it says what would be accepted.
+        param: the field of the request that it is about, where there is one.
+    """
+
+    grpc_code = grpc.StatusCode.INTERNAL
+    http_status = 500
+    # `type` and `code` of OpenAI's error body.
+    openai_type = "server_error"
+    openai_code: str | None = None
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def openai_body(self) -> dict[str, dict[str, str | None]]:
+        """Return OpenAI's error body; all four keys are always there."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.openai_type,
+                "param": self.param,
+                "code": self.openai_code,
+            }
+        }
+
+
+class InvalidRequest(ServiceError):
+    """The request can never work as it is."""
+
+    grpc_code = grpc.StatusCode.INVALID_ARGUMENT
+    http_status = 400
+    openai_type = "invalid_request_error"
+
+
+class TooLarge(InvalidRequest):
+    """The request is over a bound on its size."""
+
+    http_status = 413
+
+
+class Unauthenticated(ServiceError):
+    """The API key is missing or wrong."""
+
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
+    openai_type = "invalid_request_error"
+    openai_code = "invalid_api_key"
+
+
+class NotFound(ServiceError):
+    """The named thing does not exist."""
+
+    grpc_code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    openai_type = "invalid_request_error"
+    openai_code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The named model is not loaded."""
+
+    openai_code = "model_not_found"
+
+
+class AlreadyExists(ServiceError):
+    """The name is taken."""
+
+    grpc_code = grpc.StatusCode.ALREADY_EXISTS
+    http_status = 409
+    openai_type = "invalid_request_error"
+    openai_code = "already_exists"
+
+
+class WrongState(ServiceError):
+    """The request is fine, but not in the present state of what it is about."""
+
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 400
+    openai_type = "invalid_request_error"
+    openai_code = "wrong_state"
+
+
+class Overloaded(ServiceError):
+    """A queue or another bound is full; nothing was done."""
+
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    openai_type = "rate_limit_error"
+    openai_code = "rate_limit_exceeded"
+    retry_after_s = 1
+
+
+class Unavailable(ServiceError):
+    """The service, or one that it needs, cannot answer now."""
+
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    openai_code = "unavailable"
+    retry_after_s = 1
+
+
+class TookTooLong(ServiceError):
+    """The caller's deadline passed."""
+
+    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    http_status = 504
+    openai_code = "deadline_exceeded"
+
+
+_BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
+    error.grpc_code: error
+    for error in (
+        ServiceError,
+        InvalidRequest,
+        Unauthenticated,
+        NotFound,
+        AlreadyExists,
+        WrongState,
+        Overloaded,
+        Unavailable,
+        TookTooLong,
+    )
+}
+
+
+@contextmanager
+def peer_errors(peer: str) -> Iterator[None]:
+    """Turn a peer's gRPC status back into the error that it stands for.
+
+    Args:
+        peer: the service that is called, for the message when it cannot be reached.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        kind = _BY_CODE.get(error.code(), ServiceError)
+        details = error.details() or error.code().name
+        if kind is Unavailable:
+            details = f"the {peer} cannot be reached or is not ready: {details}"
+        raise kind(details) from error

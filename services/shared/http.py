@@ -1,0 +1,160 @@
+"""The HTTP door: OpenAI's error shape, the API key, readiness, bounded bodies, probes, metrics.
+
+Services give their routes; what they have in common is here, once.
+"""
+
+import json
+import logging
+import time
+
+import prometheus_client
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.shared.auth import check_key
+from services.shared.errors import (
+    InvalidRequest,
+    NotFound,
+    ServiceError,
+    TooLarge,
+)
+from services.shared.metrics import ServiceMetrics
+from services.shared.state import State
+
+log = logging.getLogger(__name__)
+
+
+async def read_json(request: Request, max_body_bytes: int) -> object:
+    """Read a JSON body, never holding more than `max_body_bytes` of it.
+
+    Raises:
+        TooLarge: the body is longer.
+        InvalidRequest: the body is not JSON in UTF-8.
+    """
+    declared = request.headers.get("content-length", "0")
+    too_large = TooLarge(f"the body must be at most {max_body_bytes} bytes")
+    if declared.isdigit() and int(declared) > max_body_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_body_bytes:
+            raise too_large
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("the body must be JSON in UTF-8") from error
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Write an error in OpenAI's shape, with the headers that its SDKs obey."""
+    headers = {"x-should-retry": "true" if error.retry_after_s else "false"}
+    if error.retry_after_s:
+        headers["retry-after"] = str(error.retry_after_s)
+    return JSONResponse(error.openai_body(), error.http_status, headers)
+
+
+class _Guard:
+    """Checks key and readiness of API calls, and counts and times them."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServiceMetrics,
+        state: State,
+        api_key: SecretStr | None,
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._state = state
+        self._api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        method = f"{request.method} {scope['route_path']}"
+        outcome = "INTERNAL"
+        start = time.perf_counter()
+        try:
+            check_key(request.headers.get("authorization"), self._api_key)
+            self._state.check_open()
+            await self._app(scope, receive, send)
+            outcome = "OK"
+        except ServiceError as error:
+            outcome = error.grpc_code.name
+            raise
+        finally:
+            self._metrics.observe(method, outcome, time.perf_counter() - start)
+
+
+def build_app(
+    routes: dict[ServiceMetrics, list[Route]],
+    state: State,
+    registry: prometheus_client.CollectorRegistry,
+    api_key: SecretStr | None,
+) -> Starlette:
+    """Join the routes of one or several services with the probes and metrics of the process."""
+
+    def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    def readyz(_: Request) -> Response:
+        ready = state.is_ready
+        return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
+
+    def metrics(_: Request) -> Response:
+        page = prometheus_client.generate_latest(registry)
+        return Response(page, media_type=prometheus_client.CONTENT_TYPE_PLAIN_0_0_4)
+
+    guarded: list[BaseRoute] = []
+    for service_metrics, service_routes in routes.items():
+        for route in service_routes:
+            route.app = _named(_Guard(route.app, service_metrics, state, api_key), route.path)
+            guarded.append(route)
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            *guarded,
+        ],
+        exception_handlers={
+            ServiceError: _on_service_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_bug,
+        },
+    )
+
+
+def _named(app: ASGIApp, path: str) -> ASGIApp:
+    """Put the route's pattern into the scope: a label of few values, unlike the path itself."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route_path"] = path
+        await app(scope, receive, send)
+
+    return call
+
+
+def _on_service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_response(error)
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known: ServiceError = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+    if error.status_code == 404:
+        known = NotFound(f"no such route: {request.method} {request.url.path}")
+    response = error_response(known)
+    response.status_code = error.status_code
+    return response
+
+
+def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(ServiceError("internal error"))

@@ -1,0 +1,125 @@
+"""The gRPC door: every call passes here once, and every error leaves here.
+
+For each call, in order: the API key, readiness, then the handler; then its outcome is counted
+and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug: the traceback is
+logged and the caller reads "internal error".
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from pydantic import SecretStr
+
+from services.shared.auth import check_key
+from services.shared.errors import ServiceError
+from services.shared.metrics import ServiceMetrics
+from services.shared.state import State
+
+log = logging.getLogger(__name__)
+
+# Probes and tools call these before the service is ready, and without a key.
+_OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.")
+
+_Handler = grpc.RpcMethodHandler
+_Context = grpc.aio.ServicerContext
+
+
+class Door(grpc.aio.ServerInterceptor):
+    """Guards and measures every call of a server.
+
+    Args:
+        metrics: by full gRPC service name.
+        state: whether calls may be served now.
+        api_key: what callers must send; None asks for nothing.
+    """
+
+    def __init__(
+        self,
+        metrics: dict[str, ServiceMetrics],
+        state: State,
+        api_key: SecretStr | None,
+    ) -> None:
+        self._metrics = metrics
+        self._state = state
+        self._api_key = api_key
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or service.startswith(_OPEN_SERVICES):
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        header = metadata.get("authorization")
+
+        def admit() -> None:
+            check_key(header if isinstance(header, str) else None, self._api_key)
+            self._state.check_open()
+
+        return _guarded(handler, admit, self._metrics[service], method)
+
+
+def _guarded(
+    handler: _Handler, admit: Callable[[], None], metrics: ServiceMetrics, method: str
+) -> _Handler:
+    """Wrap a handler of any of the four kinds."""
+
+    async def unary(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message type)
+        async with _Outcome(context, metrics, method):
+            admit()
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            return await inner(request, context)
+
+    async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async with _Outcome(context, metrics, method):
+            admit()
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            async for response in inner(request, context):
+                yield response
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(handler.request_streaming, handler.response_streaming)]
+    wrapped: _Handler = make(
+        stream if handler.response_streaming else unary,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped
+
+
+class _Outcome:
+    """Counts and times one call, and turns what it raised into a gRPC status."""
+
+    def __init__(self, context: _Context, metrics: ServiceMetrics, method: str) -> None:
+        self._context = context
+        self._metrics = metrics
+        self._method = method
+        self._start = time.perf_counter()
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        status = grpc.StatusCode.OK
+        message = ""
+        if isinstance(error, ServiceError):
+            status, message = error.grpc_code, error.message
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            status = grpc.StatusCode.CANCELLED
+        elif error is not None:
+            log.error("%s failed", self._method, exc_info=error)
+            status, message = grpc.StatusCode.INTERNAL, "internal error"
+        self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
+        if message:
+            await self._context.abort(status, message)

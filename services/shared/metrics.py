@@ -1,0 +1,57 @@
+"""Metrics that every service has: requests by outcome, and time by stage.
+
+Names are `matryoshka_<service>_<noun>_<unit>`; labels take few values, all known beforehand.
+A service adds its own beside these, on the same registry.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+# From a cached vector search (100 us) to a bulk request on a CPU (30 s).
+SECONDS_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+
+
+class ServiceMetrics:
+    """Requests and stage times of one service."""
+
+    def __init__(self, service: str, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            f"matryoshka_{service}_requests_total",
+            "Requests by method and outcome (gRPC status name).",
+            ["method", "outcome"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            f"matryoshka_{service}_request_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            ["method"],
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
+        )
+        self.stage_seconds = Histogram(
+            f"matryoshka_{service}_stage_seconds",
+            "Time spent in each stage of the work.",
+            ["stage"],
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as the stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(name).observe(time.perf_counter() - start)
+
+    def observe(self, method: str, outcome: str, seconds: float) -> None:
+        """Count one finished request; `outcome` is a gRPC status name."""
+        self.requests.labels(method, outcome).inc()
+        self.request_seconds.labels(method).observe(seconds)

@@ -1,0 +1,63 @@
+"""Settings of the services: typed, from the environment, all mistakes reported at once.
+
+A service's settings live beside it and extend `ServerSettings`; variables are named
+`MATRYOSHKA_<SERVICE>_<FIELD>`. Only entry points read them; everything else receives values.
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """One or more variables are wrong; the message lists every one."""
+
+
+class ServerSettings(BaseSettings):
+    """What every service needs to listen, to bound its callers and to stop in order."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP routes; 0 takes a free one."""
+    grpc_port: int = Field(default=9000, ge=0, le=65535)
+    """Port of gRPC; 0 takes a free one."""
+    data_dir: Path = Path("matryoshka-data")
+    """Folder for everything that must survive a restart."""
+    api_key: SecretStr | None = None
+    """Callers must send this as a bearer token; unset: no key is asked for."""
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    """Longest HTTP body; a longer one is refused before it is read."""
+    max_message_bytes: int = Field(default=64 * 2**20, ge=1024)
+    """Longest gRPC message; 2048 vectors of 4096 float32 numbers are 32 MiB."""
+    drain_s: float = Field(default=1.0, ge=0)
+    """After the first SIGTERM: time to be seen as not ready before new calls are refused."""
+    grace_s: float = Field(default=20.0, ge=0)
+    """Then: time for calls in flight to end."""
+    log_format: str = Field(default="text", pattern="^(text|json)$")
+    """Log lines for people (text) or machines (json)."""
+
+    @classmethod
+    def read(cls, **overrides: object) -> Self:
+        """Read the environment; `overrides` come from the command line and win.
+
+        Raises:
+            SettingsError: lists every wrong variable with its value and what is wrong with it.
+        """
+        prefix = cls.model_config["env_prefix"]
+        try:
+            return cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            lines = [
+                f"  {prefix}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+                for e in error.errors()
+            ]
+            raise SettingsError("these settings are wrong:\n" + "\n".join(lines)) from error
+
+    def describe(self) -> dict[str, object]:
+        """Return the resolved settings for the start-up log; secrets are masked."""
+        return self.model_dump(mode="json")

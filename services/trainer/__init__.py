@@ -1,0 +1,1 @@
+"""Matryoshka training as jobs that survive a restart."""
