@@ -137,20 +137,29 @@ class TookTooLong(ServiceError):
     openai_code = "deadline_exceeded"
 
 
-_BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
-    error.grpc_code: error
-    for error in (
-        ServiceError,
-        InvalidRequest,
-        Unauthenticated,
-        NotFound,
-        AlreadyExists,
-        WrongState,
-        Overloaded,
-        Unavailable,
-        TookTooLong,
-    )
-}
+# In this order the first class of a code or a status is the one that stands for it.
+_TREE = (
+    ServiceError,
+    InvalidRequest,
+    TooLarge,
+    Unauthenticated,
+    NotFound,
+    AlreadyExists,
+    WrongState,
+    Overloaded,
+    Unavailable,
+    TookTooLong,
+)
+_BY_CODE = {error.grpc_code: error for error in reversed(_TREE)}
+_BY_STATUS = {error.http_status: error for error in reversed(_TREE)}
+
+
+def outcome_of_status(http_status: int) -> str:
+    """Name an HTTP status as the gRPC status that stands for the same, for metrics."""
+    if http_status < 400:
+        return grpc.StatusCode.OK.name
+    kind = _BY_STATUS.get(http_status, InvalidRequest if http_status < 500 else ServiceError)
+    return kind.grpc_code.name
 
 
 @contextmanager

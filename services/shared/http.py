@@ -3,18 +3,21 @@
 Services give their routes; what they have in common is here, once.
 """
 
+import asyncio
 import json
 import logging
 import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import prometheus_client
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.shared.auth import check_key
 from services.shared.errors import (
@@ -22,11 +25,16 @@ from services.shared.errors import (
     NotFound,
     ServiceError,
     TooLarge,
+    outcome_of_status,
 )
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CLIENT_LEFT = 499  # nginx's number; nobody reads the answer
 
 
 async def read_json(request: Request, max_body_bytes: int) -> object:
@@ -49,6 +57,25 @@ async def read_json(request: Request, max_body_bytes: int) -> object:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the body must be JSON in UTF-8") from error
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, or stop it as soon as the caller is gone.
+
+    Raises:
+        ClientDisconnect: the caller left; nobody reads the answer.
+    """
+    task = asyncio.ensure_future(work)
+    # The body has been read, so the next message can only be the disconnect.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 def error_response(error: ServiceError) -> JSONResponse:
@@ -77,17 +104,23 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         method = f"{request.method} {scope['route_path']}"
-        outcome = "INTERNAL"
+        status = 500
         start = time.perf_counter()
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
             check_key(request.headers.get("authorization"), self._api_key)
             self._state.check_open()
-            await self._app(scope, receive, send)
-            outcome = "OK"
+            await self._app(scope, receive, send_and_note)
         except ServiceError as error:
-            outcome = error.grpc_code.name
-            raise
+            await error_response(error)(scope, receive, send_and_note)
         finally:
+            outcome = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
             self._metrics.observe(method, outcome, time.perf_counter() - start)
 
 
@@ -124,6 +157,7 @@ def build_app(
         ],
         exception_handlers={
             ServiceError: _on_service_error,
+            ClientDisconnect: _on_disconnect,
             HTTPException: _on_http_exception,
             Exception: _on_bug,
         },
@@ -143,6 +177,10 @@ def _named(app: ASGIApp, path: str) -> ASGIApp:
 def _on_service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return error_response(error)
+
+
+def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

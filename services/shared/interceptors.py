@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from pydantic import SecretStr
@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 # Probes and tools call these before the service is ready, and without a key.
 _OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.")
 
-_Handler = grpc.RpcMethodHandler
-_Context = grpc.aio.ServicerContext
+# In quotes: these are generic in the stubs only.
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class Door(grpc.aio.ServerInterceptor):
+class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Guards and measures every call of a server.
 
     Args:
@@ -70,21 +71,24 @@ def _guarded(
     handler: _Handler, admit: Callable[[], None], metrics: ServiceMetrics, method: str
 ) -> _Handler:
     """Wrap a handler of any of the four kinds."""
+    # The stubs describe synchronous servers; under grpc.aio behaviours are coroutines and
+    # asynchronous generators.
+    behaviours: Any = handler
 
     async def unary(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message type)
         async with _Outcome(context, metrics, method):
             admit()
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            inner = behaviours.unary_unary or behaviours.stream_unary
             return await inner(request, context)
 
     async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
         async with _Outcome(context, metrics, method):
             admit()
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            inner = behaviours.unary_stream or behaviours.stream_stream
             async for response in inner(request, context):
                 yield response
 
-    make = {
+    make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,

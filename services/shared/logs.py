@@ -7,7 +7,6 @@ carries: a user's text, a vector, a key.
 import json
 import logging
 import sys
-import time
 
 
 class _JsonFormatter(logging.Formatter):
@@ -23,20 +22,23 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class _TextFormatter(logging.Formatter):
-    converter = time.gmtime
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+def _text_formatter() -> logging.Formatter:
+    return logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
 
 
 def configure(log_format: str) -> None:
     """Send all log lines of this process to standard error in the given format."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _text_formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # Request lines of the HTTP server and client are metrics' work, not the log's.
     for noisy in ("uvicorn", "httpx", "sentence_transformers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def show_settings(name: str, resolved: dict[str, object]) -> None:
+    """Log the resolved settings at start; secrets arrive here masked."""
+    pairs = " ".join(f"{field}={value}" for field, value in sorted(resolved.items()))
+    logging.getLogger(name).info("settings: %s", pairs)

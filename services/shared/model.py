@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import logging as transformers_logging
 
 from services.shared.card import Card, read_card
 from services.shared.errors import InvalidRequest
@@ -67,7 +68,8 @@ class TextModel:
         self.folder = folder
         self.card: Card | None = read_card(folder)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.transformer = _load(folder, self.device)
+        # Typed loosely: sentence-transformers builds its modules from the folder's files.
+        self.transformer: Any = _load(folder, self.device)
         self.pre_op: PreOp = self.card.pre_op if self.card else "none"
         self.prompts = _role_prompts(self.transformer, self.card)
         self.space_id = space_id(folder, self.pre_op, self.prompts)
@@ -88,6 +90,21 @@ class TextModel:
             [prompt + text for text in texts], add_special_tokens=False
         )
         return [encoding.ids for encoding in encodings]
+
+    def wrap(self, tokens: Sequence[int]) -> Tokens:
+        """Put special tokens around a caller's own token ids.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary.
+        """
+        tokenizer = self.transformer.tokenizer
+        size = tokenizer.get_vocab_size() if self._is_static else len(tokenizer)
+        wrong = next((token for token in tokens if not 0 <= token < size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"token ids must be between 0 and {size - 1}, got {wrong}", "input"
+            )
+        return [*self._prefix, *tokens, *self._suffix]
 
     def cut_tokens(self, tokens: Tokens) -> Tokens:
         """Drop tokens at the end of the text so that `max_tokens` are left, special ones kept."""
@@ -157,7 +174,7 @@ class TextModel:
         )
         pooled, start = [], 0
         for length, count in groups:
-            hidden_BLD = hidden_TD[start : start + length * count].unflatten(0, (count, length))
+            hidden_BLD = hidden_TD[start : start + length * count].view(count, length, -1)
             pooled.append(_pool(hidden_BLD, self._pooling).float())
             start += length * count
         features = {"sentence_embedding": torch.cat(pooled)}
@@ -234,7 +251,7 @@ class TextModel:
         except InvalidRequest:
             wins = False
         if not wins:
-            exact = _load(self.folder, self.device)
+            exact: Any = _load(self.folder, self.device)
             self.transformer[0].auto_model.float().load_state_dict(exact[0].auto_model.state_dict())
         return wins
 
@@ -276,6 +293,15 @@ class TextModel:
                 f"the folder's files do not match its card: space_id {self.space_id}, the card "
                 f"says {self.card.space_id}; they were changed after training"
             )
+
+    @property
+    def declared_dims(self) -> tuple[int, ...]:
+        """Sizes that the model promises, ascending, full last; empty if it promises none."""
+        if self.card:
+            return self.card.dims
+        config = getattr(getattr(self.transformer[0], "auto_model", None), "config", None)
+        dims = getattr(config, "matryoshka_dimensions", None) or ()
+        return tuple(sorted({*map(int, dims), self.full})) if dims else ()
 
     @property
     def _is_static(self) -> bool:
@@ -333,7 +359,7 @@ def _packed_attention(
     for length, count in text_groups:
         rows = slice(start, start + length * count)
         query, key, value = (
-            x[0, :, rows].unflatten(1, (count, length)).transpose(0, 1)
+            x[0, :, rows].reshape(x.shape[1], count, length, -1).transpose(0, 1)
             for x in (query_1HTD, key_1HTD, value_1HTD)
         )
         attended = functional.scaled_dot_product_attention(
@@ -353,6 +379,7 @@ def _register_packed_attention() -> None:
 
 def _load(folder: Path, device: str) -> SentenceTransformer:
     _register_packed_attention()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return SentenceTransformer(
             str(folder),
@@ -368,7 +395,7 @@ def _load(folder: Path, device: str) -> SentenceTransformer:
 def _role_prompts(transformer: SentenceTransformer, card: Card | None) -> dict[str, str]:
     if card:
         return {role: prompt for role, prompt in card.prompts.items() if prompt}
-    known: dict[str, str] = dict(transformer.prompts or {})
+    known = {name: text or "" for name, text in (transformer.prompts or {}).items()}
     found = {
         role: next((known[name] for name in names if known.get(name)), "")
         for role, names in _PROMPT_NAMES.items()

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import grpc
 import uvicorn
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
@@ -78,32 +79,95 @@ class _Http(uvicorn.Server):
 
 
 async def run(
-    services: list[Service],
+    build: Callable[[Address], list[Service]],
     settings: ServerSettings,
     registry: CollectorRegistry,
-    on_listen: Callable[[Address], None] = lambda _: None,
     on_ready: Callable[[Address], None] = lambda _: None,
 ) -> None:
     """Serve until a signal ends it.
 
     Args:
-        services: started in this order, stopped in reverse.
+        build: makes the services, once both ports are bound and known; they are started in this
+            order and stopped in reverse.
         settings: ports, bounds and times of the process.
         registry: what `/metrics` shows.
-        on_listen: called when both ports are bound and nothing is loaded yet.
         on_ready: called when calls are served.
     """
-    state = State()
     stopping = _catch_signals()
-    grpc_server, health_servicer, grpc_port = _build_grpc(services, settings, state)
+    state = State()
+    metrics: dict[str, ServiceMetrics] = {}
+    grpc_server = grpc.aio.server(
+        interceptors=[Door(metrics, state, settings.api_key)],
+        options=channel_options(settings.max_message_bytes),
+    )
+    grpc_port = grpc_server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     listener = socket.create_server((settings.host, settings.http_port), backlog=1024)
+    http_port = listener.getsockname()[1]
+    address = Address(f"http://{settings.host}:{http_port}", f"{settings.host}:{grpc_port}")
+
+    services = build(address)
+    metrics.update({service.grpc_name: service.metrics for service in services})
+    health = _add_services(grpc_server, services)
+    http_server = _build_http(services, settings, state, registry)
+    await health.set_ready(False)
+    await grpc_server.start()
+    http_task = asyncio.create_task(http_server.serve([listener]))
+    async with contextlib.AsyncExitStack() as started:
+        for service in services:
+            started.push_async_callback(service.stop)
+            await service.start()
+            log.info("%s started", service.name)
+        if not stopping.is_set():
+            state.is_open = state.is_ready = True
+            await health.set_ready(True)
+            on_ready(address)
+            await stopping.wait()
+            log.info("draining for %s s, then at most %s s", settings.drain_s, settings.grace_s)
+            state.is_ready = False
+            await health.set_ready(False)
+            await asyncio.sleep(settings.drain_s)
+        http_server.should_exit = True
+        await asyncio.gather(grpc_server.stop(settings.grace_s), http_task)
+    log.info("stopped")
+
+
+class _Health:
+    """The standard gRPC health service, for the process as a whole and for each service."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.servicer = HealthServicer()
+        self._names = ["", *names]
+
+    async def set_ready(self, ready: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        for name in self._names:
+            await self.servicer.set(name, states.SERVING if ready else states.NOT_SERVING)
+
+
+def _add_services(server: grpc.aio.Server, services: list[Service]) -> _Health:
+    names = [service.grpc_name for service in services]
+    health = _Health(names)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    for service in services:
+        service.add_to(server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+    return health
+
+
+def _build_http(
+    services: list[Service],
+    settings: ServerSettings,
+    state: State,
+    registry: CollectorRegistry,
+) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
         state,
         registry,
         settings.api_key,
     )
-    http_server = _Http(
+    return _Http(
         uvicorn.Config(
             app,
             log_config=None,
@@ -112,54 +176,6 @@ async def run(
             timeout_graceful_shutdown=max(1, int(settings.grace_s)),
         )
     )
-    host = settings.host
-    address = Address(f"http://{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}")
-
-    async def set_ready(value: bool) -> None:
-        state.is_ready = value
-        states = health_pb2.HealthCheckResponse
-        for name in ("", *(service.grpc_name for service in services)):
-            await health_servicer.set(name, states.SERVING if value else states.NOT_SERVING)
-
-    await set_ready(False)
-    await grpc_server.start()
-    http_task = asyncio.create_task(http_server.serve([listener]))
-    on_listen(address)
-    async with contextlib.AsyncExitStack() as started:
-        for service in services:
-            started.push_async_callback(service.stop)
-            await service.start()
-            log.info("%s started", service.name)
-        if not stopping.is_set():
-            state.is_open = True
-            await set_ready(True)
-            on_ready(address)
-            await stopping.wait()
-            log.info("draining for %s s, then at most %s s", settings.drain_s, settings.grace_s)
-            await set_ready(False)
-            await asyncio.sleep(settings.drain_s)
-        http_server.should_exit = True
-        await asyncio.gather(grpc_server.stop(settings.grace_s), http_task)
-    log.info("stopped")
-
-
-def _build_grpc(
-    services: list[Service], settings: ServerSettings, state: State
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
-    door = Door({s.grpc_name: s.metrics for s in services}, state, settings.api_key)
-    server = grpc.aio.server(
-        interceptors=[door], options=channel_options(settings.max_message_bytes)
-    )
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    for service in services:
-        service.add_to(server)
-    names = [service.grpc_name for service in services]
-    reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
-    port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-    return server, health_servicer, port
 
 
 def _catch_signals() -> asyncio.Event:

@@ -48,9 +48,12 @@ def normalize(vectors_BM: Array) -> Array:
     """
     # Rows are scaled by their largest number first: squares of tiny numbers would underflow.
     peak_B1 = np.abs(vectors_BM).max(axis=1, keepdims=True)
-    scaled_BM = np.divide(vectors_BM, peak_B1, out=np.zeros_like(vectors_BM), where=peak_B1 > 0)
+    scaled_BM: Array = np.divide(
+        vectors_BM, peak_B1, out=np.zeros_like(vectors_BM), where=peak_B1 > 0
+    )
     norm_B1 = np.linalg.norm(scaled_BM, axis=1, keepdims=True)
-    return np.divide(scaled_BM, norm_B1, out=scaled_BM, where=norm_B1 > 0)
+    np.divide(scaled_BM, norm_B1, out=scaled_BM, where=norm_B1 > 0)
+    return scaled_BM
 
 
 def apply_pre_op(vectors_BD: Array, pre_op: PreOp) -> Array:
@@ -59,7 +62,8 @@ def apply_pre_op(vectors_BD: Array, pre_op: PreOp) -> Array:
         return vectors_BD
     centred_BD = vectors_BD - vectors_BD.mean(axis=1, keepdims=True)
     deviation_B1 = np.sqrt((centred_BD**2).mean(axis=1, keepdims=True) + _LAYER_NORM_EPS)
-    return (centred_BD / deviation_B1).astype(np.float32)
+    normed_BD: Array = (centred_BD / deviation_B1).astype(np.float32)
+    return normed_BD
 
 
 def truncate(vectors_BD: Array, dim: int) -> Array:

@@ -1,0 +1,147 @@
+"""The `matryoshka` command: serve one service, serve all, or show the whole on real text.
+
+Entry points read the environment, build what lives long, and hand it on. Each service is
+imported only when it is asked for: a machine that serves the router needs no torch.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from prometheus_client import CollectorRegistry
+from pydantic_settings import SettingsConfigDict
+
+from services.shared import logs
+from services.shared.server import Address, Service, run
+from services.shared.settings import ServerSettings, SettingsError
+
+S = TypeVar("S", bound=ServerSettings)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve, search and train embeddings that can be cut to any size.",
+)
+
+
+class ServiceName(StrEnum):
+    """The services that `serve` knows."""
+
+    encoder = "encoder"
+    router = "router"
+    trainer = "trainer"
+
+
+class UpSettings(ServerSettings):
+    """The process that serves all three: its ports, bounds and times."""
+
+    model_config = SettingsConfigDict(env_prefix="MATRYOSHKA_UP_")
+
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder that survives a restart.")]
+GrpcPort = Annotated[int | None, typer.Option(help="Port of gRPC; 0 takes a free one.")]
+
+
+@app.command()
+def serve(
+    service: ServiceName,
+    http_port: Annotated[int | None, typer.Option(help="Port of HTTP; 0 takes a free one.")] = None,
+    grpc_port: GrpcPort = None,
+    host: Host = None,
+    data: DataDir = None,
+) -> None:
+    """Serve one of the three services; settings come from MATRYOSHKA_<SERVICE>_<FIELD>."""
+    overrides = {"http_port": http_port, "grpc_port": grpc_port, "host": host, "data_dir": data}
+    registry = CollectorRegistry()
+    if service is ServiceName.encoder:
+        from services.encoder.service import EncoderService
+        from services.encoder.settings import EncoderSettings
+
+        encoder = _read(EncoderSettings, overrides)
+        _run(lambda _: [EncoderService(encoder, registry)], encoder, registry, service)
+    elif service is ServiceName.router:
+        from services.router.service import RouterService
+        from services.router.settings import RouterSettings
+
+        router = _read(RouterSettings, overrides)
+        _run(lambda _: [RouterService(router, registry)], router, registry, service)
+    else:
+        from services.trainer.service import TrainerService
+        from services.trainer.settings import TrainerSettings
+
+        trainer = _read(TrainerSettings, overrides)
+        _run(lambda _: [TrainerService(trainer, registry)], trainer, registry, service)
+
+
+@app.command()
+def up(
+    port: Annotated[int | None, typer.Option(help="Port of HTTP; 0 takes a free one.")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port of gRPC; unset: the HTTP port + 1000.")
+    ] = None,
+    host: Host = None,
+    data: DataDir = None,
+) -> None:
+    """Serve all three on one HTTP port and one gRPC port, with embedded storage."""
+    from services.encoder.service import EncoderService
+    from services.encoder.settings import EncoderSettings
+    from services.router.service import RouterService
+    from services.router.settings import RouterSettings
+    from services.trainer.service import TrainerService
+    from services.trainer.settings import TrainerSettings
+
+    if port is not None and grpc_port is None:
+        grpc_port = port + 1000 if port else 0
+    settings = _read(
+        UpSettings, {"http_port": port, "grpc_port": grpc_port, "host": host, "data_dir": data}
+    )
+    registry = CollectorRegistry()
+
+    def build(address: Address) -> list[Service]:
+        def data_dir(name: str) -> dict[str, object]:
+            return {"data_dir": settings.data_dir / name}
+
+        router = data_dir("router") | {
+            "encoder_address": address.grpc,
+            "encoder_api_key": settings.api_key,
+        }
+        return [
+            EncoderService(_read(EncoderSettings, data_dir("encoder")), registry),
+            RouterService(_read(RouterSettings, router), registry),
+            TrainerService(_read(TrainerSettings, data_dir("trainer")), registry),
+        ]
+
+    _run(build, settings, registry, "matryoshka")
+
+
+def _read(kind: type[S], overrides: dict[str, object]) -> S:
+    try:
+        return kind.read(**overrides)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _run(
+    build: Callable[[Address], list[Service]],
+    settings: ServerSettings,
+    registry: CollectorRegistry,
+    name: str,
+) -> None:
+    logs.configure(settings.log_format)
+    logs.show_settings(name, settings.describe())
+
+    def on_ready(address: Address) -> None:
+        print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
+
+    asyncio.run(run(build, settings, registry, on_ready))
+
+
+if __name__ == "__main__":
+    app()
