@@ -6,7 +6,7 @@ imported only when it is asked for: a machine that serves the router needs no to
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -120,7 +120,25 @@ def up(
     _run(build, settings, registry, "matryoshka")
 
 
-def _read(kind: type[S], overrides: dict[str, object]) -> S:
+@app.command()
+def demo(
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Folder or file of text, Markdown or JSON lines; unset: docstrings."),
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Documents at most.", min=100)] = 10_000,
+    output: Annotated[Path, typer.Option(help="Where picture, figures and logs go.")] = Path(
+        "demo-output"
+    ),
+    exit_: Annotated[bool, typer.Option("--exit", help="End after the last step.")] = False,
+) -> None:
+    """Show the whole: index real text, search in stages, train, and swap without a failed query."""
+    from services.cli.demo import run_demo
+
+    run_demo(corpus, documents, output, exit_)
+
+
+def _read(kind: type[S], overrides: Mapping[str, object]) -> S:
     try:
         return kind.read(**overrides)
     except SettingsError as error:

@@ -17,7 +17,7 @@ import numpy as np
 
 from services.encoder.metrics import EncoderMetrics
 from services.shared.errors import Overloaded, ServiceError
-from services.shared.model import Tokens
+from services.shared.packing import Tokens
 from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class _Request:
     """One caller's texts; `waiting` shrinks as batches take from its end."""
 
     texts: Sequence[Tokens]
-    vectors_BD: Array  # noqa: N815 (shape suffix)
+    vectors_BD: Array
     result: asyncio.Future[Array]
     # Rows of `texts` not yet taken, longest first, so that batches hold similar lengths.
     waiting: list[int]

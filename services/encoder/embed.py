@@ -12,7 +12,8 @@ from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
 from services.encoder.settings import EncoderSettings
 from services.shared.errors import InvalidRequest
-from services.shared.model import Role, TextModel, Tokens
+from services.shared.model import Role, TextModel
+from services.shared.packing import Tokens
 from services.shared.vectors import Array, check_dim, truncate
 
 

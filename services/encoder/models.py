@@ -19,7 +19,8 @@ from services.encoder.metrics import EncoderMetrics
 from services.encoder.settings import EncoderSettings
 from services.shared.errors import AlreadyExists, InvalidRequest, ModelNotFound, WrongState
 from services.shared.folder import default_id, locate
-from services.shared.model import TextModel, Tokens
+from services.shared.model import TextModel
+from services.shared.packing import Tokens
 from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)

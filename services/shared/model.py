@@ -19,20 +19,19 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import logging as transformers_logging
 
+from services.shared import packing
 from services.shared.card import Card, read_card
 from services.shared.errors import InvalidRequest
 from services.shared.folder import check_folder, space_id
+from services.shared.packing import PACKED, Tokens, split_by_tokens
 from services.shared.vectors import Array, PreOp, apply_pre_op
 
 log = logging.getLogger(__name__)
 
 Role = Literal["none", "query", "document"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Tokens = list[int]
 
 # Against sentence-transformers in float32, on the probe texts. Rounding alone stays above both;
 # a wrong pooling, mask or position falls far below.
@@ -232,7 +231,7 @@ class TextModel:
         self._pooling = str(pooling)
         self._first_position = _first_position(network)
         try:
-            network.set_attn_implementation(_PACKED)
+            network.set_attn_implementation(PACKED)
             self._run = self._packed
             self._check_fidelity(oracle_BD, _MIN_COSINE_FLOAT32)
         except (InvalidRequest, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
@@ -319,66 +318,8 @@ class TextModel:
         return empty[:num_before], empty[num_before:]
 
 
-def split_by_tokens(texts: Sequence[Tokens], batch_tokens: int) -> list[list[int]]:
-    """Group texts of similar length into batches of at most `batch_tokens` tokens.
-
-    The budget counts the longest text times the number of texts, so it bounds padded batches
-    too. One text over the budget still gets a batch of its own.
-
-    Returns:
-        Rows of `texts` in each batch; every row once.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(texts)), key=lambda i: len(texts[i])):
-        longest = max(longest, len(texts[row]))
-        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-            longest = len(texts[row])
-        batches[-1].append(row)
-    return batches
-
-
-_PACKED = "matryoshka_packed"
-
-
-def _packed_attention(
-    module: torch.nn.Module,
-    query_1HTD: torch.Tensor,
-    key_1HTD: torch.Tensor,
-    value_1HTD: torch.Tensor,
-    attention_mask: object,
-    text_groups: list[tuple[int, int]],
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attend within each text; texts of equal length lie side by side and share one call."""
-    outputs, start = [], 0
-    is_causal = bool(getattr(module, "is_causal", False))
-    for length, count in text_groups:
-        rows = slice(start, start + length * count)
-        query, key, value = (
-            x[0, :, rows].reshape(x.shape[1], count, length, -1).transpose(0, 1)
-            for x in (query_1HTD, key_1HTD, value_1HTD)
-        )
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )  # fmt: skip
-        outputs.append(attended.transpose(1, 2).reshape(length * count, *attended.shape[1::2]))
-        start += length * count
-    return torch.cat(outputs)[None], None
-
-
-def _register_packed_attention() -> None:
-    """Make the attention known to transformers, without a mask: boundaries come with the call."""
-    AttentionInterface.register(_PACKED, _packed_attention)
-    AttentionMaskInterface.register(_PACKED, lambda *_, **__: None)
-
-
 def _load(folder: Path, device: str) -> SentenceTransformer:
-    _register_packed_attention()
+    packing.register()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return SentenceTransformer(

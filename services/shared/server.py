@@ -37,7 +37,10 @@ class Service(Protocol):
 
     name: str
     grpc_name: str
-    metrics: ServiceMetrics
+
+    @property
+    def metrics(self) -> ServiceMetrics:
+        """Requests and stage times, and whatever the service adds."""
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the gRPC servicer."""

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+
 from services.encoder.batcher import Batcher
 from services.encoder.metrics import EncoderMetrics
 from services.shared.errors import Overloaded, ServiceError

@@ -7,10 +7,10 @@ import grpc
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
-
 from tests.conftest import serve
 
 TEXTS = ["nested dolls", "a prefix of a vector", "three services on one wire"]

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from services.shared.card import FILENAME, Card, DimScores, Quality, read_card, write_card
 from services.shared.errors import InvalidRequest
 

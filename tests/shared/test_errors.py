@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+
 from services.shared import errors
 from services.shared.errors import ServiceError, outcome_of_status, peer_errors
 

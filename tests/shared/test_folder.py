@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, check_folder, locate, space_id
 

@@ -9,9 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, locate
-from services.shared.model import TextModel, split_by_tokens
+from services.shared.model import TextModel
+from services.shared.packing import split_by_tokens
 
 TEXTS = [
     "short",

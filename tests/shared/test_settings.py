@@ -1,6 +1,7 @@
 """Settings come typed from the environment, and all mistakes are told at once."""
 
 import pytest
+
 from services.encoder.settings import EncoderSettings
 from services.shared.settings import SettingsError
 

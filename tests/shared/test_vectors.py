@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from services.shared.errors import InvalidRequest
 from services.shared.vectors import apply_pre_op, check_dim, normalize, pack, truncate, unpack
 

@@ -1,0 +1,74 @@
+"""Packing: texts of any lengths in one row of tokens, with no padding between them.
+
+Where a text ends is told to the attention by the lengths of the texts, so the architecture's own
+code runs unchanged: transformers calls the function registered here for every layer. Texts come
+sorted by length, so those of equal length lie side by side and share one attention call.
+
+Shapes: T tokens of all texts together, H heads, L tokens of one text, B texts, D numbers a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+Tokens = list[int]
+
+PACKED = "matryoshka_packed"
+
+
+def register() -> None:
+    """Make the attention known to transformers, without a mask: boundaries come with the call."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_1HTD: torch.Tensor,
+    key_1HTD: torch.Tensor,
+    value_1HTD: torch.Tensor,
+    attention_mask: object,
+    text_groups: list[tuple[int, int]],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each text; texts of equal length lie side by side and share one call."""
+    outputs, start = [], 0
+    is_causal = bool(getattr(module, "is_causal", False))
+    for length, count in text_groups:
+        rows = slice(start, start + length * count)
+        query, key, value = (
+            x[0, :, rows].reshape(x.shape[1], count, length, -1).transpose(0, 1)
+            for x in (query_1HTD, key_1HTD, value_1HTD)
+        )
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
+        outputs.append(attended.transpose(1, 2).reshape(length * count, *attended.shape[1::2]))
+        start += length * count
+    return torch.cat(outputs)[None], None
+
+
+def split_by_tokens(texts: Sequence[Tokens], batch_tokens: int) -> list[list[int]]:
+    """Group texts of similar length into batches of at most `batch_tokens` tokens.
+
+    The budget counts the longest text times the number of texts, so it bounds padded batches
+    too. One text over the budget still gets a batch of its own.
+
+    Returns:
+        Rows of `texts` in each batch; every row once.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(texts)), key=lambda i: len(texts[i])):
+        longest = max(longest, len(texts[row]))
+        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            longest = len(texts[row])
+        batches[-1].append(row)
+    return batches
