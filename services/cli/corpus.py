@@ -25,6 +25,10 @@ _NOT_PROSE = re.compile(r"\s*(>>>|\.\.\.|[-=~^*_]{3,}\s*$)")
 _NOT_DOCUMENTATION = {"test", "tests", "testing", "idlelib", "lib2to3", "_vendor", "__pycache__"}
 
 
+class CorpusError(Exception):
+    """A user's corpus cannot be read; the message says where and what is accepted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One piece of text.
@@ -54,7 +58,7 @@ def read_corpus(source: Path | None, limit: int, max_chars: int = 200) -> list[D
         max_chars: how much of a body is kept.
 
     Raises:
-        ValueError: `source` holds no document, or a line is not what it must be.
+        CorpusError: `source` holds no document, or a line is not what it must be.
     """
     found: dict[str, Document] = {}
     bodies: set[str] = set()
@@ -65,7 +69,7 @@ def read_corpus(source: Path | None, limit: int, max_chars: int = 200) -> list[D
         if len(found) == limit:
             break
     if not found:
-        raise ValueError(
+        raise CorpusError(
             f"{source} holds no documents; accepted are .txt, .md and .rst files with paragraphs, "
             'and .jsonl files of {"title", "text"} or {"anchor", "positive"}'
         )
@@ -134,7 +138,7 @@ def _json_lines(path: Path, name: str, max_chars: int) -> Iterator[Document]:
                 title = row.get("title") or row.get("anchor") or ""
                 body = row.get("text") or row["positive"]
             except (ValueError, KeyError, AttributeError) as error:
-                raise ValueError(
+                raise CorpusError(
                     f'{name}, line {number}: must be {{"title", "text"}} or '
                     '{"anchor", "positive"}'
                 ) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from services.cli.corpus import Document, read_corpus
+from services.cli.corpus import Document
 from services.cli.processes import ServiceProcess, three_services
 from services.cli.screen import Screen
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
@@ -283,14 +283,12 @@ async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.U
         yield tr.UploadFileRequest(data=lines[start : start + _UPLOAD_CHUNK])
 
 
-def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: bool) -> None:
-    """Play the demo; see `matryoshka demo --help`."""
+def run_demo(documents: list[Document], output: Path, then_exit: bool) -> None:
+    """Play the demo over the documents; see `matryoshka demo --help`."""
     screen = Screen()
     begin = time.monotonic()
     shutil.rmtree(output / "data", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    with screen.waiting("reading the corpus"):
-        documents = read_corpus(corpus, num_documents)
     with contextlib.ExitStack() as running:
         with screen.waiting("starting encoder, router and trainer"):
             processes = running.enter_context(three_services(output))

@@ -1,0 +1,53 @@
+"""The commands as a user types them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def matryoshka(*arguments, timeout=200, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def test_the_demo_shows_the_whole_promise(tmp_path):
+    """It ends with 0, no failed query, a picture, and every figure in its last line."""
+    ended = matryoshka("demo", "--exit", "--documents", "400", "--output", str(tmp_path))
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    figures = json.loads(ended.stdout.splitlines()[-1])
+    assert figures["documents"] == 400
+    assert figures["failed_queries"] == 0 < figures["queries_during_swap"]
+    assert figures["dims"] == [64, 128, 384]
+    assert figures["recall_at_10"]["exact 384"] == 1.0
+    assert figures["bytes_per_vector"].keys() == {"64", "128", "384"}
+    assert figures["ndcg10_before"].keys() == figures["ndcg10_after"].keys() >= {"64", "384"}
+    assert figures["seconds"] > 0
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "demo.json").read_text()) == figures
+
+
+def test_wrong_settings_are_told_at_once_and_end_the_process():
+    """Exit code 2, every wrong variable by name, no traceback."""
+    ended = matryoshka("serve", "encoder", MATRYOSHKA_ENCODER_GRPC_PORT="x")
+    assert ended.returncode == 2
+    assert "MATRYOSHKA_ENCODER_GRPC_PORT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("folder", ["nothing-here"])
+def test_a_missing_corpus_ends_with_a_sentence(tmp_path, folder):
+    """No traceback, and no service left running."""
+    ended = matryoshka("demo", "--corpus", str(tmp_path / folder), "--output", str(tmp_path / "o"))
+    assert ended.returncode == 2
+    assert "nothing-here" in ended.stderr
+    assert "Traceback" not in ended.stderr

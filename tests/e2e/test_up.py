@@ -1,0 +1,82 @@
+"""One process, one base URL: an OpenAI SDK and gRPC against `matryoshka up`."""
+
+import grpc
+import httpx
+import openai
+import pytest
+
+from services.shared.pb import router_pb2 as rt
+from services.shared.pb import router_pb2_grpc, trainer_pb2_grpc
+from services.shared.pb import trainer_pb2 as tr
+from tests.conftest import serve
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    started = serve(tmp_path_factory.mktemp("up"), "up")
+    yield started
+    assert started.stop() == 0
+
+
+def test_one_base_url_serves_an_openai_sdk(process):
+    """The official client needs nothing but the URL."""
+    with openai.OpenAI(base_url=f"{process.http}/v1", api_key="none") as client:
+        answer = client.embeddings.create(model="default", input="nested dolls", dimensions=64)
+    assert len(answer.data[0].embedding) == 64
+
+
+def test_probes_and_metrics_cover_all_services(process):
+    """One process is live and ready as a whole, and shows everyone's metrics."""
+    assert httpx.get(f"{process.http}/livez").text == "ok"
+    assert httpx.get(f"{process.http}/readyz").status_code == 200
+    metrics = httpx.get(f"{process.http}/metrics").text
+    for service in ("encoder", "router", "trainer"):
+        assert f"matryoshka_{service}_requests_total" in metrics
+
+
+async def test_router_and_trainer_answer_on_the_same_grpc_port(process):
+    """Texts go in and come out through the router, which calls the encoder beside it."""
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        router = router_pb2_grpc.RouterServiceStub(channel)
+        await router.CreateCollection(rt.CreateCollectionRequest(name="notes", model="default"))
+        points = [
+            rt.Point(
+                id=f"n{i}", text=text, attributes={"year": rt.AttributeValue(int_value=2000 + i)}
+            )
+            for i, text in enumerate(["nested wooden dolls", "a recipe for soup", "vector search"])
+        ]
+        answers = router.Upsert(iter([rt.UpsertRequest(collection="notes", points=points)]))
+        assert [a.num_points async for a in answers] == [3]
+        found = await router.Search(rt.SearchRequest(collection="notes", text="russian dolls"))
+        assert found.hits[0].id == "n0"
+        late = rt.Filter(range=rt.Range(key="year", gte=2001))
+        found = await router.Search(
+            rt.SearchRequest(collection="notes", text="russian dolls", filter=late)
+        )
+        assert {hit.id for hit in found.hits} == {"n1", "n2"}
+        jobs = await trainer_pb2_grpc.TrainerServiceStub(channel).ListJobs(tr.ListJobsRequest())
+        assert list(jobs.jobs) == []
+
+
+async def test_what_was_written_is_there_after_a_kill(tmp_path):
+    """kill -9 of the whole process loses nothing that it had acknowledged."""
+    process = serve(tmp_path, "up")
+    try:
+        async with grpc.aio.insecure_channel(process.grpc) as channel:
+            router = router_pb2_grpc.RouterServiceStub(channel)
+            await router.CreateCollection(rt.CreateCollectionRequest(name="kept", model="default"))
+            batch = rt.UpsertRequest(
+                collection="kept", points=[rt.Point(id=str(i), text=f"text {i}") for i in range(50)]
+            )
+            async for answer in router.Upsert(iter([batch])):
+                assert answer.num_points == 50
+        process.kill()
+        process.start()
+        async with grpc.aio.insecure_channel(process.grpc) as channel:
+            router = router_pb2_grpc.RouterServiceStub(channel)
+            kept = await router.GetCollection(rt.GetCollectionRequest(name="kept"))
+            assert kept.collection.num_points == 50
+            found = await router.Search(rt.SearchRequest(collection="kept", text="text 7", limit=3))
+            assert "7" in {hit.id for hit in found.hits}
+    finally:
+        process.stop()
