@@ -72,9 +72,8 @@ class Screen:
         self.say(f"[bold]{question}[/bold]  [dim]({answer.collection})[/dim]")
         for hit in answer.hits[:3]:
             name, title = hit.id, hit.text.partition("\n")[0]
-            self._console.print(
-                f"  {hit.score:.3f}  {name}  {title[:80]}", highlight=False, markup=False
-            )
+            line = f"  {hit.score:.3f}  {name}  {title}"
+            self._console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
         stages = ", ".join(
             f"{stage.dim} dims gave {stage.candidates} in {1e3 * stage.seconds:.2f} ms"
             for stage in answer.stages

@@ -1,0 +1,107 @@
+"""Collections by name: create, describe, delete, and point aliases at them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.router.encoder_client import EncoderClient
+from services.router.gate import WriteGate
+from services.router.metrics import RouterMetrics
+from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
+from services.router.store import Collection, Store, check_name
+from services.shared.errors import WrongState
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A collection and what is true of it now."""
+
+    collection: Collection
+    num_points: int
+    aliases: tuple[str, ...]
+    memory: tuple[Memory, ...]
+    """In the order of the collection's sizes."""
+
+
+class Catalog:
+    """The collections of a store.
+
+    Args:
+        store: where they are.
+        encoder: knows the models.
+        gate: knows which collections are being reindexed.
+        metrics: gets the number of collections.
+    """
+
+    def __init__(
+        self, store: Store, encoder: EncoderClient, gate: WriteGate, metrics: RouterMetrics
+    ) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._gate = gate
+        self._metrics = metrics
+
+    async def create(self, name: str, model: str, sizes: Sequence[SizeRequest]) -> Description:
+        """Create an empty collection for a model that the encoder serves.
+
+        Raises:
+            InvalidRequest: the name or a size is out of bounds.
+            NotFound: the encoder does not serve the model.
+            AlreadyExists: a collection or an alias has the name.
+        """
+        check_name(name, "name")
+        served = await self._encoder.get_model(model)
+        resolved = resolve_sizes(sizes, served.dim, served.declared_dims)
+        collection = Collection(name, served.id, served.space_id, resolved)
+        await self._store.create(collection)
+        await self.count()
+        return Description(collection, 0, (), memory(resolved, 0))
+
+    async def get(self, name: str) -> Description:
+        """Describe the collection behind a name or alias; NotFound."""
+        return await self._describe(await self._store.find(name), await self._store.aliases())
+
+    async def list(self) -> list[Description]:
+        """Describe all collections, by name."""
+        aliases = await self._store.aliases()
+        collections = await self._store.collections()
+        return list(await asyncio.gather(*(self._describe(c, aliases) for c in collections)))
+
+    async def delete(self, name: str) -> None:
+        """Delete a collection.
+
+        Raises:
+            NotFound: no collection has this name; aliases are not followed.
+            WrongState: an alias points at it.
+            Unavailable: it is being reindexed.
+        """
+        aliases = await self._store.aliases()
+        pointing = sorted(alias for alias, target in aliases.items() if target == name)
+        if pointing:
+            raise WrongState(
+                f"collection {name!r} is what {', '.join(map(repr, pointing))} points at; point "
+                "the alias at another collection first"
+            )
+        if name in aliases:
+            raise WrongState(
+                f"{name!r} is an alias of {aliases[name]!r}; delete a collection by its own name"
+            )
+        self._gate.check_open(name)
+        await self._store.drop(name)
+        await self.count()
+
+    async def set_alias(self, alias: str, collection: str) -> None:
+        """Point a name at a collection; NotFound, or AlreadyExists if a collection has the name."""
+        check_name(alias, "alias")
+        await self._store.set_alias(alias, collection)
+
+    async def count(self) -> None:
+        """Bring the number of collections in the metrics up to date."""
+        self._metrics.collections.set(len(await self._store.collections()))
+
+    async def _describe(self, collection: Collection, aliases: dict[str, str]) -> Description:
+        num_points = await self._store.count(collection.name)
+        pointing = sorted(alias for alias, name in aliases.items() if name == collection.name)
+        return Description(
+            collection, num_points, tuple(pointing), memory(collection.sizes, num_points)
+        )

@@ -1,0 +1,145 @@
+"""The encoder, as the router sees it: texts in, full vectors out.
+
+Only the full size crosses the wire; the router cuts it itself.
+
+Shapes: B texts, D full width.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+import numpy as np
+
+from services.shared.errors import ServiceError, peer_errors
+from services.shared.pb import encoder_pb2, encoder_pb2_grpc
+from services.shared.server import channel_options
+from services.shared.vectors import Array, unpack
+
+Role = Literal["query", "document"]
+
+_ROLES = {"query": encoder_pb2.ROLE_QUERY, "document": encoder_pb2.ROLE_DOCUMENT}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the encoder says about a model."""
+
+    id: str
+    space_id: str
+    dim: int
+    """Width of the full vector."""
+    declared_dims: tuple[int, ...]
+    """Sizes the model is trained for; empty: it declares none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors of some texts."""
+
+    vectors_BD: Array
+    space_id: str
+    truncated: tuple[int, ...]
+    """Positions of texts that were longer than the model reads."""
+
+
+class EncoderClient:
+    """Calls an encoder over gRPC; close it when done.
+
+    Args:
+        address: host:port.
+        api_key: sent as a bearer token; None: none is sent.
+        timeout_s: longest wait for one call.
+        batch_texts: texts in one call; longer lists become several.
+        concurrency: calls of documents in flight; queries do not wait for these.
+        max_message_bytes: longest message either way.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        batch_texts: int = 256,
+        concurrency: int = 4,
+        max_message_bytes: int = 64 * 2**20,
+    ) -> None:
+        self._channel = grpc.aio.insecure_channel(
+            address, options=channel_options(max_message_bytes)
+        )
+        self._stub = encoder_pb2_grpc.EncoderServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._timeout_s = timeout_s
+        self._batch_texts = batch_texts
+        self._documents = asyncio.Semaphore(concurrency)
+
+    async def get_model(self, model: str) -> Model:
+        """Look a model up by id or alias.
+
+        Raises:
+            NotFound: the encoder does not serve it.
+            Unavailable: the encoder cannot be reached.
+        """
+        request = encoder_pb2.GetModelRequest(model=model)
+        with peer_errors("encoder"):
+            response = await self._stub.GetModel(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+        found = response.model
+        return Model(found.id, found.space_id, found.dim, tuple(found.matryoshka_dims))
+
+    async def embed_query(self, model: str, text: str) -> Encoded:
+        """Encode one query; raises as `get_model`."""
+        return await self._embed(model, [text], "query")
+
+    async def embed_documents(self, model: str, texts: Sequence[str]) -> Encoded:
+        """Encode documents, some calls at a time; raises as `get_model`.
+
+        Texts longer than the model reads are cut at their end, and their positions returned.
+        """
+        step = self._batch_texts
+        starts = range(0, len(texts), step)
+
+        async def embed(start: int) -> Encoded:
+            async with self._documents:
+                return await self._embed(model, texts[start : start + step], "document")
+
+        tasks = [asyncio.create_task(embed(start)) for start in starts]
+        try:
+            parts = await asyncio.gather(*tasks)
+        finally:  # when one fails, the others would go on for nobody
+            for task in tasks:
+                task.cancel()
+        spaces = {part.space_id for part in parts}
+        if len(spaces) != 1:
+            raise ServiceError(f"model {model!r} changed its space while texts were encoded")
+        return Encoded(
+            np.concatenate([part.vectors_BD for part in parts]),
+            spaces.pop(),
+            tuple(
+                start + position
+                for start, part in zip(starts, parts, strict=True)
+                for position in part.truncated
+            ),
+        )
+
+    async def _embed(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
+        request = encoder_pb2.EmbedRequest(
+            model=model, texts=texts, role=_ROLES[role], truncate=True
+        )
+        with peer_errors("encoder"):
+            response = await self._stub.Embed(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+        full = response.vectors[0]
+        vectors_BD = unpack(full.data, full.dim)
+        if len(vectors_BD) != len(texts):
+            raise ServiceError(
+                f"the encoder returned {len(vectors_BD)} vectors for {len(texts)} texts"
+            )
+        return Encoded(vectors_BD, response.space_id, tuple(response.truncated))
+
+    async def close(self) -> None:
+        await self._channel.close(grace=None)

@@ -1,0 +1,220 @@
+"""One search, from a text or vector to hits, and what it cost.
+
+Resolve the name once, encode, run the plan as one query. On request: time each stage, and
+compare with the exact search at full size.
+
+Shapes: D full width.
+"""
+
+import time
+from dataclasses import dataclass
+
+from services.router.encoder_client import EncoderClient
+from services.router.filters import Filter, check_filter
+from services.router.metrics import RouterMetrics
+from services.router.plan import Plan, default_plan, exact_plan, recall, resolve_plan
+from services.router.space import check_space
+from services.router.store import Collection, ScoredPoint, Store
+from services.shared.errors import InvalidRequest
+from services.shared.vectors import Array, unpack
+
+DEFAULT_LIMIT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is asked for; a text, or a vector with its space."""
+
+    collection: str
+    text: str | None = None
+    vector: bytes | None = None
+    """One full-size vector, little-endian float32."""
+    space_id: str = ""
+    limit: int = DEFAULT_LIMIT
+    condition: Filter | None = None
+    plan: Plan | None = None
+    """None: the default plan."""
+    explain: bool = False
+    measure_recall: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage did."""
+
+    dim: int
+    candidates: int
+    """Points it really handed on."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer."""
+
+    hits: list[ScoredPoint]
+    plan: Plan
+    collection: Collection
+    encode_seconds: float
+    search_seconds: float
+    stages: tuple[StageReport, ...] = ()
+    recall: float | None = None
+    exact_seconds: float = 0.0
+
+
+class Searcher:
+    """Runs searches.
+
+    Args:
+        store: where the collections are.
+        encoder: turns query texts into vectors.
+        metrics: gets stage times and shortlist sizes.
+        max_limit: most hits of one search.
+        max_candidates: most points a stage hands on.
+        max_text_chars: longest query.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        encoder: EncoderClient,
+        metrics: RouterMetrics,
+        max_limit: int,
+        max_candidates: int,
+        max_text_chars: int,
+    ) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._metrics = metrics
+        self._max_limit = max_limit
+        self._max_candidates = max_candidates
+        self._max_text_chars = max_text_chars
+
+    async def search(self, search: Search) -> Found:
+        """Answer one search.
+
+        Raises:
+            InvalidRequest: something is out of bounds; nothing was encoded or searched.
+            NotFound: no such collection or alias.
+            WrongState: the query is of another space than the collection.
+        """
+        self._check(search)
+        collection = await self._store.find(search.collection)
+        plan = self._plan(search, collection)
+        query_D, encode_seconds = await self._query(search, collection)
+        self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
+        hits, search_seconds = await self._run(collection, plan, query_D, search.condition)
+        self._metrics.stage_seconds.labels("search").observe(search_seconds)
+        stages: tuple[StageReport, ...] = ()
+        if search.explain:
+            stages = await self._explain(
+                collection, plan, query_D, search.condition, (len(hits), search_seconds)
+            )
+        share, exact_seconds = None, 0.0
+        if search.measure_recall:
+            truth = exact_plan(collection.sizes, plan.limit)
+            exact, exact_seconds = await self._run(collection, truth, query_D, search.condition)
+            is_full = plan.stages[-1].dim == collection.full
+            share = recall(_ranking(hits), _ranking(exact), is_full)
+        return Found(
+            hits, plan, collection, encode_seconds, search_seconds, stages, share, exact_seconds
+        )
+
+    def _check(self, search: Search) -> None:
+        if not 1 <= search.limit <= self._max_limit:
+            raise InvalidRequest(
+                f"limit must be between 1 and {self._max_limit}, got {search.limit}", "limit"
+            )
+        if (search.text is None) == (search.vector is None):
+            raise InvalidRequest("give either a query text or a query vector", "query")
+        if search.text is not None and not 1 <= len(search.text.strip()) <= self._max_text_chars:
+            raise InvalidRequest(
+                f"text must have 1 to {self._max_text_chars} characters that are not blank",
+                "text",
+            )
+        if search.vector is not None and not search.space_id:
+            raise InvalidRequest("a query vector needs the space_id it is from", "space_id")
+        if search.condition is not None:
+            check_filter(search.condition)
+
+    def _plan(self, search: Search, collection: Collection) -> Plan:
+        if search.plan is None:
+            return default_plan(collection.sizes, search.limit, self._max_candidates)
+        return resolve_plan(search.plan, collection.sizes, search.limit, self._max_candidates)
+
+    async def _query(self, search: Search, collection: Collection) -> tuple[Array, float]:
+        """Return the full query vector, and the seconds it took to encode it."""
+        if search.vector is not None:
+            check_space(collection, search.space_id, "the query vector")
+            return read_vectors(search.vector, collection.full, 1, "vector")[0], 0.0
+        assert search.text is not None
+        start = time.perf_counter()
+        with self._metrics.stage("encode"):
+            encoded = await self._encoder.embed_query(collection.model, search.text)
+        check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
+        return encoded.vectors_BD[0], time.perf_counter() - start
+
+    async def _run(
+        self,
+        collection: Collection,
+        plan: Plan,
+        query_D: Array,
+        condition: Filter | None,
+        with_points: bool = True,
+    ) -> tuple[list[ScoredPoint], float]:
+        start = time.perf_counter()
+        hits = await self._store.search(collection, plan, query_D, condition, with_points)
+        return hits, time.perf_counter() - start
+
+    async def _explain(
+        self,
+        collection: Collection,
+        plan: Plan,
+        query_D: Array,
+        condition: Filter | None,
+        whole: tuple[int, float],
+    ) -> tuple[StageReport, ...]:
+        """Time each beginning of the plan; a stage's time is what it adds to the one before.
+
+        An engine runs the stages as one query and does not tell them apart. Noise may make a
+        difference negative; it is shown as 0.
+        """
+        reports: list[StageReport] = []
+        before_s = 0.0
+        for number, stage in enumerate(plan.stages, start=1):
+            if number < len(plan.stages):
+                beginning = plan.beginning(number)
+                handed_on, seconds = await self._run(
+                    collection, beginning, query_D, condition, with_points=False
+                )
+                count = len(handed_on)
+            else:
+                count, seconds = whole
+            reports.append(StageReport(stage.dim, count, max(0.0, seconds - before_s)))
+            before_s = seconds
+        return tuple(reports)
+
+
+def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
+    """Read exactly `rows` vectors of the full width; none may be zero, which has no direction.
+
+    Returns:
+        vectors_BD: float32, finite.
+
+    Raises:
+        InvalidRequest: says what would be accepted.
+    """
+    if len(data) != rows * dim * 4:
+        raise InvalidRequest(
+            f"{param} must hold {rows} x {dim} little-endian float32 numbers "
+            f"({rows * dim * 4} bytes), got {len(data)} bytes",
+            param,
+        )
+    vectors_BD = unpack(data, dim, param)
+    if not vectors_BD.any(axis=1).all():
+        raise InvalidRequest(f"{param} must not hold a vector of zeros", param)
+    return vectors_BD
+
+
+def _ranking(hits: list[ScoredPoint]) -> list[tuple[str, float]]:
+    return [(hit.point.id, hit.score) for hit in hits]

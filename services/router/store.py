@@ -1,0 +1,216 @@
+"""What the router needs of a storage engine, in its own words.
+
+Two engines speak it: a Qdrant server (`qdrant.py`) and Qdrant Edge in a folder (`edge.py`). No
+engine's types pass this line. Collections are found by name or alias; everything that writes or
+searches takes the name that was found, so that one request sees one collection from start to end.
+
+Shapes: B points, D full width.
+"""
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.router.attributes import Attributes, from_stored, to_stored
+from services.router.filters import Filter
+from services.router.plan import Plan
+from services.router.sizes import Quantization, Size
+from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
+from services.shared.vectors import Array
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+# Any fixed namespace will do; it must never change, as stored points are found by it.
+_POINT_NAMESPACE = uuid.UUID("6d617472-796f-5368-8b61-000000000001")
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What stays the same about a collection from creation to deletion."""
+
+    name: str
+    model: str
+    """Id of the encoder's model, never an alias."""
+    space_id: str
+    sizes: tuple[Size, ...]
+    """Ascending; the last is the full size."""
+
+    @property
+    def full(self) -> int:
+        """Width of the full vector."""
+        return self.sizes[-1].dim
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One document."""
+
+    id: str
+    text: str
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPoint:
+    """One hit."""
+
+    point: Point
+    score: float
+    """Cosine at the last stage's size, -1..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some points of a collection, in the engine's own order."""
+
+    points: list[Point]
+    after: str | None
+    """Where the next page begins; None: there is none."""
+
+
+class Store(Protocol):
+    """A storage engine. Every method may raise Unavailable when the engine cannot answer."""
+
+    async def open(self) -> None:
+        """Make ready; fails if the storage cannot be used."""
+
+    async def create(self, collection: Collection) -> None:
+        """Create an empty collection; AlreadyExists if the name or an alias takes it."""
+
+    async def find(self, name: str) -> Collection:
+        """Look a collection up by name or alias; NotFound."""
+
+    async def collections(self) -> list[Collection]:
+        """Return all collections by name."""
+
+    async def drop(self, name: str) -> None:
+        """Delete a collection and its points; NotFound."""
+
+    async def aliases(self) -> dict[str, str]:
+        """Return {alias: collection}."""
+
+    async def set_alias(self, alias: str, name: str) -> None:
+        """Point a name at a collection, atomically; NotFound, AlreadyExists."""
+
+    async def upsert(self, name: str, points: Sequence[Point], vectors_BD: Array) -> None:
+        """Write points; when it returns they survive the death of any process."""
+
+    async def delete(self, name: str, ids: Sequence[str]) -> None:
+        """Delete points; unknown ids are no error."""
+
+    async def search(
+        self,
+        collection: Collection,
+        plan: Plan,
+        query_D: Array,
+        condition: Filter | None = None,
+        with_points: bool = True,
+    ) -> list[ScoredPoint]:
+        """Run a resolved plan as one nested query.
+
+        Args:
+            collection: as `find` returned it.
+            plan: resolved; `plan.limit` hits come back at most, best first.
+            query_D: float32, of the full width.
+            condition: points that may be hits in any stage.
+            with_points: False leaves text and attributes empty.
+        """
+
+    async def scroll(self, name: str, after: str | None, limit: int) -> Page:
+        """Read points page by page; `after` is the last page's, None begins."""
+
+    async def count(self, name: str, without_text: bool = False) -> int:
+        """Count points exactly, all or those with an empty text."""
+
+    async def settle(self, name: str) -> None:
+        """Index what was written, if that pays yet. Searches go on meanwhile."""
+
+    async def close(self) -> None:
+        """Let go of processes and connections."""
+
+
+def check_name(name: str, param: str) -> None:
+    """Refuse a name that is not 1 to 255 letters, digits, '_', '-' or '.'."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{param} must be 1 to 255 letters, digits, '_', '-' or '.', the first a letter or "
+            "digit",
+            param,
+        )
+
+
+def not_found(name: str) -> NotFound:
+    """Return the error for a collection that is not there."""
+    return NotFound(f"no collection or alias {name!r}; ListCollections shows what there is")
+
+
+def taken(name: str) -> AlreadyExists:
+    """Return the error for a name that a collection or an alias has."""
+    return AlreadyExists(f"the name {name!r} is taken by a collection or an alias")
+
+
+def point_uuid(id_: str) -> str:
+    """Return the engine's id of a point: engines take UUIDs, users any string."""
+    return str(uuid.uuid5(_POINT_NAMESPACE, id_))
+
+
+def to_payload(point: Point) -> dict[str, Any]:
+    """Return what is stored beside a point's vectors."""
+    return {"id": point.id, "text": point.text, "attributes": to_stored(point.attributes)}
+
+
+def from_payload(payload: dict[str, Any]) -> Point:
+    """Undo `to_payload`."""
+    return Point(payload["id"], payload["text"], from_stored(payload["attributes"]))
+
+
+def to_metadata(collection: Collection) -> dict[str, Any]:
+    """Return a collection as JSON, to be stored with it."""
+    return {
+        "version": 1,
+        "name": collection.name,
+        "model": collection.model,
+        "space_id": collection.space_id,
+        "sizes": [
+            {"dim": size.dim, "quantization": size.quantization, "hnsw_m": size.hnsw_m}
+            for size in collection.sizes
+        ],
+    }
+
+
+def from_metadata(metadata: dict[str, Any]) -> Collection:
+    """Undo `to_metadata`."""
+    return Collection(
+        metadata["name"],
+        metadata["model"],
+        metadata["space_id"],
+        tuple(_size(**size) for size in metadata["sizes"]),
+    )
+
+
+def _size(dim: int, quantization: Quantization, hnsw_m: int) -> Size:
+    return Size(int(dim), quantization, int(hnsw_m))
+
+
+def latest(points: Sequence[Point], vectors_BD: Array) -> tuple[list[Point], Array]:
+    """Keep the last of points with the same id; engines do not say which one they keep."""
+    row_of = {point.id: row for row, point in enumerate(points)}
+    if len(row_of) == len(points):
+        return list(points), vectors_BD
+    rows = sorted(row_of.values())
+    return [points[row] for row in rows], vectors_BD[rows]
+
+
+def clamp(score: float) -> float:
+    """Keep a cosine within -1..1; sums of rounded products may step over it."""
+    return max(-1.0, min(1.0, score))
+
+
+def is_plain_rescoring(size: Size, is_first: bool) -> bool:
+    """Say whether a stage must be told to score all it is handed.
+
+    Handed more points than a threshold, the engine may walk a size's graph instead and lose some.
+    Exact scoring would also switch quantisation off, so quantised sizes are left to the engine.
+    """
+    return not is_first and size.hnsw_m > 0 and size.quantization == "none"

@@ -1,0 +1,200 @@
+"""One stream of upserts: read, encode, write, acknowledge, batch by batch and in order.
+
+While one batch is written the next is read and encoded; no more than that waits here, so a fast
+caller is slowed down by the stream itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from services.router.attributes import check_attributes
+from services.router.encoder_client import EncoderClient
+from services.router.gate import WriteGate
+from services.router.metrics import RouterMetrics
+from services.router.search import read_vectors
+from services.router.space import check_space
+from services.router.store import Collection, Point, Store
+from services.shared.errors import InvalidRequest, ServiceError
+from services.shared.vectors import Array
+
+MAX_ID_CHARS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Points as they came."""
+
+    collection: str
+    """Name or alias; empty in later batches of a stream: the first one's."""
+    points: list[Point]
+    vectors: bytes | None = None
+    """Full-size vectors, little-endian float32; None: the texts are encoded."""
+    space_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A batch that is durable."""
+
+    num_points: int
+    total_points: int
+    truncated_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A batch with its vectors, which fit the collection."""
+
+    batch: Batch
+    collection: Collection
+    vectors_BD: Array
+    truncated_ids: tuple[str, ...]
+
+
+class Writer:
+    """Writes points.
+
+    Args:
+        store: where to.
+        encoder: turns texts into vectors.
+        gate: stops writes to a collection while it is reindexed.
+        metrics: gets stage times and counts.
+        max_batch_points: most points of one batch.
+        max_text_chars: longest text.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        encoder: EncoderClient,
+        gate: WriteGate,
+        metrics: RouterMetrics,
+        max_batch_points: int,
+        max_text_chars: int,
+    ) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._gate = gate
+        self._metrics = metrics
+        self._max_batch_points = max_batch_points
+        self._max_text_chars = max_text_chars
+
+    async def upsert(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Acknowledged]:
+        """Write batches, yielding once for each that is durable; index at the end.
+
+        Raises:
+            ServiceError: of the class of what went wrong; the message begins with the batch's
+                number. Batches acknowledged before it stay.
+        """
+        stream = _Numbered(batches)
+        following = asyncio.create_task(self._next(stream))
+        written: dict[str, None] = {}
+        total = 0
+        number = 0
+        try:
+            while (ready := await following) is not None:
+                following = asyncio.create_task(self._next(stream))
+                number += 1
+                with _naming_batch(number):
+                    name = await self._write(ready)
+                written[name] = None
+                total += len(ready.batch.points)
+                yield Acknowledged(len(ready.batch.points), total, ready.truncated_ids)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        with self._metrics.stage("settle"):
+            for name in written:
+                await self._store.settle(name)
+
+    async def delete(self, name: str, ids: list[str]) -> None:
+        """Delete points; when it returns, that is durable."""
+        if not 1 <= len(ids) <= self._max_batch_points:
+            raise InvalidRequest(
+                f"ids must be 1 to {self._max_batch_points}, got {len(ids)}", "ids"
+            )
+        async with self._gate.writing(name) as collection:
+            with self._metrics.stage("write"):
+                await self._store.delete(collection.name, ids)
+
+    async def _next(self, stream: "_Numbered") -> _Ready | None:
+        """Read, check and encode the next batch; None at the end of the stream."""
+        with _naming_batch(stream.number + 1):
+            batch = await stream.read()
+            if batch is None:
+                return None
+            self._check(batch)
+            return await self._encode(batch, await self._store.find(batch.collection))
+
+    async def _encode(self, batch: Batch, collection: Collection) -> _Ready:
+        if batch.vectors is not None:
+            check_space(collection, batch.space_id, "the batch")
+            rows = len(batch.points)
+            vectors_BD = read_vectors(batch.vectors, collection.full, rows, "vectors")
+            return _Ready(batch, collection, vectors_BD, ())
+        texts = [point.text for point in batch.points]
+        with self._metrics.stage("encode"):
+            encoded = await self._encoder.embed_documents(collection.model, texts)
+        check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
+        truncated = tuple(batch.points[position].id for position in encoded.truncated)
+        return _Ready(batch, collection, encoded.vectors_BD, truncated)
+
+    async def _write(self, ready: _Ready) -> str:
+        async with self._gate.writing(ready.batch.collection) as collection:
+            if collection != ready.collection:  # the alias moved since the batch was encoded
+                ready = await self._encode(ready.batch, collection)
+            with self._metrics.stage("write"):
+                await self._store.upsert(collection.name, ready.batch.points, ready.vectors_BD)
+        self._metrics.written_points.inc(len(ready.batch.points))
+        return collection.name
+
+    def _check(self, batch: Batch) -> None:
+        if not batch.collection:
+            raise InvalidRequest("collection is needed in the first message", "collection")
+        if not 1 <= len(batch.points) <= self._max_batch_points:
+            raise InvalidRequest(
+                f"points must be 1 to {self._max_batch_points}, got {len(batch.points)}", "points"
+            )
+        if batch.vectors is not None and not batch.space_id:
+            raise InvalidRequest("vectors need the space_id they are from", "space_id")
+        for position, point in enumerate(batch.points):
+            self._check_point(point, f"points[{position}]", needs_text=batch.vectors is None)
+
+    def _check_point(self, point: Point, param: str, needs_text: bool) -> None:
+        if not 1 <= len(point.id) <= MAX_ID_CHARS:
+            raise InvalidRequest(f"{param}: id must have 1 to {MAX_ID_CHARS} characters", param)
+        if needs_text and not point.text.strip():
+            raise InvalidRequest(f"{param}: text is empty; without vectors it is needed", param)
+        if len(point.text) > self._max_text_chars:
+            raise InvalidRequest(
+                f"{param}: text must have at most {self._max_text_chars} characters", param
+            )
+        check_attributes(point.attributes, f"{param}.attributes")
+
+
+class _Numbered:
+    """Reads batches, counts them, and carries the collection's name from the first on."""
+
+    def __init__(self, batches: AsyncIterator[Batch]) -> None:
+        self._batches = batches
+        self._collection = ""
+        self.number = 0
+
+    async def read(self) -> Batch | None:
+        batch = await anext(self._batches, None)
+        if batch is None:
+            return None
+        self.number += 1
+        self._collection = batch.collection or self._collection
+        return replace(batch, collection=self._collection)
+
+
+@contextmanager
+def _naming_batch(number: int) -> Iterator[None]:
+    """Put the batch's number before what went wrong with it."""
+    try:
+        yield
+    except ServiceError as error:
+        raise type(error)(f"batch {number}: {error.message}", error.param) from error

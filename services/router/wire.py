@@ -1,0 +1,210 @@
+"""Protobuf on one side, the router's own types on the other. Nothing else knows both.
+
+What the wire can say and our types cannot (a value that is not set, an unknown enum) is refused
+here; all other checks are where the types are used.
+"""
+
+from collections.abc import Iterable
+
+from services.router import filters
+from services.router.attributes import Attributes, Value
+from services.router.catalog import Description
+from services.router.plan import Plan, Stage
+from services.router.reindex import Reindex
+from services.router.search import DEFAULT_LIMIT, Found, Search
+from services.router.sizes import Quantization, SizeRequest
+from services.router.store import Point, ScoredPoint
+from services.router.upsert import Acknowledged, Batch
+from services.shared.errors import InvalidRequest
+from services.shared.pb import router_pb2 as pb
+
+_QUANTIZATION_VALUES: dict[Quantization, "pb.Quantization.ValueType"] = {
+    "none": pb.QUANTIZATION_UNSPECIFIED,
+    "int8": pb.QUANTIZATION_INT8,
+    "binary": pb.QUANTIZATION_BINARY,
+}
+_QUANTIZATIONS: dict[int, Quantization] = {v: name for name, v in _QUANTIZATION_VALUES.items()}
+
+
+def read_sizes(sizes: Iterable[pb.Size]) -> list[SizeRequest]:
+    return [_read_size(size) for size in sizes]
+
+
+def _read_size(size: pb.Size) -> SizeRequest:
+    if size.quantization not in _QUANTIZATIONS:
+        raise InvalidRequest(
+            "sizes: quantization must be QUANTIZATION_INT8, QUANTIZATION_BINARY or unset", "sizes"
+        )
+    hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
+    return SizeRequest(size.dim, _QUANTIZATIONS[size.quantization], hnsw_m)
+
+
+def write_collection(description: Description) -> pb.Collection:
+    collection = description.collection
+    return pb.Collection(
+        name=collection.name,
+        model=collection.model,
+        space_id=collection.space_id,
+        sizes=[
+            pb.Size(
+                dim=size.dim,
+                quantization=_QUANTIZATION_VALUES[size.quantization],
+                hnsw_m=size.hnsw_m,
+            )
+            for size in collection.sizes
+        ],
+        num_points=description.num_points,
+        aliases=description.aliases,
+        memory=[
+            pb.SizeMemory(dim=m.dim, vector_bytes=m.vector_bytes, graph_bytes=m.graph_bytes)
+            for m in description.memory
+        ],
+    )
+
+
+def read_batch(request: pb.UpsertRequest) -> Batch:
+    return Batch(
+        request.collection,
+        [
+            Point(point.id, point.text, _read_attributes(point.attributes.items()))
+            for point in request.points
+        ],
+        request.vectors or None,
+        request.space_id,
+    )
+
+
+def write_acknowledged(acknowledged: Acknowledged) -> pb.UpsertResponse:
+    return pb.UpsertResponse(
+        num_points=acknowledged.num_points,
+        total_points=acknowledged.total_points,
+        truncated_ids=acknowledged.truncated_ids,
+    )
+
+
+def _read_attributes(items: Iterable[tuple[str, pb.AttributeValue]]) -> Attributes:
+    return {key: _read_value(key, value) for key, value in items}
+
+
+def _read_value(key: str, value: pb.AttributeValue) -> Value:
+    kind = value.WhichOneof("value")
+    if kind is None:
+        raise InvalidRequest(
+            f"the attribute {key!r} needs a string_value, int_value, double_value or bool_value"
+        )
+    read: Value = getattr(value, kind)
+    return read
+
+
+def _write_value(value: Value) -> pb.AttributeValue:
+    if isinstance(value, bool):  # before int: a bool is one in Python
+        return pb.AttributeValue(bool_value=value)
+    if isinstance(value, int):
+        return pb.AttributeValue(int_value=value)
+    if isinstance(value, float):
+        return pb.AttributeValue(double_value=value)
+    return pb.AttributeValue(string_value=value)
+
+
+def read_filter(message: pb.Filter) -> filters.Filter:
+    match message.WhichOneof("condition"):
+        case "all":
+            return filters.All(tuple(map(read_filter, message.all.filters)))
+        case "any":
+            return filters.Any(tuple(map(read_filter, message.any.filters)))
+        case "negated":
+            return filters.Negated(read_filter(message.negated))
+        case "equals":
+            key = message.equals.key
+            return filters.Equals(key, _read_value(key, message.equals.value))
+        case "range":
+            return _read_range(message.range)
+        case "any_of":
+            key = message.any_of.key
+            return filters.AnyOf(key, tuple(_read_value(key, v) for v in message.any_of.values))
+        case _:
+            raise InvalidRequest(
+                "filter: each filter needs one of all, any, negated, equals, range and any_of",
+                "filter",
+            )
+
+
+def _read_range(message: pb.Range) -> filters.Range:
+    return filters.Range(
+        message.key,
+        gt=message.gt if message.HasField("gt") else None,
+        gte=message.gte if message.HasField("gte") else None,
+        lt=message.lt if message.HasField("lt") else None,
+        lte=message.lte if message.HasField("lte") else None,
+    )
+
+
+def read_plan(message: pb.Plan) -> Plan:
+    return Plan(
+        tuple(
+            Stage(s.dim, s.candidates, s.exact, s.ef, s.ignore_quantization) for s in message.stages
+        )
+    )
+
+
+def write_plan(plan: Plan) -> pb.Plan:
+    return pb.Plan(
+        stages=[
+            pb.Stage(
+                dim=stage.dim,
+                candidates=stage.candidates,
+                exact=stage.exact,
+                ef=stage.ef,
+                ignore_quantization=stage.ignore_quantization,
+            )
+            for stage in plan.stages
+        ]
+    )
+
+
+def read_search(request: pb.SearchRequest) -> Search:
+    query = request.WhichOneof("query")
+    return Search(
+        collection=request.collection,
+        text=request.text if query == "text" else None,
+        vector=request.vector if query == "vector" else None,
+        space_id=request.space_id,
+        limit=request.limit or DEFAULT_LIMIT,
+        condition=read_filter(request.filter) if request.HasField("filter") else None,
+        plan=read_plan(request.plan) if request.HasField("plan") else None,
+        explain=request.explain,
+        measure_recall=request.measure_recall,
+    )
+
+
+def write_found(found: Found) -> pb.SearchResponse:
+    return pb.SearchResponse(
+        hits=[_write_hit(hit) for hit in found.hits],
+        plan=write_plan(found.plan),
+        collection=found.collection.name,
+        space_id=found.collection.space_id,
+        encode_seconds=found.encode_seconds,
+        search_seconds=found.search_seconds,
+        stages=[
+            pb.StageReport(dim=s.dim, candidates=s.candidates, seconds=s.seconds)
+            for s in found.stages
+        ],
+        recall=found.recall,
+        exact_seconds=found.exact_seconds,
+    )
+
+
+def _write_hit(hit: ScoredPoint) -> pb.Hit:
+    point = hit.point
+    return pb.Hit(
+        id=point.id,
+        score=hit.score,
+        text=point.text,
+        attributes={key: _write_value(value) for key, value in point.attributes.items()},
+    )
+
+
+def read_reindex(request: pb.ReindexRequest) -> Reindex:
+    return Reindex(
+        request.source, request.target, request.model, read_sizes(request.sizes), request.alias
+    )

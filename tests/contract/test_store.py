@@ -1,0 +1,350 @@
+"""What every engine behind the router does alike: Edge in a folder, Qdrant in memory and served."""
+
+import os
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from qdrant_client import AsyncQdrantClient
+
+from services.router import filters
+from services.router.edge import EdgeStore
+from services.router.plan import Plan, Stage, default_plan, exact_plan
+from services.router.qdrant import QdrantStore
+from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.store import Collection, Point, Store
+from services.shared.errors import AlreadyExists, NotFound
+from services.shared.vectors import Array, truncate
+
+FULL = 32
+
+# The in-memory twin always searches exactly and says so once; that is what we want of it here.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+
+
+def random_vectors(rows: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((rows, FULL)).astype(np.float32)
+
+
+def make_points(rows: int) -> list[Point]:
+    return [
+        Point(f"doc/{row}", f"text {row}", {"row": row, "even": row % 2 == 0, "lang": "en"})
+        for row in range(rows)
+    ]
+
+
+def make_collection(name: str, *requests: SizeRequest, space_id: str = "space-1") -> Collection:
+    requests = requests or (SizeRequest(8), SizeRequest(16))
+    return Collection(name, "model-1", space_id, resolve_sizes(requests, FULL))
+
+
+@pytest.fixture(params=["edge", "memory", "server"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    url = os.environ.get("QDRANT_URL")
+    opened: Store
+    if request.param == "edge":
+        # Everything is indexed at once, so that graphs and codes take part.
+        opened = EdgeStore(tmp_path / "collections", indexing_threshold_kb=1)
+    elif request.param == "memory":
+        opened = QdrantStore(AsyncQdrantClient(":memory:"))
+    elif url is None:
+        pytest.skip("QDRANT_URL is not set: no Qdrant server to test against")
+    else:
+        port = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
+        opened = QdrantStore.connect(url, port, os.environ.get("QDRANT_API_KEY"), 30)
+    await opened.open()
+    yield opened
+    if request.param == "server":
+        for collection in await opened.collections():
+            if collection.name.startswith("contract-"):
+                await opened.drop(collection.name)
+    await opened.close()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"contract-{uuid.uuid4().hex[:8]}"
+
+
+async def test_a_collection_is_created_found_listed_and_dropped(store: Store, name: str) -> None:
+    """What was said at creation comes back by name and in the list, until the drop."""
+    collection = make_collection(
+        name, SizeRequest(8, "int8", 8), SizeRequest(16, "binary"), SizeRequest(FULL, "int8", 4)
+    )
+    await store.create(collection)
+    assert await store.find(name) == collection
+    assert collection in await store.collections()
+    with pytest.raises(AlreadyExists):
+        await store.create(collection)
+    await store.drop(name)
+    assert collection not in await store.collections()
+    with pytest.raises(NotFound):
+        await store.find(name)
+    with pytest.raises(NotFound):
+        await store.drop(name)
+
+
+async def test_an_alias_finds_its_collection_and_moves_at_once(store: Store, name: str) -> None:
+    """An alias finds the collection itself, moves to another, and blocks its name for others."""
+    first, second = make_collection(f"{name}-1"), make_collection(f"{name}-2")
+    await store.create(first)
+    await store.create(second)
+    await store.set_alias(f"{name}-alias", first.name)
+    assert await store.find(f"{name}-alias") == first
+    await store.set_alias(f"{name}-alias", second.name)
+    assert await store.find(f"{name}-alias") == second
+    assert (await store.aliases())[f"{name}-alias"] == second.name
+    with pytest.raises(AlreadyExists):
+        await store.create(make_collection(f"{name}-alias"))
+    with pytest.raises(AlreadyExists):
+        await store.set_alias(first.name, second.name)
+    with pytest.raises(NotFound):
+        await store.set_alias("contract-other", f"{name}-missing")
+
+
+async def test_a_point_comes_back_as_it_was_written(store: Store, name: str) -> None:
+    """Ids of any characters, texts and attributes of each type survive storage unchanged."""
+    collection = make_collection(name)
+    await store.create(collection)
+    attributes = {
+        "s": "x", "empty": "", "i": 1, "big": 2**63 - 1, "f": 1.0, "t": True, "n": False,
+        "a-b_1": -0.5,
+    }  # fmt: skip
+    points = [Point("a/b c?#ü\n" + "x" * 500, "text ü", attributes), Point("1", "", {})]
+    vectors_BD = random_vectors(2)
+    await store.upsert(name, points, vectors_BD)
+    hits = await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[0])
+    assert hits[0].point == points[0]
+    assert {key: type(value) for key, value in hits[0].point.attributes.items()} == {
+        key: type(value) for key, value in attributes.items()
+    }
+    assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+    assert hits[0].score <= 1.0
+
+
+async def test_the_same_id_again_replaces_the_point(store: Store, name: str) -> None:
+    """An upsert is idempotent; within one batch the last point of an id wins."""
+    collection = make_collection(name)
+    await store.create(collection)
+    vectors_BD = random_vectors(3)
+    await store.upsert(name, make_points(2), vectors_BD[:2])
+    await store.upsert(name, make_points(2), vectors_BD[:2])
+    assert await store.count(name) == 2
+    twice = [Point("doc/0", "older", {"a": 1}), Point("doc/0", "newer", {"b": 2})]
+    await store.upsert(name, twice, vectors_BD[1:])
+    assert await store.count(name) == 2
+    [hit] = await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[2])
+    assert hit.point == twice[1]
+
+
+async def test_deleted_points_are_gone_and_unknown_ids_harmless(store: Store, name: str) -> None:
+    """A delete removes exactly the points named."""
+    await store.create(make_collection(name))
+    await store.upsert(name, make_points(5), random_vectors(5))
+    await store.delete(name, ["doc/1", "doc/3", "unknown"])
+    page = await store.scroll(name, None, 10)
+    assert {point.id for point in page.points} == {"doc/0", "doc/2", "doc/4"}
+
+
+async def test_scrolling_sees_every_point_once(store: Store, name: str) -> None:
+    """Pages add up to the collection, whatever the page size."""
+    await store.create(make_collection(name))
+    points = make_points(25)
+    await store.upsert(name, points, random_vectors(25))
+    for limit in (7, 25, 100):
+        seen: list[Point] = []
+        after = None
+        while True:
+            page = await store.scroll(name, after, limit)
+            assert len(page.points) <= limit
+            seen += page.points
+            if (after := page.after) is None:
+                break
+        assert sorted(seen, key=lambda p: p.id) == sorted(points, key=lambda p: p.id)
+
+
+async def test_points_without_a_text_are_counted(store: Store, name: str) -> None:
+    """The count tells points that cannot be encoded again."""
+    await store.create(make_collection(name))
+    points = [*make_points(3), Point("bare", "", {})]
+    await store.upsert(name, points, random_vectors(4))
+    assert await store.count(name) == 4
+    assert await store.count(name, without_text=True) == 1
+
+
+@pytest.mark.parametrize("dims", [(FULL,), (8, FULL), (8, 16, FULL), (8, 16)])
+async def test_a_plan_over_all_candidates_equals_numpy(
+    store: Store, name: str, dims: tuple[int, ...]
+) -> None:
+    """Stages that hand on every point give numpy's ranking and cosines at the last size."""
+    collection = make_collection(name)
+    await store.create(collection)
+    points, vectors_BD, query_D = make_points(80), random_vectors(80), random_vectors(1, 9)[0]
+    await store.upsert(name, points, vectors_BD)
+    await store.settle(name)
+    plan = Plan(
+        (
+            *(Stage(dim, 80, exact=place == 0) for place, dim in enumerate(dims[:-1])),
+            Stage(dims[-1], 10, exact=len(dims) == 1),
+        )
+    )
+    hits = await store.search(collection, plan, query_D)
+    cosines = truncate(vectors_BD, dims[-1]) @ truncate(query_D[None], dims[-1])[0]
+    order = np.argsort(-cosines)[:10]
+    assert [hit.point for hit in hits] == [points[row] for row in order]
+    # float32 sums in another order.
+    np.testing.assert_allclose([hit.score for hit in hits], cosines[order], atol=1e-5)
+
+
+async def test_a_shortlist_bounds_what_the_rerank_can_find(store: Store, name: str) -> None:
+    """Nested stages give numpy's rerank of numpy's shortlist, not a search of everything."""
+    collection = make_collection(name)
+    await store.create(collection)
+    points, vectors_BD, query_D = make_points(80), random_vectors(80), random_vectors(1, 9)[0]
+    await store.upsert(name, points, vectors_BD)
+    plan = Plan((Stage(8, 12, exact=True), Stage(FULL, 5)))
+    hits = await store.search(collection, plan, query_D)
+    short = truncate(vectors_BD, 8) @ truncate(query_D[None], 8)[0]
+    full = truncate(vectors_BD, FULL) @ truncate(query_D[None], FULL)[0]
+    shortlist = np.argsort(-short)[:12]
+    expected = shortlist[np.argsort(-full[shortlist])][:5]
+    assert [hit.point for hit in hits] == [points[row] for row in expected]
+    assert set(expected) != set(np.argsort(-full)[:5]), "the case must tell the two apart"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+async def test_quantised_sizes_find_a_point_by_itself(
+    store: Store, name: str, quantization: str
+) -> None:
+    """With codes on every size a stored vector is still its own nearest point."""
+    collection = make_collection(
+        name,
+        SizeRequest(8, quantization),
+        SizeRequest(FULL, quantization),  # type: ignore[arg-type]
+    )
+    await store.create(collection)
+    vectors_BD = random_vectors(300)
+    await store.upsert(name, make_points(300), vectors_BD)
+    await store.settle(name)
+    plain = default_plan(collection.sizes, 5, 1000)
+    ignoring = Plan(
+        (Stage(8, 100, ignore_quantization=True), Stage(FULL, 5, ignore_quantization=True))
+    )
+    for plan in (plain, ignoring):
+        for row in (0, 150, 299):
+            hits = await store.search(collection, plan, vectors_BD[row])
+            assert hits[0].point.id == f"doc/{row}"
+            assert -1.0 <= hits[0].score <= 1.0
+
+
+async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
+    """A filtered shortlist is full of points that fulfil the filter, so none is missing later."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.upsert(name, make_points(60), random_vectors(60))
+    await store.settle(name)
+    plan = Plan((Stage(8, 10), Stage(FULL, 10)))
+    condition = filters.Range("row", gte=50)
+    hits = await store.search(collection, plan, random_vectors(1, 9)[0], condition)
+    assert {hit.point.id for hit in hits} == {f"doc/{row}" for row in range(50, 60)}
+
+
+async def test_hits_without_points_carry_scores_only(store: Store, name: str) -> None:
+    """Leaving texts out does not change how many hits there are or what they score."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.upsert(name, make_points(9), random_vectors(9))
+    plan, query_D = exact_plan(collection.sizes, 4), random_vectors(1, 9)[0]
+    with_points = await store.search(collection, plan, query_D)
+    bare = await store.search(collection, plan, query_D, with_points=False)
+    assert [hit.score for hit in bare] == [hit.score for hit in with_points]
+    assert {hit.point.id for hit in bare} == {""}
+
+
+async def test_an_empty_collection_answers_with_nothing(store: Store, name: str) -> None:
+    """Search, scroll, count and settle work before the first point."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.settle(name)
+    query_D = random_vectors(1)[0]
+    assert await store.search(collection, default_plan(collection.sizes, 3, 100), query_D) == []
+    assert (await store.scroll(name, None, 5)).points == []
+    assert await store.count(name) == 0
+
+
+async def test_a_missing_collection_is_not_found_by_any_call(store: Store, name: str) -> None:
+    """Each call says that the collection is not there."""
+    collection = make_collection(name)
+    calls = [
+        store.upsert(name, make_points(1), random_vectors(1)),
+        store.delete(name, ["a"]),
+        store.search(collection, exact_plan(collection.sizes, 1), random_vectors(1)[0]),
+        store.scroll(name, None, 1),
+        store.count(name),
+        store.settle(name),
+    ]
+    for call in calls:
+        with pytest.raises(NotFound, match=name):
+            await call
+
+
+_VALUES: list[str | int | float | bool] = [
+    "1", "true", "a", "", 0, 1, -3, 2**53 + 1, 2**53 + 3, 0.0, 1.0, 0.5, -3.0, True, False,
+]  # fmt: skip
+_KEYS = ["a", "b-1", "1_c"]
+_key = st.sampled_from(_KEYS)
+_value = st.sampled_from(_VALUES)
+_bound = st.none() | st.sampled_from([-3.0, 0.0, 0.5, 1.0, 2.0])
+_range = st.builds(filters.Range, _key, _bound, _bound, _bound, _bound).filter(
+    lambda r: any(bound is not None for bound in (r.gt, r.gte, r.lt, r.lte))
+)
+_leaf = (
+    st.builds(filters.Equals, _key, _value)
+    | st.builds(filters.AnyOf, _key, st.lists(_value, min_size=1, max_size=4).map(tuple))
+    | _range
+)
+_filter = st.recursive(
+    _leaf,
+    lambda inner: (
+        st.builds(filters.Negated, inner)
+        | st.builds(filters.All, st.lists(inner, min_size=1, max_size=3).map(tuple))
+        | st.builds(filters.Any, st.lists(inner, min_size=1, max_size=3).map(tuple))
+    ),
+    max_leaves=8,
+)
+
+
+async def test_filters_mean_the_same_as_their_definition(store: Store, name: str) -> None:
+    """On random filters the engine keeps exactly the points that `filters.matches` keeps."""
+    collection = make_collection(name)
+    await store.create(collection)
+    rng = np.random.default_rng(0)
+    points = [
+        Point(
+            str(row),
+            "x",
+            {key: _VALUES[rng.integers(len(_VALUES))] for key in _KEYS if rng.random() < 0.8},
+        )
+        for row in range(120)
+    ]
+    await store.upsert(name, points, random_vectors(120))
+    await store.settle(name)
+    plan = exact_plan(collection.sizes, len(points))
+    cases: list[filters.Filter] = []
+
+    @settings(max_examples=150, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(_filter)
+    def collect(condition: filters.Filter) -> None:
+        filters.check_filter(condition)
+        cases.append(condition)
+
+    collect()
+    for condition in cases:
+        hits = await store.search(collection, plan, random_vectors(1)[0], condition)
+        expected = {p.id for p in points if filters.matches(condition, p.attributes)}
+        assert {hit.point.id for hit in hits} == expected, condition

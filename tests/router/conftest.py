@@ -1,0 +1,135 @@
+"""A router in this process on a real Edge folder, and a small encoder that needs no model."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.router.service import RouterService
+from services.router.settings import RouterSettings
+from services.shared.errors import InvalidRequest, NotFound
+from services.shared.interceptors import Door
+from services.shared.metrics import ServiceMetrics
+from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc
+from services.shared.state import State
+from services.shared.vectors import Array, normalize, pack
+
+MAX_CHARS = 100
+
+
+def encode(model: str, text: str, dim: int) -> Array:
+    """The vector that the tests' encoder gives a text: random, but always the same."""
+    seed = hashlib.sha256(f"{model}:{text}".encode()).digest()[:8]
+    rng = np.random.default_rng(int.from_bytes(seed, "little"))
+    return normalize(rng.standard_normal((1, dim)).astype(np.float32))[0]
+
+
+class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
+    """Keeps the encoder's contract with vectors drawn from the text's digest.
+
+    Two models: "small" (32 numbers, declares 8 and 16) and "wide" (48, declares none).
+    """
+
+    def __init__(self) -> None:
+        self.dims = {"small": 32, "wide": 48}
+        self.spaces = {"small": "space-small", "wide": "space-wide"}
+        self.aliases = {"": "small", "default": "small"}
+        self.fail_after: int | None = None
+        """Embed calls that succeed from now on; then it is unavailable."""
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    def _find(self, name: str) -> str:
+        model = self.aliases.get(name, name)
+        if model not in self.dims:
+            raise NotFound(f"model {name!r} is not loaded")
+        return model
+
+    async def GetModel(self, request: Any, context: Any) -> encoder_pb2.GetModelResponse:
+        model = self._find(request.model)
+        declared = (8, 16, 32) if model == "small" else ()
+        return encoder_pb2.GetModelResponse(
+            model=encoder_pb2.Model(
+                id=model,
+                space_id=self.spaces[model],
+                dim=self.dims[model],
+                matryoshka_dims=declared,
+            )
+        )
+
+    async def Embed(self, request: Any, context: Any) -> encoder_pb2.EmbedResponse:
+        model = self._find(request.model)
+        if not request.texts or not all(request.texts):
+            raise InvalidRequest("texts must be 1 to 2048, none empty")
+        await self.may_answer.wait()
+        if self.fail_after is not None:
+            if self.fail_after == 0:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+            self.fail_after -= 1
+        dim = self.dims[model]
+        vectors_BD = np.stack([encode(model, text[:MAX_CHARS], dim) for text in request.texts])
+        return encoder_pb2.EmbedResponse(
+            model=model,
+            space_id=self.spaces[model],
+            vectors=[encoder_pb2.Vectors(dim=dim, data=pack(vectors_BD))],
+            num_tokens=[len(text) for text in request.texts],
+            truncated=[i for i, text in enumerate(request.texts) if len(text) > MAX_CHARS],
+        )
+
+
+@dataclass
+class Running:
+    """A router, its client and its encoder."""
+
+    service: RouterService
+    stub: Any
+    encoder: Encoder
+    registry: CollectorRegistry = field(repr=False)
+
+
+@pytest.fixture
+async def encoder() -> AsyncIterator[tuple[Encoder, str]]:
+    """The encoder and its address."""
+    servicer = Encoder()
+    name = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+    metrics = ServiceMetrics("encoder", CollectorRegistry())
+    server = grpc.aio.server(interceptors=[Door({name: metrics}, State(True, True), None)])
+    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.fixture
+async def router(encoder: tuple[Encoder, str], tmp_path: Path) -> AsyncIterator[Running]:
+    servicer, address = encoder
+    registry = CollectorRegistry()
+    settings = RouterSettings(
+        encoder_address=address,
+        data_dir=tmp_path,
+        encoder_batch_texts=16,
+        reindex_batch_points=10,
+        edge_indexing_threshold_kb=1,
+        max_candidates=500,
+        max_batch_points=100,
+        max_text_chars=1000,
+    )
+    service = RouterService(settings, registry)
+    door = Door({service.grpc_name: service.metrics}, State(True, True), None)
+    server = grpc.aio.server(interceptors=[door])
+    service.add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await service.start()
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Running(service, router_pb2_grpc.RouterServiceStub(channel), servicer, registry)
+    await server.stop(5)
+    await service.stop()

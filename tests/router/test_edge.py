@@ -1,0 +1,209 @@
+"""Qdrant Edge under failure: workers that die, crashes in between, indexing behind the searches."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.router.edge import EdgeStore
+from services.router.plan import exact_plan
+from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.store import Collection, Point
+from services.shared.errors import NotFound, Overloaded, Unavailable
+
+COLLECTION = Collection("docs", "model", "space", resolve_sizes([SizeRequest(8)], 32))
+PLAN = exact_plan(COLLECTION.sizes, 3)
+
+
+def points(first: int, rows: int) -> list[Point]:
+    return [Point(str(first + row), "text", {}) for row in range(rows)]
+
+
+def vectors(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, 32)).astype(np.float32)
+
+
+def worker_of(store: EdgeStore):
+    return store._collections["docs"].worker
+
+
+async def all_ids(store: EdgeStore) -> set[str]:
+    page = await store.scroll("docs", None, 10_000)
+    return {point.id for point in page.points}
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[EdgeStore]:
+    restarts: list[None] = []
+    opened = EdgeStore(
+        tmp_path, indexing_threshold_kb=1, max_waiting=8, on_restart=lambda: restarts.append(None)
+    )
+    opened.restarts = restarts
+    await opened.open()
+    await opened.create(COLLECTION)
+    yield opened
+    await opened.close()
+
+
+async def test_a_killed_worker_loses_nothing_acknowledged(store):
+    """Every write that returned is there after kill -9 of the worker, without a flush."""
+    await store.upsert("docs", points(0, 50), vectors(50))
+    await store.delete("docs", ["7"])
+    os.kill(worker_of(store).pid, signal.SIGKILL)
+    await worker_of(store)._process.wait()
+    await store.upsert("docs", points(50, 10), vectors(10))
+    assert await all_ids(store) == {str(i) for i in range(60) if i != 7}
+    assert len(store.restarts) == 1
+
+
+async def test_a_request_in_flight_when_the_worker_dies_fails_as_retryable(store):
+    """The caller is told to try again, and trying again works."""
+    await store.upsert("docs", points(0, 5), vectors(5))
+    os.kill(worker_of(store).pid, signal.SIGSTOP)
+    searches = [
+        asyncio.create_task(store.search(COLLECTION, PLAN, vectors(1)[0])) for _ in range(3)
+    ]
+    await asyncio.sleep(0.05)
+    os.kill(worker_of(store).pid, signal.SIGKILL)
+    for outcome in await asyncio.gather(*searches, return_exceptions=True):
+        assert isinstance(outcome, Unavailable)
+        assert outcome.retry_after_s
+    assert len(await store.search(COLLECTION, PLAN, vectors(1)[0])) == 3
+
+
+async def test_a_full_queue_refuses_at_once(store):
+    """One request more than may wait is refused; those that wait are answered."""
+    await store.upsert("docs", points(0, 5), vectors(5))
+    os.kill(worker_of(store).pid, signal.SIGSTOP)
+    waiting = [asyncio.create_task(store.count("docs")) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded):
+        await store.count("docs")
+    os.kill(worker_of(store).pid, signal.SIGCONT)
+    assert await asyncio.gather(*waiting) == [5] * 8
+
+
+async def test_a_caller_that_leaves_disturbs_nobody(store):
+    """After a cancelled request the next answers still reach the right callers."""
+    await store.upsert("docs", points(0, 5), vectors(5))
+    os.kill(worker_of(store).pid, signal.SIGSTOP)
+    leaving = asyncio.create_task(store.search(COLLECTION, PLAN, vectors(1)[0]))
+    staying = asyncio.create_task(store.count("docs"))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    os.kill(worker_of(store).pid, signal.SIGCONT)
+    assert await staying == 5
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+
+async def test_closing_ends_the_workers(tmp_path: Path):
+    """No process outlives the store."""
+    store = EdgeStore(tmp_path)
+    await store.open()
+    await store.create(COLLECTION)
+    await store.count("docs")
+    pid = worker_of(store).pid
+    await store.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_searches_go_on_while_a_copy_is_indexed(store):
+    """The shard is indexed in another process; no search fails, and the new shard takes over."""
+    await store.upsert("docs", points(0, 2000), vectors(2000))
+    first = worker_of(store)
+    answered = 0
+    settling = asyncio.create_task(store.settle("docs"))
+    while not settling.done():
+        assert len(await store.search(COLLECTION, PLAN, vectors(1)[0])) == 3
+        answered += 1
+    await settling
+    assert answered > 10
+    assert worker_of(store).pid != first.pid
+    assert not first.is_alive
+    assert await worker_of(store).call("progress") == [2000, 0]
+    assert await store.count("docs") == 2000
+    assert len(list((store._folder._root / "docs").glob("shard-*"))) == 1
+
+
+async def test_a_few_new_points_are_not_worth_indexing(store):
+    """Settling after small writes does nothing, so many small streams cost no rebuild each."""
+    await store.upsert("docs", points(0, 500), vectors(500))
+    await store.settle("docs")
+    indexed = worker_of(store)
+    await store.upsert("docs", points(500, 20), vectors(20))
+    await store.settle("docs")
+    assert worker_of(store) is indexed
+    await store.upsert("docs", points(520, 100), vectors(100))
+    await store.settle("docs")
+    assert worker_of(store) is not indexed
+    assert await all_ids(store) == {str(i) for i in range(620)}
+
+
+async def test_everything_is_there_after_a_restart(store, tmp_path: Path):
+    """Collections, points and aliases survive a close; another space is still told apart."""
+    await store.upsert("docs", points(0, 300), vectors(300))
+    await store.settle("docs")
+    await store.set_alias("current", "docs")
+    await store.close()
+    await store.open()
+    assert await store.find("current") == COLLECTION
+    assert await store.aliases() == {"current": "docs"}
+    assert await all_ids(store) == {str(i) for i in range(300)}
+
+
+async def test_what_a_crash_left_half_done_is_cleaned_up(store, tmp_path: Path):
+    """Collections half made or half deleted, and shards that do not count, go at the next start."""
+    await store.upsert("docs", points(0, 3), vectors(3))
+    await store.close()
+    leftovers = [
+        tmp_path / ".new-1" / "shard-1" / "segments",
+        tmp_path / ".trash-1" / "shard-1",
+        tmp_path / "docs" / "shard-copy" / "segments",
+    ]
+    for leftover in leftovers:
+        leftover.mkdir(parents=True)
+    (tmp_path / ".aliases.json.tmp").write_text("{")
+    await store.open()
+    assert [c.name for c in await store.collections()] == ["docs"]
+    assert await store.count("docs") == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "docs"]
+    assert not leftovers[2].exists()
+
+
+async def test_two_routers_cannot_use_one_folder(store, tmp_path: Path):
+    """The second is refused, and told what to do."""
+    with pytest.raises(Unavailable, match="another router uses"):
+        await EdgeStore(tmp_path).open()
+
+
+async def test_a_drop_waits_for_writes_and_later_writes_are_refused(store):
+    """Writes that wait behind a drop find no collection; nothing is left on disk."""
+    await store.upsert("docs", points(0, 3), vectors(3))
+    writing = asyncio.create_task(store.upsert("docs", points(3, 600), vectors(600)))
+    await asyncio.sleep(0)
+    dropping = asyncio.create_task(store.drop("docs"))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(store.upsert("docs", points(0, 1), vectors(1)))
+    await writing
+    await dropping
+    with pytest.raises(NotFound):
+        await late
+    assert [path.name for path in store._folder._root.iterdir()] == [".lock"]
+
+
+async def test_a_shard_that_cannot_be_opened_is_an_error_not_a_hang(store, tmp_path: Path):
+    """Broken files are reported as unavailable; other collections are not concerned."""
+    await store.create(Collection("other", "model", "space", COLLECTION.sizes))
+    await store.close()
+    for path in (tmp_path / "docs").glob("shard-*/*.json"):
+        path.write_text("broken")
+    await store.open()
+    with pytest.raises(Unavailable, match="could not be opened"):
+        await store.count("docs")
+    assert await store.count("other") == 0

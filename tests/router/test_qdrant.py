@@ -1,0 +1,97 @@
+"""The Qdrant server's side of the store: what it says over gRPC, without a server to say it to."""
+
+import socket
+
+import numpy as np
+import pytest
+from qdrant_client import AsyncQdrantClient, grpc, models
+from qdrant_client.conversions.conversion import (
+    GrpcToRest,
+    RestToGrpc,
+    grpc_to_payload,
+    payload_to_grpc,
+)
+
+from services.router.filters import All, AnyOf, Equals, Negated
+from services.router.plan import Plan, Stage
+from services.router.qdrant import QdrantStore, _nested_query, _vector_params
+from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.store import (
+    Collection,
+    Point,
+    from_metadata,
+    from_payload,
+    to_metadata,
+    to_payload,
+)
+from services.shared.errors import NotFound, Unavailable
+
+COLLECTION = Collection(
+    "docs",
+    "model",
+    "space",
+    resolve_sizes([SizeRequest(8, "int8"), SizeRequest(16, "binary", 8), SizeRequest(32)], 32),
+)
+
+
+def test_metadata_and_payload_survive_grpc():
+    """Ints, doubles and nesting come back from protobuf as they were."""
+    sent = grpc.CreateCollection(metadata=payload_to_grpc({"m": to_metadata(COLLECTION)}))
+    assert from_metadata(grpc_to_payload(sent.metadata)["m"]) == COLLECTION
+    point = Point("a", "t", {"i": 1, "big": 2**62 + 1, "f": 1.0, "t": True, "s": ""})
+    stored = grpc.PointStruct(payload=payload_to_grpc(to_payload(point)))
+    back = from_payload(grpc_to_payload(stored.payload))
+    assert back == point
+    assert {k: type(v) for k, v in back.attributes.items()} == {
+        k: type(v) for k, v in point.attributes.items()
+    }
+
+
+def test_sizes_survive_grpc():
+    """Links and quantisation reach the server as they were chosen; the rerank size has m=0."""
+    for size in COLLECTION.sizes:
+        params = _vector_params(size)
+        assert GrpcToRest.convert_vector_params(RestToGrpc.convert_vector_params(params)) == params
+    assert _vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
+
+
+def test_a_nested_query_survives_grpc():
+    """Stages nest first to last, with the filter at the first and exact scoring kept."""
+    condition = All((Equals("a", True), Negated(AnyOf("b", ("x", 1)))))
+    plan = Plan((Stage(8, 50, exact=True), Stage(16, 20), Stage(32, 5)))
+    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), condition)
+    [outer] = query["prefetch"]
+    outer_sent = RestToGrpc.convert_prefetch_query(outer)
+    [inner_sent] = outer_sent.prefetch
+    assert (query["using"], outer_sent.using, inner_sent.using) == ("d32", "d16", "d8")
+    assert (outer_sent.limit, inner_sent.limit) == (20, 50)
+    assert inner_sent.params.exact
+    assert not outer_sent.params.exact
+    assert inner_sent.HasField("filter")
+    assert not outer_sent.HasField("filter")
+    assert query["query_filter"] is None
+
+
+async def test_a_server_that_is_away_is_unavailable():
+    """A connection that is refused is an error to retry, not a crash."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    store = QdrantStore.connect("http://127.0.0.1:1", port, None, 5)
+    with pytest.raises(Unavailable, match="Qdrant server cannot be reached"):
+        await store.open()
+    await store.close()
+
+
+async def test_collections_of_others_are_left_alone():
+    """A collection without our metadata is neither found, listed nor dropped."""
+    client = AsyncQdrantClient(":memory:")
+    params = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    await client.create_collection("theirs", vectors_config=params)
+    store = QdrantStore(client)
+    assert await store.collections() == []
+    with pytest.raises(NotFound):
+        await store.find("theirs")
+    with pytest.raises(NotFound):
+        await store.drop("theirs")
+    assert await client.collection_exists("theirs")
+    await store.close()
