@@ -31,6 +31,9 @@ protos: .venv/.installed  ## Generate code from protos/
 		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
 		$(PROTOS:%=$(PB)/%.proto)
 
+bench: .venv/.installed  ## Measure quality and speed against the figures in docs/ (minutes)
+	$(BIN)/python bench/adaptor.py
+
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

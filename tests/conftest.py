@@ -74,9 +74,10 @@ class Process:
 
 def serve(tmp_path: Path, *arguments: str, **environment: str) -> Process:
     """Start a `matryoshka` command on free ports with its data under `tmp_path`."""
+    tmp_path.mkdir(exist_ok=True)
     name = "-".join(part for part in arguments if part.isalpha())
-    command = [*arguments, "--grpc-port", "0", "--data", str(tmp_path / name)]
-    command += ["--port", "0"] if arguments[0] == "up" else ["--http-port", "0"]
+    command = [arguments[0], "--grpc-port", "0", "--data", str(tmp_path / name), *arguments[1:]]
+    command[1:1] = ["--port", "0"] if arguments[0] == "up" else ["--http-port", "0"]
     return Process(command, tmp_path / f"{name}.log", environment).start()
 
 
