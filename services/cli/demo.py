@@ -8,7 +8,9 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -285,6 +287,8 @@ async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.U
 
 def run_demo(documents: list[Document], output: Path, then_exit: bool) -> None:
     """Play the demo over the documents; see `matryoshka demo --help`."""
+    # SIGTERM must end the services too, so it unwinds as an error does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     screen = Screen()
     begin = time.monotonic()
     shutil.rmtree(output / "data", ignore_errors=True)

@@ -62,6 +62,8 @@ def _start(name: str, folder: Path, environment: dict[str, str]) -> ServiceProce
             stderr=log,
             stdin=subprocess.DEVNULL,
             env=os.environ | environment,
+            # Ctrl-C on a terminal reaches the demo alone, which then ends its services in order.
+            start_new_session=True,
         )
     return ServiceProcess(name, popen, log_path)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_the_demo_shows_the_whole_promise(tmp_path):
     assert figures["seconds"] > 0
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "demo.json").read_text()) == figures
+
+
+def test_ending_the_demo_ends_its_services(tmp_path):
+    """SIGTERM in the middle leaves no process behind."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "services.cli.main", "demo", "--documents", "400"]
+        + ["--output", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )
+    logs = [tmp_path / f"{name}.log" for name in ("encoder", "router", "trainer")]
+    deadline = time.monotonic() + 90
+    while not (logs[1].exists() and "is ready" in logs[1].read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    demo.terminate()
+    assert demo.wait(timeout=60) == 143
+    assert all("stopped" in log.read_text() for log in logs)
 
 
 def test_wrong_settings_are_told_at_once_and_end_the_process():
