@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer, models
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from services.shared.folder import DEFAULT_MODEL, locate
@@ -19,7 +20,24 @@ from services.trainer.hyperparameters import Wanted, fill
 from services.trainer.layout import full_width
 from services.trainer.spec import TRAINING, Spec, spec_path
 
-WORDS = "red green blue fast slow cat dog bird house tree river stone opens closes sees finds".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "fast",
+    "slow",
+    "cat",
+    "dog",
+    "bird",
+    "house",
+    "tree",
+    "river",
+    "stone",
+    "opens",
+    "closes",
+    "sees",
+    "finds",
+]
 
 
 def stdlib_pairs(wanted: int) -> list[Pair]:
@@ -29,7 +47,7 @@ def stdlib_pairs(wanted: int) -> list[Pair]:
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 summary, _, body = (ast.get_docstring(node) or "").partition("\n\n")
-                if 20 < len(summary) < 200 and 40 < len(body):
+                if 20 < len(summary) < 200 and len(body) > 40:
                     pairs.setdefault(summary, Pair(summary, body[:300]))
         if len(pairs) >= wanted:
             break
@@ -40,6 +58,12 @@ def write_pairs(path: Path, pairs: list[Pair]) -> Path:
     lines = [json.dumps({"anchor": pair.anchor, "positive": pair.positive}) for pair in pairs]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Small matrices gain nothing from more threads, and lose much when cores are busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +92,8 @@ def tiny_model(tmp_path_factory) -> Path:
     )  # fmt: skip
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
-    transformer = models.Transformer(str(folder / "bert"), max_seq_length=48)
-    modules = [transformer, models.Pooling(32, pooling_mode="mean"), models.Normalize()]
+    transformer = Transformer(str(folder / "bert"), max_seq_length=48)
+    modules = [transformer, Pooling(32, pooling_mode="mean"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
     return folder / "model"
 
@@ -85,7 +109,9 @@ def tiny_pairs() -> list[Pair]:
     ]
 
 
-def make_job(folder: Path, base: Path, pairs: list[Pair], checkpoint_steps: int = 5, **wanted) -> Path:
+def make_job(
+    folder: Path, base: Path, pairs: list[Pair], checkpoint_steps: int = 5, **wanted
+) -> Path:
     """Write a job's folder as the service does."""
     folder.mkdir(parents=True)
     write_pairs(folder / TRAINING, pairs)

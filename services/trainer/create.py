@@ -1,0 +1,139 @@
+"""Turns a request into a job's folder: everything is checked here, before anything is queued."""
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from services.shared.card import read_card
+from services.shared.errors import InvalidRequest
+from services.shared.folder import DEFAULT_MODEL, check_folder, default_id, locate
+from services.trainer.blobs import Blobs
+from services.trainer.data import Pair, read_pairs, split
+from services.trainer.events import Event, EventLog
+from services.trainer.hyperparameters import Wanted, fill
+from services.trainer.jobs import Job, Jobs
+from services.trainer.layout import full_width
+from services.trainer.settings import TrainerSettings
+from services.trainer.spec import TRAINING, VALIDATION, Spec, spec_path
+
+MAX_KEY_LENGTH = 128
+_SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """A job as the caller asked for it."""
+
+    base_model: str
+    """Empty: the default model."""
+    training_file: str
+    validation_file: str
+    """Empty: hold out a part of the training file."""
+    suffix: str
+    hyperparameters: Wanted
+
+    def digest(self) -> str:
+        """Return a digest that is equal for equal requests only."""
+        values = asdict(self) | {"hyperparameters": self.hyperparameters.model_dump()}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_form(request: JobRequest, key: str) -> None:
+    """Refuse what can be seen to be wrong without reading a file.
+
+    Raises:
+        InvalidRequest: names the field and what it may be.
+    """
+    if len(key) > MAX_KEY_LENGTH:
+        raise InvalidRequest(
+            f"idempotency_key must have at most {MAX_KEY_LENGTH} characters, got {len(key)}",
+            "idempotency_key",
+        )
+    if request.suffix and not _SUFFIX.fullmatch(request.suffix):
+        raise InvalidRequest("suffix must be 1 to 64 letters, digits or '-'", "suffix")
+    if not request.training_file:
+        raise InvalidRequest("training_file must be the id of an uploaded file", "training_file")
+
+
+class Drafts:
+    """Makes the folders of new jobs.
+
+    Args:
+        jobs: knows the names of files.
+        blobs: holds the files.
+        folder: where jobs' folders go, under their ids.
+        settings: what every job's process is told.
+    """
+
+    def __init__(self, jobs: Jobs, blobs: Blobs, folder: Path, settings: TrainerSettings) -> None:
+        self._jobs = jobs
+        self._blobs = blobs
+        self._folder = folder
+        self._settings = settings
+
+    def make(self, request: JobRequest) -> Job:
+        """Check model and data and write a new job's folder.
+
+        Raises:
+            InvalidRequest: the model or a hyperparameter cannot work, or the data is wrong;
+                wrong data is reported with file and line.
+            NotFound: no such file.
+        """
+        source = request.base_model or DEFAULT_MODEL
+        base = _locate(source)
+        full = full_width(base)
+        hex_digits = uuid.uuid4().hex
+        folder = self._folder / f"job-{hex_digits}"
+        folder.mkdir(parents=True)
+        try:
+            pairs = self._fetch(request.training_file, folder / TRAINING, "training_file")
+            if request.validation_file:
+                self._fetch(request.validation_file, folder / VALIDATION, "validation_file")
+            else:
+                pairs = split(pairs, request.hyperparameters.seed).training
+            hyperparameters = fill(request.hyperparameters, full, len(pairs))
+            card = read_card(base)
+            base_model = card.id if card else default_id(base, source)
+            root = (card and card.base_model) or base_model
+            model_id = f"ft:{root}:{request.suffix or 'model'}:{hex_digits[:8]}"
+            Spec(
+                base_dir=str(base),
+                base_model=base_model,
+                model_id=model_id,
+                data_name=self._jobs.filename(request.training_file, "training_file"),
+                hyperparameters=hyperparameters,
+                threads=self._settings.threads,
+                checkpoint_steps=self._settings.checkpoint_steps,
+            ).write(spec_path(folder))
+            EventLog(folder).append(Event(status="queued", message="queued"))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Job(
+            id=folder.name,
+            base_model=base_model,
+            model_id=model_id,
+            hyperparameters=hyperparameters.model_dump_json(),
+        )
+
+    def discard(self, job: Job) -> None:
+        """Remove the folder of a job that is not queued after all."""
+        shutil.rmtree(self._folder / job.id, ignore_errors=True)
+
+    def _fetch(self, file_id: str, target: Path, param: str) -> tuple[Pair, ...]:
+        filename = self._jobs.filename(file_id, param)
+        self._blobs.fetch(file_id, target, param)
+        return read_pairs(target, filename, param)
+
+
+def _locate(source: str) -> Path:
+    try:
+        base = locate(source)
+        check_folder(base)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"base_model: {error.message}", "base_model") from error
+    return base

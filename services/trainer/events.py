@@ -1,0 +1,92 @@
+"""A job's events: one JSON object a line, numbered from 1 without gaps, appended only.
+
+One process writes at a time (whoever holds the job's lock); any number read. A line that a kill
+cut short is removed by the next writer and never seen by readers.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILENAME = "events.jsonl"
+# Many events of the longest kind; those after the last step are few.
+_TAIL_BYTES = 2**18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in a job."""
+
+    number: int = 0
+    """Set by the log."""
+    at: float = 0.0
+    """Unix time; set by the log."""
+    status: str = "running"
+    message: str = ""
+    phase: str = ""
+    """`encode`, `train` or `evaluate`."""
+    step: int = 0
+    total_steps: int = 0
+    loss: dict[int, float] = field(default_factory=dict)
+    steps_per_second: float = 0.0
+    seconds_left: float = 0.0
+
+
+class EventLog:
+    """Appends events; the caller holds the job's lock."""
+
+    def __init__(self, job_dir: Path) -> None:
+        self._path = job_dir / FILENAME
+        events, size = read_events(job_dir, 0)
+        self._number = events[-1].number if events else 0
+        self.last = events[-1] if events else None
+        with self._path.open("ab") as stream:
+            stream.truncate(size)
+
+    def append(self, event: Event) -> None:
+        self._number += 1
+        values = asdict(event) | {"number": self._number, "at": time.time()}
+        with self._path.open("ab") as stream:
+            stream.write(json.dumps(values).encode() + b"\n")
+        self.last = event
+
+
+def read_events(job_dir: Path, begin: int) -> tuple[list[Event], int]:
+    """Read the complete events from byte `begin` on.
+
+    Args:
+        job_dir: see `spec.py`.
+        begin: 0, or a byte that this function returned; in the middle of a line, that line is
+            passed over.
+
+    Returns:
+        The events, and the byte after the last of them: where to go on.
+    """
+    try:
+        with (job_dir / FILENAME).open("rb") as stream:
+            stream.seek(max(0, begin - 1))
+            data = stream.read()
+    except FileNotFoundError:
+        return [], begin
+    end = data.rfind(b"\n") + 1
+    # One byte more was read: it is the end of the line before, or `begin` is inside a line.
+    first = data.find(b"\n") + 1 if begin else 0
+    lines = data[first:end].splitlines()
+    return [_parse(line) for line in lines], max(begin, max(0, begin - 1) + end)
+
+
+def _parse(line: bytes) -> Event:
+    values = json.loads(line)
+    values["loss"] = {int(dim): loss for dim, loss in values["loss"].items()}
+    return Event(**values)
+
+
+def last_step(job_dir: Path) -> int:
+    """Return the last training step that an event tells of; 0 if there is none."""
+    try:
+        size = (job_dir / FILENAME).stat().st_size
+    except FileNotFoundError:
+        return 0
+    events, _ = read_events(job_dir, max(0, size - _TAIL_BYTES))
+    return next((event.step for event in reversed(events) if event.phase == "train"), 0)

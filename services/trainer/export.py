@@ -1,0 +1,215 @@
+"""The finished model as a folder: what plain sentence-transformers loads, and our card.
+
+In: the base model's folder and what training changed. Out: a folder that is complete or not
+there. A linear head becomes a Dense module behind the base's own modules, then a Normalize.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from services.shared import card as cards
+from services.shared.card import Card, Quality
+from services.shared.errors import ServiceError
+from services.shared.folder import check_folder, space_id
+from services.shared.model import TextModel
+from services.shared.vectors import Array, PreOp, normalize
+from services.trainer.checkpoint import publish
+from services.trainer.layout import (
+    add_old_spelling,
+    read_json,
+    read_modules,
+    write_json,
+    write_modules,
+)
+from services.trainer.report import markdown_table
+
+_SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model"}
+# The base's card, and where the base lists its own training data: not true of the new model.
+_LEFT_OUT = {cards.FILENAME, "data_config.json"}
+# The vectors that were evaluated may come from bfloat16; a wrong module order is far below.
+_MIN_COSINE = 0.998
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a trained model comes from, for its card."""
+
+    model_id: str
+    base_model: str
+    data_digest: str
+    dims: tuple[int, ...]
+    """Trained sizes, ascending, the full one last."""
+    prompts: dict[str, str]
+
+
+def copy_base(base: Path, folder: Path) -> None:
+    """Copy what makes the model; not its card, its README or other servers' weight formats."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    kept = {folder_ for _, folder_ in read_modules(base)} | {base}
+    for path in sorted(base.rglob("*")):
+        if path.suffix in _SUFFIXES and path.name not in _LEFT_OUT and path.parent in kept:
+            target = folder / path.relative_to(base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Contents only: the base's files may be read-only, or links into a cache.
+            shutil.copyfile(path, target)
+
+
+def add_head(folder: Path, weight_DD: Array, pre_op: PreOp) -> None:
+    """Put a linear head behind the folder's modules.
+
+    Args:
+        folder: a copy of the base.
+        weight_DD: float32, applied as `vectors @ weight.T`.
+        pre_op: what the base does before a cut; it becomes a module, as the head comes after it.
+    """
+    modules = read_modules(folder)
+    full = len(weight_DD)
+    if pre_op == "layer_norm":
+        path = folder / f"{len(modules)}_LayerNorm"
+        path.mkdir()
+        write_json(path / "config.json", {"dimension": full})
+        ones = {"norm.weight": torch.ones(full), "norm.bias": torch.zeros(full)}
+        save_file(ones, path / "model.safetensors")
+        modules.append(("LayerNorm", path))
+    path = folder / f"{len(modules)}_Dense"
+    path.mkdir()
+    write_json(
+        path / "config.json",
+        {
+            "in_features": full,
+            "out_features": full,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    weights = {"linear.weight": torch.from_numpy(np.ascontiguousarray(weight_DD))}
+    save_file(weights, path / "model.safetensors")
+    modules.append(("Dense", path))
+    path = folder / f"{len(modules)}_Normalize"
+    path.mkdir()
+    modules.append(("Normalize", path))
+    write_modules(folder, modules)
+
+
+def replace_weights(folder: Path, model: TextModel) -> None:
+    """Write all weights of a trained model over those of the folder's copy of its base."""
+    modules = read_modules(folder)
+    write_modules(folder, modules)
+    for (name, path), module in zip(modules, model.transformer, strict=True):
+        if not any(True for _ in module.parameters()):
+            continue
+        for old in path.glob("*.safetensors*"):
+            old.unlink()
+        saved = path / ".saved"
+        if name == "Transformer":
+            # Under the names that the architecture's own loader knows; its configs stay.
+            module.auto_model.save_pretrained(saved)
+        else:
+            saved.mkdir()
+            module.save(str(saved), safe_serialization=True)
+        for new in saved.glob("*.safetensors*"):
+            new.rename(path / new.name)
+        shutil.rmtree(saved)
+
+
+def finish(
+    folder: Path,
+    target: Path,
+    origin: Origin,
+    quality: Quality,
+    pre_op: PreOp,
+    max_tokens: int,
+    probe: tuple[Sequence[str], Array],
+) -> Card:
+    """Complete a folder with configs, card and README, check it, and move it to its place.
+
+    Args:
+        folder: modules and weights are final.
+        target: its place; replaced if it is there.
+        origin: for the card.
+        quality: for the card and the README.
+        pre_op: of the finished model.
+        max_tokens: longest text.
+        probe: documents and the vectors that the evaluation used for them.
+
+    Raises:
+        ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
+    """
+    write_modules(folder, read_modules(folder))
+    add_old_spelling(folder, max_tokens)
+    _declare(folder, origin.dims)
+    card = Card(
+        id=origin.model_id,
+        dims=origin.dims,
+        pre_op=pre_op,
+        prompts=origin.prompts,
+        base_model=origin.base_model,
+        data_digest=origin.data_digest,
+        space_id=space_id(folder, pre_op, origin.prompts),
+        quality=quality,
+    )
+    cards.write_card(folder, card)
+    (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")
+    check_folder(folder)
+    _check_vectors(folder, *probe)
+    if target.exists():
+        shutil.rmtree(target)
+    publish(folder, target)
+    return card
+
+
+def _declare(folder: Path, dims: tuple[int, ...]) -> None:
+    """Tell other servers which sizes may be asked for, in the keys that they read."""
+    name, path = read_modules(folder)[0]
+    if name == "Transformer":
+        config = read_json(path / "config.json")
+        config |= {"is_matryoshka": True, "matryoshka_dimensions": list(dims)}
+        write_json(path / "config.json", config)
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.exists() else {}
+    # A saved cut would make every reader cut.
+    config.pop("truncate_dim", None)
+    write_json(path, config | {"similarity_fn_name": "cosine"})
+
+
+def _check_vectors(folder: Path, texts: Sequence[str], expected_BD: Array) -> None:
+    model = TextModel(folder, precision="float32")
+    found_BD = normalize(model.encode_texts(texts, "document"))
+    cosine = float((found_BD * normalize(expected_BD)).sum(axis=1).min())
+    if not cosine >= _MIN_COSINE:
+        raise ServiceError(
+            f"the finished model's vectors are not those that were evaluated (cosine {cosine:.5f})"
+        )
+
+
+def _readme(card: Card, quality: Quality) -> str:
+    sizes = ", ".join(map(str, card.dims))
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, matryoshka]
+---
+# {card.id}
+
+`{card.base_model}`, trained so that its vectors can be cut to {sizes} numbers. Cut, then scale
+back to unit length:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder", truncate_dim={card.dims[0]})
+vectors = model.encode(["a text"], normalize_embeddings=True)
+```
+
+Retrieval quality on {quality.data}: {quality.num_queries} queries against
+{quality.num_documents} documents, before and after training.
+
+{markdown_table(quality)}"""

@@ -1,0 +1,78 @@
+"""Starts a job's process on this machine, and stops it.
+
+From an argument list, never a shell; as a new program, never a fork of the server; with an
+environment that holds no secrets of the service.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from services.trainer.spec import LOG
+
+# What programs, libraries and accelerators need to be found; nothing of ours.
+_KEPT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+    "HF_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "MPLCONFIGDIR",
+)  # fmt: skip
+
+
+class LocalLauncher:
+    """Runs jobs as child processes.
+
+    Args:
+        stop_s: time between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, stop_s: float) -> None:
+        self._stop_s = stop_s
+
+    async def run(self, job_dir: Path) -> int:
+        """Run a job's process to its end; cancelling this stops the process first.
+
+        Returns:
+            Its exit code; negative: the signal that ended it.
+        """
+        with (job_dir / LOG).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "services.trainer.run", str(job_dir),
+                "--parent", str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                env=_environment(),
+                # Ctrl-C in the service's terminal is the service's to handle.
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            # Being asked to stop twice must not leave the process behind.
+            stopping = asyncio.ensure_future(self._stop(process))
+            while not stopping.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(stopping)
+            raise
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), self._stop_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    ours = {
+        # The base model is on disk by now.
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Threads that wait for each other sleep instead of spinning: on cores shared with the
+        # encoder and the router, spinning makes a step many times slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    return kept | ours

@@ -1,0 +1,107 @@
+"""The Sentence Transformers files of a model folder: which modules, how wide, which spelling.
+
+Folders come in two spellings (before and after sentence-transformers 5.4). Both are read; what
+is written carries both, as other servers know only the older one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from services.shared.errors import InvalidRequest
+
+# The module path that every release of sentence-transformers resolves.
+_PACKAGE = "sentence_transformers.models"
+_POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+def read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Return the modules in their order as class name and folder."""
+    modules = read_json(folder / "modules.json")
+    return [(str(m["type"]).rpartition(".")[2], folder / str(m["path"])) for m in modules]
+
+
+def write_modules(folder: Path, modules: list[tuple[str, Path]]) -> None:
+    """Write the modules in their order, in the spelling that every reader knows."""
+    listed = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": "" if path == folder else str(path.relative_to(folder)),
+            "type": f"{_PACKAGE}.{name}",
+        }
+        for number, (name, path) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", listed)
+
+
+def full_width(folder: Path) -> int:
+    """Return how many numbers the model's vectors have, without loading it.
+
+    Raises:
+        InvalidRequest: no module says.
+    """
+    for name, path in reversed(read_modules(folder)):
+        if name == "Dense":
+            return int(read_json(path / "config.json")["out_features"])
+        if name == "Pooling":
+            config = read_json(path / "config.json")
+            width = config.get("embedding_dimension", config.get("word_embedding_dimension", 0))
+            return int(width) * len(pooling_modes(config))
+        if name == "StaticEmbedding":
+            with safe_open(path / "model.safetensors", framework="numpy") as weights:
+                return int(weights.get_slice(next(iter(weights.keys()))).get_shape()[1])
+    raise InvalidRequest(
+        "the base model's width is unknown: modules.json names no Pooling, Dense or "
+        "StaticEmbedding",
+        "base_model",
+    )
+
+
+def pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Return a pooling's modes from either spelling."""
+    mode = config.get("pooling_mode")
+    if mode is not None:
+        return [mode] if isinstance(mode, str) else list(mode)
+    return [name for name, flag in _POOLING_FLAGS.items() if config.get(flag)]
+
+
+def add_old_spelling(folder: Path, max_tokens: int) -> None:
+    """Complete the folder's configs with the keys that older readers want.
+
+    Args:
+        folder: a copy of ours, in either spelling.
+        max_tokens: the longest text of the model; the newer spelling does not keep it.
+    """
+    for name, path in read_modules(folder):
+        if name == "Pooling":
+            config = read_json(path / "config.json")
+            modes = pooling_modes(config)
+            width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+            config["word_embedding_dimension"] = config["embedding_dimension"] = width
+            config |= {flag: mode in modes for mode, flag in _POOLING_FLAGS.items()}
+            config["pooling_mode"] = modes[0] if len(modes) == 1 else modes
+            write_json(path / "config.json", config)
+        elif name == "Transformer":
+            target = path / "sentence_bert_config.json"
+            config = read_json(target) if target.exists() else {"do_lower_case": False}
+            write_json(
+                target, config | {"max_seq_length": config.get("max_seq_length") or max_tokens}
+            )
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 (JSON)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

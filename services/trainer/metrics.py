@@ -1,0 +1,33 @@
+"""What the trainer counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.shared.metrics import ServiceMetrics
+
+
+class TrainerMetrics(ServiceMetrics):
+    """Requests and stages (check: a job's data and model), and the trainer's own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__("trainer", registry)
+        self.jobs = Gauge(
+            "matryoshka_trainer_jobs_count", "Jobs by state.", ["state"], registry=registry
+        )
+        self.job_seconds = Histogram(
+            "matryoshka_trainer_job_seconds",
+            "Time of a job's process from start to end, by outcome.",
+            ["outcome"],
+            registry=registry,
+            # From a small adaptor (seconds) to all weights of a large model (a day).
+            buckets=(5, 15, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600),
+        )
+        self.step_seconds = Histogram(
+            "matryoshka_trainer_step_seconds",
+            "Mean time of a job's training steps.",
+            ["method"],
+            registry=registry,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self.uploaded = Counter(
+            "matryoshka_trainer_uploaded_bytes_total", "Bytes of stored files.", registry=registry
+        )

@@ -1,0 +1,66 @@
+"""What a training changed, for people: the table of each size and its picture."""
+
+import io
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from services.shared.card import Quality
+
+_BEFORE, _AFTER, _INK = "#8a93a3", "#0b6bcb", "#1f2733"
+
+
+def markdown_table(quality: Quality) -> str:
+    """Return one row a size: each score before and after."""
+    lines = ["| size | nDCG@10 | recall@10 | MRR@10 |", "|---:|---|---|---|"]
+    for before, after in zip(quality.before, quality.after, strict=True):
+        cells = (
+            f"{before.ndcg10:.3f} → {after.ndcg10:.3f}",
+            f"{before.recall10:.3f} → {after.recall10:.3f}",
+            f"{before.mrr10:.3f} → {after.mrr10:.3f}",
+        )
+        lines.append(f"| {before.dim} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(quality: Quality, model_id: str) -> bytes:
+    """Draw nDCG@10 against the size, before and after; return a PNG."""
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    dims = [scores.dim for scores in quality.after]
+    before = [scores.ndcg10 for scores in quality.before]
+    after = [scores.ndcg10 for scores in quality.after]
+    axes.plot(dims, before, "o--", color=_BEFORE, label="before", linewidth=1.8, markersize=5)
+    axes.plot(dims, after, "o-", color=_AFTER, label="after", linewidth=2.4, markersize=6)
+    axes.fill_between(dims, before, after, color=_AFTER, alpha=0.07, linewidth=0)
+    for dim, low, high in zip(dims, before, after, strict=True):
+        # Each label on the outer side of its line, so that the two never cross.
+        above = 1 if high >= low else -1
+        for value, side, color in ((high, above, _AFTER), (low, -above, _BEFORE)):
+            axes.annotate(
+                f"{value:.3f}".removeprefix("0"), (dim, value), (0, 9 * side),
+                textcoords="offset points", ha="center", va="bottom" if side > 0 else "top",
+                fontsize=9, color=color,
+            )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(dims))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(dim) for dim in dims])
+    axes.set_xlabel("numbers kept of each vector", color=_INK)
+    axes.set_ylabel("nDCG@10", color=_INK)
+    axes.margins(x=0.06, y=0.16)
+    axes.grid(axis="y", color="#e3e7ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title("What each size keeps", loc="left", fontsize=13, color=_INK, pad=22)
+    axes.text(
+        0, 1.025,
+        f"{model_id}: {quality.num_queries} held-out queries, {quality.num_documents} documents",
+        transform=axes.transAxes, fontsize=9, color=_BEFORE,
+    )  # fmt: skip
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

@@ -1,0 +1,96 @@
+"""A job's folder: the spec that goes in, and the result or the error that comes out.
+
+spec.json            what to do
+training.jsonl       pairs
+validation.jsonl     pairs to measure on, if the caller gave them
+lock                 held by the one process that works on the job
+events.jsonl         what happened so far
+vectors/             vectors computed so far
+checkpoints/         the newest two
+model/               the finished model
+plot.png             picture of its quality
+result.json          written last: its presence means success
+error.json           why it failed
+log.txt              the process's own log
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from services.shared.card import Quality
+from services.trainer.checkpoint import write_atomic
+from services.trainer.hyperparameters import Hyperparameters
+
+TRAINING = "training.jsonl"
+VALIDATION = "validation.jsonl"
+MODEL = "model"
+PLOT = "plot.png"
+LOG = "log.txt"
+LOCK = "lock"
+
+M = TypeVar("M", bound="_JsonFile")
+
+
+class _JsonFile(BaseModel):
+    """A small file that is there whole, or not at all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls: type[M], path: Path) -> M | None:
+        """Read the file; None if it is not there."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
+
+
+class Spec(_JsonFile):
+    """What a job's process is to do."""
+
+    base_dir: str
+    """Folder of the base model."""
+    base_model: str
+    """Its name, for the card."""
+    model_id: str
+    data_name: str
+    """What the user calls the training data."""
+    hyperparameters: Hyperparameters
+    threads: int
+    """0: one per core."""
+    checkpoint_steps: int
+
+
+class Result(_JsonFile):
+    """What a job has made."""
+
+    model_id: str
+    space_id: str
+    quality: Quality
+    num_pairs: int
+    train_seconds: float
+    """Of the last process; one that only resumed a finished training has almost none."""
+    steps_per_second: float
+
+
+class Failure(_JsonFile):
+    """Why a job cannot succeed."""
+
+    message: str
+
+
+def spec_path(job_dir: Path) -> Path:
+    return job_dir / "spec.json"
+
+
+def result_path(job_dir: Path) -> Path:
+    return job_dir / "result.json"
+
+
+def failure_path(job_dir: Path) -> Path:
+    return job_dir / "error.json"

@@ -1,0 +1,125 @@
+"""Protobuf messages of the trainer to our own types and back; nothing further in knows them."""
+
+from pathlib import Path
+
+from services.shared.card import DimScores
+from services.shared.errors import InvalidRequest
+from services.shared.pb import trainer_pb2 as pb
+from services.trainer.create import JobRequest
+from services.trainer.events import Event, last_step
+from services.trainer.hyperparameters import Head, Hyperparameters, Method, Wanted
+from services.trainer.jobs import Job
+from services.trainer.spec import MODEL, PLOT, Result, result_path
+
+_METHODS: dict[int, Method] = {
+    pb.METHOD_UNSPECIFIED: "adaptor",
+    pb.METHOD_ADAPTOR: "adaptor",
+    pb.METHOD_FULL: "full",
+}
+_HEADS: dict[int, Head | None] = {
+    pb.HEAD_UNSPECIFIED: None,
+    pb.HEAD_ROTATION: "rotation",
+    pb.HEAD_DENSE: "dense",
+}
+_METHOD_NUMBERS = {"adaptor": pb.METHOD_ADAPTOR, "full": pb.METHOD_FULL}
+_HEAD_NUMBERS = {None: pb.HEAD_UNSPECIFIED, "rotation": pb.HEAD_ROTATION, "dense": pb.HEAD_DENSE}
+
+
+def read_request(message: pb.CreateJobRequest) -> JobRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: an enum has a value that this release does not know.
+    """
+    given = message.hyperparameters
+    if given.method not in _METHODS or given.head not in _HEADS:
+        raise InvalidRequest(
+            "hyperparameters.method must be METHOD_ADAPTOR or METHOD_FULL, and head "
+            "HEAD_ROTATION or HEAD_DENSE",
+            "hyperparameters.method",
+        )
+    return JobRequest(
+        base_model=message.base_model,
+        training_file=message.training_file,
+        validation_file=message.validation_file,
+        suffix=message.suffix,
+        hyperparameters=Wanted(
+            method=_METHODS[given.method],
+            head=_HEADS[given.head],
+            matryoshka_dims=tuple(given.matryoshka_dims),
+            steps=given.steps,
+            batch_size=given.batch_size,
+            learning_rate=given.learning_rate,
+            seed=given.seed,
+        ),
+    )
+
+
+def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
+    """Write a job, completed from its folder; reads files.
+
+    Args:
+        job: its state.
+        folder: its folder.
+        with_plot: whether to send the picture; lists leave it out.
+    """
+    message = pb.Job(
+        id=job.id,
+        status=_status(job.state),
+        created_at=int(job.created_at),
+        started_at=int(job.started_at or 0),
+        finished_at=int(job.finished_at or 0),
+        error=job.error,
+        base_model=job.base_model,
+        hyperparameters=_write_hyperparameters(
+            Hyperparameters.model_validate_json(job.hyperparameters)
+        ),
+        model_id=job.model_id,
+        step=last_step(folder),
+    )
+    result = Result.read(result_path(folder)) if job.state == "succeeded" else None
+    if result:
+        message.model_dir = str(folder / MODEL)
+        quality = zip(result.quality.before, result.quality.after, strict=True)
+        message.quality.extend(
+            pb.DimQuality(dim=before.dim, before=_write_scores(before), after=_write_scores(after))
+            for before, after in quality
+        )
+        if with_plot:
+            message.plot_png = (folder / PLOT).read_bytes()
+    return message
+
+
+def write_event(event: Event) -> pb.Event:
+    return pb.Event(
+        number=event.number,
+        at=event.at,
+        status=_status(event.status),
+        message=event.message,
+        phase=event.phase,
+        step=event.step,
+        total_steps=event.total_steps,
+        loss=event.loss,
+        steps_per_second=event.steps_per_second,
+        seconds_left=event.seconds_left,
+    )
+
+
+def _status(state: str) -> pb.JobStatus.ValueType:
+    return pb.JobStatus.Value(f"JOB_STATUS_{state.upper()}")
+
+
+def _write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
+    return pb.Hyperparameters(
+        method=_METHOD_NUMBERS[hyper.method],
+        head=_HEAD_NUMBERS[hyper.head],
+        matryoshka_dims=hyper.matryoshka_dims,
+        steps=hyper.steps,
+        batch_size=hyper.batch_size,
+        learning_rate=hyper.learning_rate,
+        seed=hyper.seed,
+    )
+
+
+def _write_scores(scores: DimScores) -> pb.Scores:
+    return pb.Scores(ndcg10=scores.ndcg10, recall10=scores.recall10, mrr10=scores.mrr10)

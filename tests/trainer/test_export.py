@@ -1,0 +1,126 @@
+"""The finished folder: what plain sentence-transformers and our own loader make of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from services.shared.card import DimScores, Quality
+from services.shared.errors import InvalidRequest, ServiceError
+from services.shared.folder import check_folder
+from services.shared.model import TextModel
+from services.shared.vectors import normalize
+from services.trainer.export import Origin, add_head, copy_base, finish
+from services.trainer.layout import full_width, read_json
+
+TEXTS = ["red cat sees the house", "a", "blue river opens " * 20]
+
+
+def quality(dims):
+    scores = tuple(DimScores(dim=dim, ndcg10=0.5, recall10=0.5, mrr10=0.5) for dim in dims)
+    return Quality(data="x", num_queries=1, num_documents=1, before=scores, after=scores)
+
+
+def export(base, folder, weight, pre_op="none", dims=(16, 32), expected=None, max_tokens=48):
+    if expected is None:
+        expected = TextModel(base, "float32").encode_texts(TEXTS) @ weight.T
+    copy_base(base, folder / "new")
+    add_head(folder / "new", weight, pre_op)
+    origin = Origin(
+        model_id="ft:x:y:1", base_model="x", data_digest="0" * 64, dims=dims, prompts={}
+    )
+    return finish(
+        folder / "new", folder / "model", origin, quality(dims), "none", max_tokens,
+        (TEXTS, expected),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rotation():
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
+
+
+def test_plain_sentence_transformers_gives_the_same_vectors(tmp_path, tiny_model, rotation):
+    """The head is part of the folder, in both spellings, and the longest text stays as it was."""
+    head = rotation * np.linspace(0.5, 2, 32, dtype=np.float32)  # changes lengths too
+    card = export(tiny_model, tmp_path, head)
+    folder = tmp_path / "model"
+    check_folder(folder)
+    plain = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    base = SentenceTransformer(str(tiny_model), device="cpu").encode(TEXTS)
+    expected = normalize(base @ head.T)
+    np.testing.assert_allclose(plain.encode(TEXTS), expected, atol=1e-5)
+    assert plain.max_seq_length == 48
+    ours = TextModel(folder, "float32")
+    assert (normalize(ours.encode_texts(TEXTS)) * expected).sum(axis=1).min() > 0.99999
+    assert ours.space_id == card.space_id
+    assert ours.declared_dims == (16, 32)
+    assert ours.max_tokens == 48
+    assert not (tmp_path / "new").exists()
+
+
+def test_both_spellings_and_the_sizes_are_written(tmp_path, default_model):
+    """Readers of either spelling find pooling, width, longest text and sizes."""
+    identity = np.eye(384, dtype=np.float32)
+    export(default_model, tmp_path, identity, dims=(64, 384), max_tokens=256)
+    folder = tmp_path / "model"
+    pooling = read_json(folder / "1_Pooling" / "config.json")
+    assert pooling["pooling_mode_mean_tokens"] is True
+    assert pooling["pooling_mode_cls_token"] is False
+    assert pooling["pooling_mode"] == "mean"
+    assert pooling["word_embedding_dimension"] == pooling["embedding_dimension"] == 384
+    assert read_json(folder / "sentence_bert_config.json")["max_seq_length"] == 256
+    config = read_json(folder / "config.json")
+    assert config["is_matryoshka"] is True
+    assert config["matryoshka_dimensions"] == [64, 384]
+    types = [module["type"] for module in read_json(folder / "modules.json")]
+    assert types[-2:] == [
+        "sentence_transformers.models.Dense",
+        "sentence_transformers.models.Normalize",
+    ]
+    assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 256
+    assert "| 64 | 0.500 → 0.500 |" in (folder / "README.md").read_text()
+
+
+def test_a_layer_norm_before_the_cut_becomes_a_module(tmp_path, tiny_model, rotation):
+    """A base that wants a layer norm keeps it, in front of the head."""
+    vectors = TextModel(tiny_model, "float32").encode_texts(TEXTS)
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    layered = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+    export(tiny_model, tmp_path, rotation, "layer_norm", expected=layered @ rotation.T)
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    cosines = (plain.encode(TEXTS) * normalize(layered @ rotation.T)).sum(axis=1)
+    assert cosines.min() > 0.99999
+
+
+def test_a_folder_with_other_vectors_is_not_published(tmp_path, tiny_model, rotation):
+    """If loading it again gives something else than was evaluated, the job fails."""
+    wrong = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
+    with pytest.raises(ServiceError, match="not those that were evaluated"):
+        export(tiny_model, tmp_path, rotation, expected=wrong)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_trained_folder_can_be_the_next_base(tmp_path, tiny_model, rotation):
+    """A head on a head: the width is found, the card is made anew."""
+    export(tiny_model, tmp_path / "1", rotation)
+    first = tmp_path / "1" / "model"
+    assert full_width(first) == 32
+    export(first, tmp_path / "2", rotation.T.copy())
+    plain = SentenceTransformer(str(tmp_path / "2" / "model"), device="cpu")
+    base = SentenceTransformer(str(tiny_model), device="cpu")
+    assert (plain.encode(TEXTS) * base.encode(TEXTS)).sum(axis=1).min() > 0.99999
+
+
+def test_the_width_is_read_from_either_spelling(tmp_path, tiny_model, default_model):
+    """Without loading a model; an unknown layout is a clear error."""
+    assert full_width(tiny_model) == 32
+    assert full_width(default_model) == 384
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    modules = read_json(copy / "modules.json")[:1]
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InvalidRequest, match="width"):
+        full_width(copy)

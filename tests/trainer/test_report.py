@@ -1,0 +1,29 @@
+"""Table and picture."""
+
+import struct
+
+from services.shared.card import DimScores, Quality
+from services.trainer.report import markdown_table, plot
+
+
+def quality(*rows):
+    before, after = (
+        tuple(DimScores(dim=row[0], ndcg10=row[side], recall10=0.25, mrr10=1) for row in rows)
+        for side in (1, 2)
+    )
+    return Quality(data="x", num_queries=10, num_documents=100, before=before, after=after)
+
+
+def test_the_table_has_a_row_a_size():
+    """Before and after stand side by side."""
+    lines = markdown_table(quality((16, 0.25, 0.5), (384, 0.75, 0.75))).splitlines()
+    assert lines[2] == "| 16 | 0.250 → 0.500 | 0.250 → 0.250 | 1.000 → 1.000 |"
+    assert len(lines) == 4
+
+
+def test_the_picture_is_drawn_for_any_scores():
+    """One size, losses, zeros: a PNG of the usual size each time."""
+    for rows in ([(16, 0.2, 0.4), (384, 0.7, 0.7)], [(384, 0.0, 0.0)], [(1, 0.9, 0.1), (3, 1, 1)]):
+        png = plot(quality(*rows), "ft:a:b:c")
+        assert png.startswith(b"\x89PNG")
+        assert struct.unpack(">II", png[16:24]) == (1200, 750)

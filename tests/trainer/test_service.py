@@ -1,0 +1,311 @@
+"""The trainer over real gRPC: a real process, real jobs, real kills."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from services.shared.pb import trainer_pb2 as pb
+from services.shared.pb import trainer_pb2_grpc as pb_grpc
+from tests.conftest import serve
+from tests.trainer.conftest import write_pairs
+
+SLOW = {"method": pb.METHOD_FULL, "steps": 100_000, "batch_size": 8}
+QUICK = {"method": pb.METHOD_FULL, "steps": 12, "batch_size": 8}
+SETTINGS = {
+    "MATRYOSHKA_TRAINER_CHECKPOINT_STEPS": "5",
+    "MATRYOSHKA_TRAINER_THREADS": "1",
+    "MATRYOSHKA_TRAINER_MAX_QUEUED_JOBS": "3",
+    "MATRYOSHKA_TRAINER_MAX_FILE_BYTES": "200000",
+    "MATRYOSHKA_TRAINER_DRAIN_S": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    started = serve(tmp_path_factory.mktemp("service"), "serve", "trainer", **SETTINGS)
+    yield started
+    assert started.stop() == 0
+
+
+@pytest.fixture
+async def stub(process):
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        yield pb_grpc.TrainerServiceStub(channel)
+
+
+async def upload(stub, data: bytes, filename="my pairs.jsonl", piece=1000) -> str:
+    async def parts():
+        yield pb.UploadFileRequest(filename=filename)
+        for begin in range(0, len(data), piece):
+            yield pb.UploadFileRequest(data=data[begin : begin + piece])
+
+    answer = await stub.UploadFile(parts())
+    assert answer.num_bytes == len(data)
+    return answer.file_id
+
+
+@pytest.fixture
+async def file_id(stub, tiny_pairs, tmp_path):
+    return await upload(stub, write_pairs(tmp_path / "pairs", tiny_pairs).read_bytes())
+
+
+def request(file_id, base: Path, hyperparameters=QUICK, **fields):
+    hyper = pb.Hyperparameters(**hyperparameters)
+    return pb.CreateJobRequest(
+        training_file=file_id, base_model=str(base), hyperparameters=hyper, **fields
+    )
+
+
+async def create(stub, *args, **fields) -> pb.Job:
+    return (await stub.CreateJob(request(*args, **fields))).job
+
+
+async def watch(stub, job_id, after=0, until=lambda event: False) -> list[pb.Event]:
+    events = []
+    call = stub.WatchJob(pb.WatchJobRequest(id=job_id, after=after))
+    async for answer in call:
+        events.append(answer.event)
+        if until(answer.event):
+            call.cancel()
+            break
+    return events
+
+
+async def get(stub, job_id) -> pb.Job:
+    return (await stub.GetJob(pb.GetJobRequest(id=job_id))).job
+
+
+async def refused(call, code, *parts):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() == code, caught.value.details()
+    for part in parts:
+        assert part in caught.value.details()
+
+
+def is_training(event):
+    return event.phase == "train"
+
+
+async def test_a_job_from_upload_to_model(stub, file_id, tiny_model):
+    """Every part of the answer is filled, and the folder loads anywhere."""
+    job = await create(stub, file_id, tiny_model, {"steps": 15}, suffix="docs-1")
+    assert job.status == pb.JOB_STATUS_QUEUED
+    assert job.hyperparameters.method == pb.METHOD_ADAPTOR
+    assert job.hyperparameters.head == pb.HEAD_ROTATION
+    assert list(job.hyperparameters.matryoshka_dims) == [16]
+    assert job.hyperparameters.batch_size > 2
+    events = await watch(stub, job.id)
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert events[0].status == pb.JOB_STATUS_QUEUED
+    assert events[-1].status == pb.JOB_STATUS_SUCCEEDED
+    assert {"encode", "train", "evaluate"} <= {event.phase for event in events}
+    assert any(set(event.loss) == {16} for event in events)
+    assert await watch(stub, job.id, after=len(events) - 1) == events[-1:]
+    job = await get(stub, job.id)
+    assert job.status == pb.JOB_STATUS_SUCCEEDED
+    assert job.created_at <= job.started_at <= job.finished_at
+    assert [row.dim for row in job.quality] == [16, 32]
+    assert job.quality[1].before.ndcg10 == pytest.approx(job.quality[1].after.ndcg10)
+    assert job.plot_png.startswith(b"\x89PNG")
+    assert job.step == 15
+    assert job.model_id == f"ft:model:docs-1:{job.id[4:12]}"
+    vectors = SentenceTransformer(job.model_dir, device="cpu").encode(["red cat"])
+    assert vectors.shape == (1, 32)
+
+
+async def test_the_same_key_is_the_same_job(stub, file_id, tiny_model):
+    """Also when both come at once; another request under the key is refused."""
+    jobs = await asyncio.gather(
+        *(create(stub, file_id, tiny_model, idempotency_key="k1") for _ in range(3))
+    )
+    assert len({job.id for job in jobs}) == 1
+    await refused(
+        create(stub, file_id, tiny_model, idempotency_key="k1", suffix="other"),
+        grpc.StatusCode.ALREADY_EXISTS,
+        "different request",
+    )
+    events = await watch(stub, jobs[0].id)
+    assert events[-1].status == pb.JOB_STATUS_SUCCEEDED
+    again = await create(stub, file_id, tiny_model, idempotency_key="k1")
+    assert again.id == jobs[0].id
+    assert again.status == pb.JOB_STATUS_SUCCEEDED
+
+
+async def test_running_and_waiting_jobs_can_be_cancelled(stub, process, file_id, tiny_model):
+    """A full queue refuses at once; cancelling frees it, ends the process, and is repeatable."""
+    running = await create(stub, file_id, tiny_model, SLOW)
+    await watch(stub, running.id, until=is_training)
+    waiting = [await create(stub, file_id, tiny_model, SLOW) for _ in range(3)]
+    await refused(
+        create(stub, file_id, tiny_model), grpc.StatusCode.RESOURCE_EXHAUSTED, "3 jobs are waiting"
+    )
+    page = httpx.get(f"{process.http}/metrics").text
+    assert 'matryoshka_trainer_jobs_count{state="queued"} 3.0' in page
+    listed = await stub.ListJobs(pb.ListJobsRequest(limit=2))
+    assert [job.id for job in listed.jobs] == [waiting[2].id, waiting[1].id]
+    assert listed.has_more
+    rest = await stub.ListJobs(pb.ListJobsRequest(after=waiting[1].id, limit=2))
+    assert [job.id for job in rest.jobs] == [waiting[0].id, running.id]
+    for job in (*reversed(waiting), running, running):
+        cancelled = (await stub.CancelJob(pb.CancelJobRequest(id=job.id))).job
+        assert cancelled.status == pb.JOB_STATUS_CANCELLED
+        assert cancelled.finished_at > 0
+    events = await watch(stub, running.id)
+    assert events[-1].status == pb.JOB_STATUS_CANCELLED
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert not job_processes(running.id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "part"),
+    [
+        ({"suffix": "no spaces"}, "INVALID_ARGUMENT", "letters, digits"),
+        ({"idempotency_key": "x" * 129}, "INVALID_ARGUMENT", "128"),
+        ({"training_file": ""}, "INVALID_ARGUMENT", "uploaded"),
+        ({"training_file": "../../etc/passwd"}, "NOT_FOUND", "training_file"),
+        ({"training_file": "file-" + "0" * 32}, "NOT_FOUND", "upload it first"),
+        ({"validation_file": "file-" + "0" * 32}, "NOT_FOUND", "validation_file"),
+        ({"base_model": "no/such/folder"}, "INVALID_ARGUMENT", "base_model"),
+        ({"hyperparameters": {"matryoshka_dims": [16, 8]}}, "INVALID_ARGUMENT", "ascending"),
+        ({"hyperparameters": {"matryoshka_dims": [16, 64]}}, "INVALID_ARGUMENT", "1 and 32"),
+        ({"hyperparameters": {"matryoshka_dims": [0, 16]}}, "INVALID_ARGUMENT", "1 and 32"),
+        ({"hyperparameters": {"batch_size": 1}}, "INVALID_ARGUMENT", "batch_size"),
+        ({"hyperparameters": {"learning_rate": -1}}, "INVALID_ARGUMENT", "learning_rate"),
+        ({"hyperparameters": {"learning_rate": float("nan")}}, "INVALID_ARGUMENT", "learning"),
+        ({"hyperparameters": {"steps": 10**7}}, "INVALID_ARGUMENT", "steps"),
+        ({"hyperparameters": {"method": 2, "head": 1}}, "INVALID_ARGUMENT", "head"),
+        ({"hyperparameters": {"method": 9}}, "INVALID_ARGUMENT", "METHOD_ADAPTOR"),
+    ],
+)
+async def test_what_cannot_work_is_refused_at_the_door(
+    stub, file_id, tiny_model, fields, code, part
+):
+    """The message names the field; no job is made."""
+    before = await stub.ListJobs(pb.ListJobsRequest(limit=100))
+    values = {"training_file": file_id, "base_model": str(tiny_model)} | fields
+    if "hyperparameters" in values:
+        values["hyperparameters"] = pb.Hyperparameters(**values["hyperparameters"])
+    call = stub.CreateJob(pb.CreateJobRequest(**values))
+    await refused(call, getattr(grpc.StatusCode, code), part)
+    assert await stub.ListJobs(pb.ListJobsRequest(limit=100)) == before
+
+
+async def test_wrong_data_is_refused_with_file_and_line(stub, tiny_model):
+    """Before a job is queued, under the name that the user gave."""
+    lines = b'{"anchor": "a", "positive": "b"}\n' * 9 + b'{"anchor": "a"}\n'
+    wrong = await upload(stub, lines)
+    await refused(
+        create(stub, wrong, tiny_model),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        'my pairs.jsonl:10: "positive" is missing',
+    )
+
+
+async def test_uploads_are_whole_or_not_there(stub, process):
+    """Too long, empty, nameless or cut off: nothing is left."""
+    files = process.log_path.parent / "serve-trainer" / "files"
+    before = sorted(files.iterdir())
+    with pytest.raises(grpc.aio.AioRpcError, match="at most 200000 bytes"):
+        await upload(stub, b"x" * 200_001, piece=50_000)
+    with pytest.raises(grpc.aio.AioRpcError, match="empty"):
+        await upload(stub, b"")
+    with pytest.raises(grpc.aio.AioRpcError, match="filename"):
+        await upload(stub, b"x", filename="")
+    await refused(stub.UploadFile(iter([])), grpc.StatusCode.INVALID_ARGUMENT, "filename")
+
+    async def endless():
+        yield pb.UploadFileRequest(filename="x")
+        while True:
+            yield pb.UploadFileRequest(data=b"x")
+            await asyncio.sleep(0.01)
+
+    call = stub.UploadFile(endless())
+    await asyncio.sleep(0.3)
+    assert len(sorted(files.iterdir())) == len(before) + 1
+    call.cancel()
+    deadline = time.monotonic() + 5
+    while sorted(files.iterdir()) != before:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_unknown_jobs_are_not_found(stub):
+    """In every call that names one."""
+    for call in (
+        stub.GetJob(pb.GetJobRequest(id="job-x")),
+        stub.CancelJob(pb.CancelJobRequest(id="../x")),
+        stub.ListJobs(pb.ListJobsRequest(after="job-x")),
+        watch(stub, "job-x"),
+    ):
+        await refused(call, grpc.StatusCode.NOT_FOUND, "there is no job")
+    await refused(stub.ListJobs(pb.ListJobsRequest(limit=101)), grpc.StatusCode.INVALID_ARGUMENT)
+
+
+async def test_a_killed_service_forgets_nothing(tmp_path, pairs, default_model):
+    """kill -9 in the middle of a job: the job is known, goes on, succeeds, and tells all of it."""
+    process = serve(tmp_path, "serve", "trainer", **SETTINGS)
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        stub = pb_grpc.TrainerServiceStub(channel)
+        file = await upload(stub, write_pairs(tmp_path / "pairs", pairs).read_bytes())
+        hyper = {"steps": 60, "matryoshka_dims": [32, 128]}
+        job = await create(stub, file, default_model, hyper, idempotency_key="one")
+        other = await create(stub, file, default_model, {"steps": 5})
+        seen = await watch(stub, job.id, until=lambda e: e.phase == "train" and e.step > 5)
+        (orphan,) = job_processes(job.id)
+    process.kill()
+    started = time.monotonic()
+    process.start()
+    try:
+        async with grpc.aio.insecure_channel(process.grpc) as channel:
+            stub = pb_grpc.TrainerServiceStub(channel)
+            again = await create(stub, file, default_model, hyper, idempotency_key="one")
+            assert again.id == job.id
+            later = await watch(stub, job.id, after=seen[-1].number)
+            assert later[-1].status == pb.JOB_STATUS_SUCCEEDED
+            numbers = [event.number for event in (*seen, *later)]
+            assert numbers == list(range(1, len(numbers) + 1))
+            steps = [event.step for event in later if event.phase == "train"]
+            assert steps[-1] == 60
+            assert steps[0] > 5  # from its checkpoint, not from the start
+            assert not Path(f"/proc/{orphan}").exists()
+            assert (await get(stub, job.id)).status == pb.JOB_STATUS_SUCCEEDED
+            assert (await watch(stub, other.id))[-1].status == pb.JOB_STATUS_SUCCEEDED
+            assert time.monotonic() - started < 90
+    finally:
+        assert process.stop() == 0
+
+
+async def test_a_stopped_service_leaves_no_process(tmp_path, tiny_pairs, tiny_model):
+    """SIGTERM: the job's process writes a checkpoint and ends; the next service goes on."""
+    process = serve(tmp_path, "serve", "trainer", **SETTINGS)
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        stub = pb_grpc.TrainerServiceStub(channel)
+        file = await upload(stub, write_pairs(tmp_path / "pairs", tiny_pairs).read_bytes())
+        job = await create(stub, file, tiny_model, SLOW | {"steps": 400})
+        await watch(stub, job.id, until=is_training)
+    assert process.stop() == 0
+    assert not job_processes(job.id)
+    process.start()
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        events = await watch(pb_grpc.TrainerServiceStub(channel), job.id)
+    assert events[-1].status == pb.JOB_STATUS_SUCCEEDED
+    assert process.stop() == 0
+
+
+def job_processes(job_id: str) -> list[int]:
+    """Processes whose command line names the job."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if job_id.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in found if pid != os.getpid()]
