@@ -15,7 +15,7 @@ MAX_BATCH = 16_384  # its square of cosines is 1 GiB
 MAX_DIMS = 64
 _SMALLEST_DIM = 16  # below, even a model trained for the size alone ranks badly
 # Measured on two collections of questions and answers, on two cores; see bench/adaptor.py.
-_ADAPTOR_STEPS = 250
+_ADAPTOR_STEPS = 160  # 250 give the same
 _ADAPTOR_BATCH = 1024
 _ADAPTOR_RATE = {"rotation": 1e-2, "dense": 1e-3}
 _FULL_BATCH = 32

@@ -4,10 +4,10 @@ Labels alone teach most where the questions to come are like those of the pairs;
 own opinion keeps what it knows of everything else. Which is better depends on the collection, so
 it is tried: a short training with each, measured on a tenth of the training pairs.
 
-Measured, nDCG@10 at 16/32/64/128 numbers on test queries after 250 steps: medquad, labels only
-.721/.818/.851/.855, half and half .718/.795/.813/.817; squad-split, whose test queries are about
-other articles, labels only .339/.534/.660/.719, half and half .386/.565/.673/.733. The trials
-choose right on both.
+Measured, nDCG@10 at 16/32/64/128 numbers on test queries (bench/adaptor.py, 128 tokens): medquad,
+labels only .729/.828/.853/.854, half and half .715/.800/.816/.814; squad-split, whose test
+queries are about other articles, .344/.531/.649/.715 and .390/.558/.667/.731. The trials choose
+the better one on both.
 """
 
 import logging
@@ -32,7 +32,7 @@ GENERAL = 0.5
 """Half and half. Trained on one domain it was the best on collections of others (nDCG@10 over six
 of them at 64 numbers: plain cut .354, PCA .378, labels .393, opinion .401, half and half .408)."""
 _WEIGHTS = (GENERAL, 1.0)
-_STEPS = 80  # a third of a training; longer ones choose the same
+_STEPS = 80  # half a training; a whole one chooses the same
 _MIN_QUERIES = 50  # fewer say nothing
 
 

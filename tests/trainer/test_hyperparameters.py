@@ -23,7 +23,7 @@ def test_default_sizes_are_powers_of_two_below_the_full_one(full, dims):
 def test_defaults_fit_the_method_and_the_data():
     """A batch is never larger than the data; the full size is trained where it can change."""
     adaptor = fill(Wanted(), 384, 700)
-    assert (adaptor.head, adaptor.batch_size, adaptor.steps) == ("rotation", 700, 250)
+    assert (adaptor.head, adaptor.batch_size, adaptor.steps) == ("rotation", 700, 160)
     assert adaptor.trained_dims[-1] == 256
     assert adaptor.dims[-1] == 384
     dense = fill(Wanted(head="dense"), 384, 10_000)

@@ -82,23 +82,21 @@ def test_events_tell_the_whole_job(adaptor_job):
     assert last.steps_per_second > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_adaptor_job_ends_in_the_same_weights(
-    tmp_path, default_model, pairs, adaptor_job, number
-):
-    """Killed in the middle of training and started again: bit for bit the same model."""
+def test_a_killed_adaptor_job_ends_in_the_same_weights(tmp_path, default_model, pairs, adaptor_job):
+    """Killed, started, stopped and started again: bit for bit the same model."""
     folder = make_job(tmp_path / "job", default_model, pairs, steps=60)
-    process = start_job(folder)
-    wait_for_step(folder, 10, process)
-    process.send_signal(number)
-    assert process.wait() == (NOT_FINISHED if number == signal.SIGTERM else -number)
-    assert not result_path(folder).exists()
+    for number, step in ((signal.SIGKILL, 10), (signal.SIGTERM, 25)):
+        process = start_job(folder)
+        wait_for_step(folder, step, process)
+        process.send_signal(number)
+        assert process.wait() == (NOT_FINISHED if number == signal.SIGTERM else -number)
+        assert not result_path(folder).exists()
     assert start_job(folder).wait() == 0, (folder / "log.txt").read_text()
     assert same(weights(folder / "model"), weights(adaptor_job / "model"))
     count = len(numbers(folder))
     assert numbers(folder) == list(range(1, count + 1))
-    encoded = [e for e in read_events(folder, 0)[0] if e.phase == "train"]
-    assert [e.step for e in encoded][-1] == 60
+    trained = [event for event in read_events(folder, 0)[0] if event.phase == "train"]
+    assert trained[-1].step == 60
 
 
 def test_a_full_job_lowers_the_loss_and_survives_a_kill(tmp_path, tiny_model, tiny_pairs):

@@ -248,7 +248,7 @@ async def test_unknown_jobs_are_not_found(stub):
     await refused(stub.ListJobs(pb.ListJobsRequest(limit=101)), grpc.StatusCode.INVALID_ARGUMENT)
 
 
-async def test_a_killed_service_forgets_nothing(tmp_path, pairs, default_model):
+async def test_a_killed_service_forgets_nothing(tmp_path, pairs, default_model, tiny_model):
     """kill -9 in the middle of a job: the job is known, goes on, succeeds, and tells all of it."""
     process = serve(tmp_path, "serve", "trainer", **SETTINGS)
     async with grpc.aio.insecure_channel(process.grpc) as channel:
@@ -256,7 +256,7 @@ async def test_a_killed_service_forgets_nothing(tmp_path, pairs, default_model):
         file = await upload(stub, write_pairs(tmp_path / "pairs", pairs).read_bytes())
         hyper = {"steps": 60, "matryoshka_dims": [32, 128]}
         job = await create(stub, file, default_model, hyper, idempotency_key="one")
-        other = await create(stub, file, default_model, {"steps": 5})
+        other = await create(stub, file, tiny_model, {"steps": 5})
         seen = await watch(stub, job.id, until=lambda e: e.phase == "train" and e.step > 5)
         (orphan,) = job_processes(job.id)
     process.kill()
@@ -288,7 +288,7 @@ async def test_a_stopped_service_leaves_no_process(tmp_path, tiny_pairs, tiny_mo
     async with grpc.aio.insecure_channel(process.grpc) as channel:
         stub = pb_grpc.TrainerServiceStub(channel)
         file = await upload(stub, write_pairs(tmp_path / "pairs", tiny_pairs).read_bytes())
-        job = await create(stub, file, tiny_model, SLOW | {"steps": 400})
+        job = await create(stub, file, tiny_model, SLOW | {"steps": 150})
         await watch(stub, job.id, until=is_training)
     assert process.stop() == 0
     assert not job_processes(job.id)
