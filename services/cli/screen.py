@@ -96,7 +96,9 @@ class Screen:
         ]
         num_queries = len(next(iter(answers.values())))
         columns = ("plan", "recall@10", "worst query", "median ms")
-        self._table(f"recall@10 against exact search, {num_queries} queries", columns, rows)
+        self._table(
+            f"recall@10 against exact search at full size, {num_queries} queries", columns, rows
+        )
 
     def quality(self, quality: Iterable[tr.DimQuality]) -> None:
         """Show what each size keeps, before and after training."""

@@ -85,7 +85,8 @@ class TextModel:
         """Turn texts into token ids with special tokens and the role's prompt, never cut."""
         prompt = self.prompts.get(role, "")
         if not self._is_static:
-            encoding = self.transformer.tokenizer([prompt + text for text in texts])
+            # Not verbose: over-long texts are our callers' to refuse or to cut, not to warn of.
+            encoding = self.transformer.tokenizer([prompt + text for text in texts], verbose=False)
             return list(encoding["input_ids"])
         encodings = self.transformer.tokenizer.encode_batch(
             [prompt + text for text in texts], add_special_tokens=False

@@ -39,11 +39,8 @@ def test_the_demo_shows_the_whole_promise(tmp_path):
 
 def test_ending_the_demo_ends_its_services(tmp_path):
     """SIGTERM in the middle leaves no process behind."""
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "services.cli.main", "demo", "--documents", "400"]
-        + ["--output", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "services.cli.main", "demo", "--output", str(tmp_path)]
+    demo = subprocess.Popen([*command, "--documents", "400"], stdout=subprocess.DEVNULL)
     logs = [tmp_path / f"{name}.log" for name in ("encoder", "router", "trainer")]
     deadline = time.monotonic() + 90
     while not (logs[1].exists() and "is ready" in logs[1].read_text()):

@@ -1,4 +1,4 @@
-"""A server's life as its operator sees it: ready, draining, stopped; or killed and started again."""
+"""A server's life as its operator sees it: ready, draining, stopped."""
 
 import concurrent.futures
 import signal

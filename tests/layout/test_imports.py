@@ -128,5 +128,5 @@ def test_only_entry_points_read_the_environment():
         assert not reads or name in ENVIRONMENT_READERS, name
 
 
-# Both hand the environment on to a child process; neither takes settings from it.
-ENVIRONMENT_READERS = {"services.cli.processes", "services.trainer.launcher"}
+# The command is the entry point; the other two hand the environment on to a child process.
+ENVIRONMENT_READERS = {"services.cli.main", "services.cli.processes", "services.trainer.launcher"}

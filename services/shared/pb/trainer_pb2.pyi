@@ -159,8 +159,8 @@ class Hyperparameters(_message.Message):
     seed: _builtins.int
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Sizes to train for, ascending; the full one is always evaluated. Empty: halving from a
-        half of the full size down to 16.
+        """Sizes to train for, ascending; the full one is always evaluated. Empty: the powers of two
+        from 16 to below the full size.
         """
 
     def __init__(
