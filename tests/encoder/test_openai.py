@@ -1,6 +1,7 @@
 """The official `openai` package works unchanged, and every error has its shape."""
 
 import base64
+import time
 
 import httpx
 import numpy as np
@@ -176,6 +177,21 @@ def test_the_sdk_raises_its_own_classes(client):
     with pytest.raises(openai.BadRequestError) as bad:
         client.embeddings.create(model=MODEL, input="x", dimensions=999)
     assert bad.value.param == "dimensions"
+
+
+def test_a_caller_that_leaves_is_dropped(encoder_process):
+    """Nobody waits for the answer, so its texts leave the queue; others are served."""
+    body = good(input=["word " * 200] * 500)
+    with httpx.Client(base_url=encoder_process.http, timeout=30) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/embeddings", json=body, timeout=0.5)
+        dropped = 'requests_total{method="POST /v1/embeddings",outcome="CANCELLED"}'
+        deadline = time.monotonic() + 10
+        while dropped not in client.get("/metrics").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # 500 texts would take far longer than this one waits.
+        assert client.post("/v1/embeddings", json=good(), timeout=5).status_code == 200
 
 
 def test_a_full_queue_is_429_with_retry_after(tmp_path):
