@@ -15,7 +15,7 @@ from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, default_plan, exact_plan, recall, resolve_plan
 from services.router.space import check_space
 from services.router.store import Collection, ScoredPoint, Store
-from services.shared.errors import InvalidRequest
+from services.shared.errors import InvalidRequest, NotFound
 from services.shared.vectors import Array, unpack
 
 DEFAULT_LIMIT = 10
@@ -100,6 +100,16 @@ class Searcher:
         """
         self._check(search)
         collection = await self._store.find(search.collection)
+        try:
+            return await self._search(search, collection)
+        except NotFound:
+            # While the query was encoded the alias may have moved and the old collection gone.
+            moved_to = await self._store.find(search.collection)
+            if moved_to == collection:
+                raise
+            return await self._search(search, moved_to)
+
+    async def _search(self, search: Search, collection: Collection) -> Found:
         plan = self._plan(search, collection)
         query_D, encode_seconds = await self._query(search, collection)
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)

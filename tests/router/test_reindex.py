@@ -82,6 +82,23 @@ async def test_searches_by_alias_never_fail_while_it_moves(router):
     assert set(spaces) == {("old", "space-small"), ("new", "space-wide")}
 
 
+async def test_a_search_outlives_the_collection_it_began_on(router):
+    """The alias moves and the old collection goes while a query is encoded: it is answered."""
+    await set_up(router)
+    await run(router)
+    point_back = pb.SetCollectionAliasRequest(alias="current", collection="old")
+    await router.stub.SetCollectionAlias(point_back)
+    router.encoder.may_answer.clear()
+    searching = asyncio.create_task(search(router))
+    await asyncio.sleep(0.1)
+    point_on = pb.SetCollectionAliasRequest(alias="current", collection="new")
+    await router.stub.SetCollectionAlias(point_on)
+    await router.stub.DeleteCollection(pb.DeleteCollectionRequest(name="old"))
+    router.encoder.may_answer.set()
+    answer = await searching
+    assert (answer.collection, answer.hits[0].id) == ("new", "p3")
+
+
 async def test_writes_to_the_source_are_refused_until_the_end(router):
     """Upserts and deletes are told to come back; afterwards the old collection takes them again."""
     await set_up(router)
