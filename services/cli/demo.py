@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from services.cli.corpus import Document
+from services.cli.corpus import Document, read_corpus
 from services.cli.processes import ServiceProcess, three_services
 from services.cli.screen import Screen
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
@@ -179,16 +179,38 @@ class Demo:
         )
 
     async def compare_plans(self, full: int) -> dict[str, float]:
-        """Measure recall@10 of each plan on titles that no training sees."""
-        queries = [document.title for document in self.held_out[:_NUM_RECALL_QUERIES]]
+        """Measure recall@10 of each plan on titles that no training sees.
+
+        Each title is encoded once and searched by vector, so that the plans alone are compared.
+        """
+        collection = await self.stubs.router.GetCollection(rt.GetCollectionRequest(name=ALIAS))
+        titles = [document.title for document in self.held_out[:_NUM_RECALL_QUERIES]]
+        embedded = await self.stubs.encoder.Embed(
+            encoder_pb2.EmbedRequest(
+                model=collection.collection.model,
+                texts=titles,
+                role=encoder_pb2.ROLE_QUERY,
+                truncate=True,
+            )
+        )
+        data, width = embedded.vectors[0].data, 4 * embedded.vectors[0].dim
         named = plans(full)
         answers: dict[str, list[rt.SearchResponse]] = {name: [] for name in named}
-        with self.screen.progress("measure plans", len(named) * len(queries)) as advance:
-            for number, query in enumerate(queries, 1):
+        with self.screen.progress("measure plans", len(named) * len(titles)) as advance:
+            for number in range(len(titles)):
+                vector = data[number * width : (number + 1) * width]
                 for name, plan in named.items():
-                    answer = await self.search(query, plan=plan, measure_recall=True)
+                    answer = await self.stubs.router.Search(
+                        rt.SearchRequest(
+                            collection=ALIAS,
+                            vector=vector,
+                            space_id=embedded.space_id,
+                            plan=plan,
+                            measure_recall=True,
+                        )
+                    )
                     answers[name].append(answer)
-                advance(number * len(named))
+                advance((number + 1) * len(named))
         self.screen.plans(answers)
         return {
             name: round(statistics.mean(a.recall for a in found), 4)
@@ -285,12 +307,19 @@ async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.U
         yield tr.UploadFileRequest(data=lines[start : start + _UPLOAD_CHUNK])
 
 
-def run_demo(documents: list[Document], output: Path, then_exit: bool) -> None:
-    """Play the demo over the documents; see `matryoshka demo --help`."""
+def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: bool) -> None:
+    """Play the demo; see `matryoshka demo --help`.
+
+    Raises:
+        CorpusError: the user's corpus cannot be read.
+        ServiceDied: a service did not get ready.
+    """
     # SIGTERM must end the services too, so it unwinds as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     screen = Screen()
     begin = time.monotonic()
+    with screen.waiting("reading the corpus"):
+        documents = read_corpus(corpus, num_documents)
     shutil.rmtree(output / "data", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as running:

@@ -136,12 +136,12 @@ def demo(
     exit_: Annotated[bool, typer.Option("--exit", help="End after the last step.")] = False,
 ) -> None:
     """Show the whole: index real text, search in stages, train, and swap without a failed query."""
-    from services.cli.corpus import CorpusError, read_corpus
+    from services.cli.corpus import CorpusError
     from services.cli.demo import run_demo
     from services.cli.processes import ServiceDied
 
     try:
-        run_demo(read_corpus(corpus, documents), output, exit_)
+        run_demo(corpus, documents, output, exit_)
     except (CorpusError, ServiceDied) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None

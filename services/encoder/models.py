@@ -69,7 +69,7 @@ class Models:
             await self._load(entry["source"], entry["id"])
         default = await self._load(self._settings.model, "")
         self._aliases = {DEFAULT_ALIAS: default.id, **saved.get("aliases", {})}
-        self._save()
+        await asyncio.to_thread(self._save)
 
     async def load(self, source: str, model_id: str) -> LoadedModel:
         """Load a model; the same one again is harmless.
@@ -82,7 +82,7 @@ class Models:
             raise InvalidRequest("source must be a model folder or a hub id", "source")
         async with self._changing:
             model = await self._load(source, model_id)
-            self._save()
+            await asyncio.to_thread(self._save)
             return model
 
     async def unload(self, model_id: str) -> None:
@@ -103,7 +103,7 @@ class Models:
                     "point that at another model first"
                 )
             del self._loaded[model_id]
-            self._save()
+            await asyncio.to_thread(self._save)
             await model.batcher.close()
 
     async def set_alias(self, alias: str, model_id: str) -> None:
@@ -121,7 +121,7 @@ class Models:
             if model_id not in self._loaded:
                 raise self._not_found(model_id)
             self._aliases[alias] = model_id
-            self._save()
+            await asyncio.to_thread(self._save)
 
     def get(self, name: str) -> LoadedModel:
         """Find a model by id or alias; the empty name is the default's.
