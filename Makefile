@@ -31,7 +31,7 @@ protos: .venv/.installed  ## Generate code from protos/
 		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
 		$(PROTOS:%=$(PB)/%.proto)
 
-bench: .venv/.installed  ## Measure quality and speed against the figures in docs/ (minutes)
+bench: .venv/.installed  ## Measure what the adaptor gains on real collections (minutes)
 	$(BIN)/python bench/adaptor.py
 
 clean:  ## Remove what the targets made

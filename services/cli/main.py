@@ -45,14 +45,19 @@ class UpSettings(ServerSettings):
 
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder that survives a restart.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder that survives a restart; unset: matryoshka-data."),
+]
 GrpcPort = Annotated[int | None, typer.Option(help="Port of gRPC; 0 takes a free one.")]
 
 
 @app.command()
 def serve(
     service: ServiceName,
-    http_port: Annotated[int | None, typer.Option(help="Port of HTTP; 0 takes a free one.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of HTTP; 0 takes a free one; unset: the service's own.")
+    ] = None,
     grpc_port: GrpcPort = None,
     host: Host = None,
     data: DataDir = None,
@@ -83,7 +88,9 @@ def serve(
 
 @app.command()
 def up(
-    port: Annotated[int | None, typer.Option(help="Port of HTTP; 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of HTTP; unset: 8000; 0: a free one.")
+    ] = None,
     grpc_port: Annotated[
         int | None, typer.Option(help="Port of gRPC; unset: the HTTP port + 1000.")
     ] = None,

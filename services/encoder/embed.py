@@ -132,7 +132,7 @@ class Embedder:
         if too_long and not wanted.truncate:
             raise InvalidRequest(
                 f"input {too_long[0]} has {len(texts[too_long[0]])} tokens, the model reads at "
-                f"most {text_model.max_tokens}; shorten it or ask for truncation",
+                f"most {text_model.max_tokens}; shorten it or set truncate",
                 "input",
             )
         texts = [text_model.cut_tokens(ids) for ids in texts]

@@ -5,8 +5,8 @@ own opinion keeps what it knows of everything else. Which is better depends on t
 it is tried: a short training with each, measured on a tenth of the training pairs.
 
 Measured, nDCG@10 at 16/32/64/128 numbers on test queries (bench/adaptor.py, 128 tokens): medquad,
-labels only .729/.828/.853/.854, half and half .715/.800/.816/.814; squad-split, whose test
-queries are about other articles, .344/.531/.649/.715 and .390/.558/.667/.731. The trials choose
+labels only .730/.829/.853/.852, half and half .715/.800/.816/.814; squad-split, whose test
+queries are about other articles, .344/.531/.649/.715 and .391/.558/.666/.731. The trials choose
 the better one on both.
 """
 
