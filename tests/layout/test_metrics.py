@@ -4,10 +4,10 @@ import re
 
 import pytest
 from prometheus_client import CollectorRegistry
-from services.trainer.metrics import TrainerMetrics
 
 from services.encoder.metrics import EncoderMetrics
 from services.router.metrics import RouterMetrics
+from services.trainer.metrics import TrainerMetrics
 
 UNITS = r"(seconds|bytes|total|tokens|ratio|count|candidates|dimensions)"
 
