@@ -13,7 +13,12 @@ from pathlib import Path
 
 import grpc
 import httpx
+import hypothesis
 import pytest
+
+# A busy machine is slow, not wrong: no example is judged by the clock.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 # Set before any library reads them: no test may reach a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
