@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from services.cli.corpus import Document, read_corpus
+from services.cli.corpus import CorpusError, Document, read_corpus
 from services.cli.processes import ServiceProcess, three_services
 from services.cli.screen import Screen
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
@@ -42,6 +42,7 @@ QUESTIONS = (
 )
 _NUM_RECALL_QUERIES = 200
 _MAX_HELD_OUT = 500
+_MIN_DOCUMENTS = 100
 _BATCH_POINTS = 256
 _UPLOAD_CHUNK = 1 << 20
 _MAX_MESSAGE_BYTES = 64 * 2**20
@@ -311,7 +312,7 @@ def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: b
     """Play the demo; see `matryoshka demo --help`.
 
     Raises:
-        CorpusError: the user's corpus cannot be read.
+        CorpusError: the user's corpus cannot be read, or is too small.
         ServiceDied: a service did not get ready.
     """
     # SIGTERM must end the services too, so it unwinds as an error does.
@@ -320,6 +321,11 @@ def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: b
     begin = time.monotonic()
     with screen.waiting("reading the corpus"):
         documents = read_corpus(corpus, num_documents)
+    if len(documents) < _MIN_DOCUMENTS:
+        raise CorpusError(
+            f"{corpus} holds {len(documents)} documents; the demo needs at least {_MIN_DOCUMENTS}, "
+            "of which a tenth is held out as questions"
+        )
     shutil.rmtree(output / "data", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as running:

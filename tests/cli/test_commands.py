@@ -66,3 +66,12 @@ def test_a_missing_corpus_ends_with_a_sentence(tmp_path, folder):
     assert ended.returncode == 2
     assert "nothing-here" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_corpus_too_small_ends_with_a_sentence(tmp_path):
+    """The demo says how many documents it needs, before any service starts."""
+    (tmp_path / "one.md").write_text("A sentence that asks. " + "And an answer to it. " * 5)
+    ended = matryoshka("demo", "--corpus", str(tmp_path), "--output", str(tmp_path / "o"))
+    assert ended.returncode == 2
+    assert "holds 1 documents; the demo needs at least 100" in ended.stderr
+    assert not (tmp_path / "o").exists()
