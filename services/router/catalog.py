@@ -9,7 +9,7 @@ from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
 from services.router.store import Collection, Store, check_name
-from services.shared.errors import WrongState
+from services.shared.errors import NotFound, WrongState
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,17 @@ class Catalog:
         return await self._describe(await self._store.find(name), await self._store.aliases())
 
     async def list(self) -> list[Description]:
-        """Describe all collections, by name."""
+        """Describe all collections, by name; one dropped meanwhile is left out."""
         aliases = await self._store.aliases()
-        collections = await self._store.collections()
-        return list(await asyncio.gather(*(self._describe(c, aliases) for c in collections)))
+
+        async def describe(collection: Collection) -> Description | None:
+            try:
+                return await self._describe(collection, aliases)
+            except NotFound:
+                return None
+
+        described = await asyncio.gather(*map(describe, await self._store.collections()))
+        return [description for description in described if description is not None]
 
     async def delete(self, name: str) -> None:
         """Delete a collection.

@@ -105,9 +105,9 @@ class EdgeStore:
 
     async def drop(self, name: str) -> None:
         async with self._naming, self._writing(name) as dropped:
-            del self._collections[name]
-            trash = self._folder.drop(name)
-            async with dropped.starting:
+            async with dropped.starting:  # a worker that opens the shard finds it to the end
+                del self._collections[name]
+                trash = self._folder.drop(name)
                 if dropped.worker is not None:
                     await dropped.worker.stop()
             await asyncio.to_thread(remove, trash)
@@ -233,6 +233,9 @@ class EdgeStore:
         if opened.worker is not None and opened.worker.is_alive:
             return opened.worker
         async with opened.starting:
+            name = opened.stored.collection.name
+            if self._collections.get(name) is not opened:  # dropped while we waited
+                raise not_found(name)
             if opened.worker is not None and opened.worker.is_alive:
                 return opened.worker
             if opened.worker is not None:

@@ -197,6 +197,23 @@ async def test_a_drop_waits_for_writes_and_later_writes_are_refused(store):
     assert [path.name for path in store._folder._root.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("was_running", [True, False])
+async def test_a_read_that_meets_a_drop_finds_no_collection(store, was_running: bool):
+    """Whenever it comes, it is answered or told that there is no such collection."""
+    if was_running:
+        await store.upsert("docs", points(0, 3), vectors(3))
+    reading = [asyncio.create_task(store.count("docs"))]
+    await asyncio.sleep(0)
+    dropping = asyncio.create_task(store.drop("docs"))
+    while not dropping.done() and len(reading) < 5000:
+        reading.append(asyncio.create_task(store.count("docs")))
+        await asyncio.sleep(0.001)
+    await dropping
+    answers = await asyncio.gather(*reading, return_exceptions=True)
+    assert answers[0] == (3 if was_running else 0)
+    assert {type(answer) for answer in answers} == {int, NotFound}
+
+
 async def test_a_shard_that_cannot_be_opened_is_an_error_not_a_hang(store, tmp_path: Path):
     """Broken files are reported as unavailable; other collections are not concerned."""
     await store.create(Collection("other", "model", "space", COLLECTION.sizes))
