@@ -191,7 +191,7 @@ class Demo:
                 model=collection.collection.model,
                 texts=titles,
                 role=encoder_pb2.ROLE_QUERY,
-                truncate=True,
+                truncation=encoder_pb2.TRUNCATION_END,
             )
         )
         data, width = embedded.vectors[0].data, 4 * embedded.vectors[0].dim

@@ -7,14 +7,18 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
 from services.encoder.settings import EncoderSettings
 from services.shared.errors import InvalidRequest
-from services.shared.model import Role, TextModel
+from services.shared.model import Role, Side, TextModel
 from services.shared.packing import Tokens
 from services.shared.vectors import Array, check_dim, truncate
+
+Truncation = Literal["refuse"] | Side
+Priority = Literal["interactive", "bulk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +29,17 @@ class EmbedInput:
         model: id or alias; empty for the default.
         inputs: texts, or token ids without special tokens.
         dims: sizes wanted, in the order of the answer; empty for the full one.
-        role: which of the model's prompts to use.
-        truncate: cut over-long texts instead of refusing them.
+        role: which of the model's prompts or towers to use.
+        truncation: what to do with over-long texts.
+        priority: which lane to wait in.
     """
 
     model: str
     inputs: Sequence[str] | Sequence[Tokens]
     dims: Sequence[int] = ()
     role: Role = "none"
-    truncate: bool = False
+    truncation: Truncation = "refuse"
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +135,14 @@ class Embedder:
             else [text_model.wrap(t) for t in wanted.inputs if not isinstance(t, str)]
         )
         too_long = [row for row, ids in enumerate(texts) if len(ids) > text_model.max_tokens]
-        if too_long and not wanted.truncate:
+        if too_long and wanted.truncation == "refuse":
             raise InvalidRequest(
                 f"input {too_long[0]} has {len(texts[too_long[0]])} tokens, the model reads at "
                 f"most {text_model.max_tokens}; shorten it or set truncate",
                 "input",
             )
-        texts = [text_model.cut_tokens(ids) for ids in texts]
+        if wanted.truncation != "refuse":
+            texts = [text_model.cut_tokens(ids, wanted.truncation) for ids in texts]
         tokens = sum(map(len, texts))
         if tokens > self._settings.max_request_tokens:
             raise InvalidRequest(

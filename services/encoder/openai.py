@@ -10,12 +10,12 @@ import base64
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from services.encoder.embed import Embedded, Embedder, EmbedInput
+from services.encoder.embed import Embedded, Embedder, EmbedInput, Truncation
 from services.encoder.models import LoadedModel, Models
 from services.shared.errors import InvalidRequest
 from services.shared.http import read_json, while_connected
@@ -34,14 +34,17 @@ class _EmbeddingsBody(BaseModel):
     dimensions: StrictInt | None = None
     user: StrictStr | None = None
     input_type: Literal["query", "document"] | None = None
-    truncate: bool = False
+    truncate: StrictBool | Literal["end", "start"] = False
 
     def to_input(self) -> EmbedInput:
         role: Role = self.input_type or "none"
         dims = [] if self.dimensions is None else [self.dimensions]
         one = isinstance(self.input, str) or (self.input and isinstance(self.input[0], int))
         inputs = [self.input] if one else self.input
-        return EmbedInput(self.model, inputs, dims, role, self.truncate)  # type: ignore[arg-type]  # one kind, by the field's type
+        truncation: Truncation = "refuse"
+        if self.truncate:
+            truncation = "end" if self.truncate is True else self.truncate
+        return EmbedInput(self.model, inputs, dims, role, truncation)  # type: ignore[arg-type]  # one kind, by the field's type
 
 
 _FIELDS = ", ".join(_EmbeddingsBody.model_fields)
@@ -53,7 +56,7 @@ _ACCEPTED = {
     "dimensions": "dimensions must be an integer",
     "user": "user must be a string",
     "input_type": "input_type must be 'query' or 'document'",
-    "truncate": "truncate must be true or false",
+    "truncate": "truncate must be true, false, 'end' or 'start'",
 }
 
 

@@ -1,13 +1,14 @@
 """The encoder's gRPC door: protobuf in and out, nothing else of protobuf further in."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.encoder.embed import Embedder, EmbedInput
+from services.encoder.embed import Embedder, EmbedInput, Truncation
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
 from services.encoder.openai import OpenAIRoutes
@@ -24,6 +25,11 @@ _ROLES: dict[int, Role] = {
     pb.ROLE_UNSPECIFIED: "none",
     pb.ROLE_QUERY: "query",
     pb.ROLE_DOCUMENT: "document",
+}
+_TRUNCATIONS: dict[int, Truncation] = {
+    pb.TRUNCATION_UNSPECIFIED: "refuse",
+    pb.TRUNCATION_END: "end",
+    pb.TRUNCATION_START: "start",
 }
 
 
@@ -59,6 +65,15 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         self._embedder.close()
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
+        return await self._embed(request)
+
+    async def EmbedStream(
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: _Context
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        async for request in request_iterator:
+            yield pb.EmbedStreamResponse(embed=await self._embed(request.embed))
+
+    async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         if request.role not in _ROLES:
             raise InvalidRequest("role must be ROLE_QUERY, ROLE_DOCUMENT or unset", "role")
         embedded = await self._embedder.embed(
@@ -67,7 +82,7 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
                 list(request.texts),
                 list(request.dimensions),
                 _ROLES[request.role],
-                request.truncate,
+                _TRUNCATIONS.get(request.truncation, "refuse"),
             )
         )
         return pb.EmbedResponse(

@@ -127,7 +127,7 @@ class EncoderClient:
 
     async def _embed(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
         request = encoder_pb2.EmbedRequest(
-            model=model, texts=texts, role=_ROLES[role], truncate=True
+            model=model, texts=texts, role=_ROLES[role], truncation=encoder_pb2.TRUNCATION_END
         )
         with peer_errors("encoder"):
             response = await self._stub.Embed(

@@ -31,6 +31,7 @@ from services.shared.vectors import Array, PreOp, apply_pre_op
 log = logging.getLogger(__name__)
 
 Role = Literal["none", "query", "document"]
+Side = Literal["end", "start"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 # Against sentence-transformers in float32, on the probe texts. Rounding alone stays above both;
@@ -108,11 +109,13 @@ class TextModel:
             )
         return [*self._prefix, *tokens, *self._suffix]
 
-    def cut_tokens(self, tokens: Tokens) -> Tokens:
-        """Drop tokens at the end of the text so that `max_tokens` are left, special ones kept."""
+    def cut_tokens(self, tokens: Tokens, side: Side = "end") -> Tokens:
+        """Drop tokens at one side of the text so that `max_tokens` are left, special ones kept."""
         if len(tokens) <= self.max_tokens:
             return tokens
-        return tokens[: self.max_tokens - len(self._suffix)] + self._suffix
+        if side == "end":
+            return tokens[: self.max_tokens - len(self._suffix)] + self._suffix
+        return self._prefix + tokens[len(tokens) - self.max_tokens + len(self._prefix) :]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> Array:

@@ -82,7 +82,7 @@ async def test_wrong_requests_get_one_clear_sentence(stub, request_, code, messa
 async def test_truncation_is_on_request_and_told(stub):
     """A text that is cut is named, and its vector is that of its beginning."""
     long = "word " * 300
-    answer = await stub.Embed(pb.EmbedRequest(texts=["x", long], truncate=True))
+    answer = await stub.Embed(pb.EmbedRequest(texts=["x", long], truncation=pb.TRUNCATION_END))
     assert list(answer.truncated) == [1]
     assert answer.num_tokens[1] == 256
     start = await stub.Embed(pb.EmbedRequest(texts=["word " * 254]))

@@ -39,6 +39,50 @@ ROLE_QUERY: Role.ValueType  # 1
 ROLE_DOCUMENT: Role.ValueType  # 2
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """By role and kind of call: bulk for documents in EmbedStream, else interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    PRIORITY_BULK: _Priority.ValueType  # 2
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who waits: interactive calls always go first."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""By role and kind of call: bulk for documents in EmbedStream, else interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+PRIORITY_BULK: Priority.ValueType  # 2
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _Truncation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """It is refused."""
+    TRUNCATION_END: _Truncation.ValueType  # 1
+    """Its last tokens are dropped."""
+    TRUNCATION_START: _Truncation.ValueType  # 2
+    """Its first tokens are dropped."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What happens to a text longer than the model's token limit."""
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""It is refused."""
+TRUNCATION_END: Truncation.ValueType  # 1
+"""Its last tokens are dropped."""
+TRUNCATION_START: Truncation.ValueType  # 2
+"""Its first tokens are dropped."""
+Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+
 class _Dtype:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -48,6 +92,16 @@ class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType
     DTYPE_UNSPECIFIED: _Dtype.ValueType  # 0
     DTYPE_FLOAT32: _Dtype.ValueType  # 1
     """IEEE 754 single precision, little-endian, 4 bytes a number."""
+    DTYPE_INT8: _Dtype.ValueType  # 2
+    """Signed, one byte a number; the model's card has the range of each number."""
+    DTYPE_UINT8: _Dtype.ValueType  # 3
+    """As INT8, plus 128."""
+    DTYPE_BINARY: _Dtype.ValueType  # 4
+    """One bit a number, set where it is positive; the first number is the highest bit; bytes are
+    stored signed (value minus 128).
+    """
+    DTYPE_UBINARY: _Dtype.ValueType  # 5
+    """As BINARY, bytes unsigned."""
 
 class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
     """How each number of a vector is stored. Unspecified means float32."""
@@ -55,7 +109,43 @@ class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
 DTYPE_UNSPECIFIED: Dtype.ValueType  # 0
 DTYPE_FLOAT32: Dtype.ValueType  # 1
 """IEEE 754 single precision, little-endian, 4 bytes a number."""
+DTYPE_INT8: Dtype.ValueType  # 2
+"""Signed, one byte a number; the model's card has the range of each number."""
+DTYPE_UINT8: Dtype.ValueType  # 3
+"""As INT8, plus 128."""
+DTYPE_BINARY: Dtype.ValueType  # 4
+"""One bit a number, set where it is positive; the first number is the highest bit; bytes are
+stored signed (value minus 128).
+"""
+DTYPE_UBINARY: Dtype.ValueType  # 5
+"""As BINARY, bytes unsigned."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
+
+@_typing.final
+class AutoDimensions(_message.Message):
+    """Leaves the size to the model's card. The answer's `vectors` say which one it became."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_RETENTION_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    min_retention: _builtins.float
+    """The smallest size that keeps at least this share of the full size's quality, 0 to 1."""
+    max_bytes: _builtins.int
+    """The largest size whose vectors take at most this many bytes each, in the wanted dtype."""
+    def __init__(
+        self,
+        *,
+        min_retention: _builtins.float = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "min_retention", b"min_retention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AutoDimensions: _TypeAlias = AutoDimensions  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):
@@ -65,19 +155,36 @@ class EmbedRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
-    TRUNCATE_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    AUTO_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id or alias of a loaded model. Empty: the alias "default"."""
     role: Global___Role.ValueType
-    truncate: _builtins.bool
-    """Cut texts longer than the model's token limit at their end, instead of refusing them."""
+    """Two-tower models need it."""
+    truncation: Global___Truncation.ValueType
+    dtype: Global___Dtype.ValueType
+    """How the numbers of the answer are stored, after the cut. int8 and uint8 use the ranges that
+    are stored in the model's card.
+    """
+    priority: Global___Priority.ValueType
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 2048 texts, none empty."""
+        """1 to 2048 texts and images together, none empty. Rows of the answer: texts, then images."""
 
     @_builtins.property
     def dimensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes wanted, each in 1..full. Empty: the full size."""
+
+    @_builtins.property
+    def auto(self) -> Global___AutoDimensions:
+        """Instead of `dimensions`."""
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """PNG, JPEG or WebP files, for models that take images."""
 
     def __init__(
         self,
@@ -86,11 +193,15 @@ class EmbedRequest(_message.Message):
         texts: _abc.Iterable[_builtins.str] | None = ...,
         dimensions: _abc.Iterable[_builtins.int] | None = ...,
         role: Global___Role.ValueType = ...,
-        truncate: _builtins.bool = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        dtype: Global___Dtype.ValueType = ...,
+        auto: Global___AutoDimensions | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "model", b"model", "role", b"role", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "dimensions", b"dimensions", "dtype", b"dtype", "images", b"images", "model", b"model", "priority", b"priority", "role", b"role", "texts", b"texts", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,6 +256,46 @@ class EmbedResponse(_message.Message):
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
 
 @_typing.final
+class EmbedStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embed(self) -> Global___EmbedRequest: ...
+    def __init__(
+        self,
+        *,
+        embed: Global___EmbedRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedStreamRequest: _TypeAlias = EmbedStreamRequest  # noqa: Y015
+
+@_typing.final
+class EmbedStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embed(self) -> Global___EmbedResponse: ...
+    def __init__(
+        self,
+        *,
+        embed: Global___EmbedResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedStreamResponse: _TypeAlias = EmbedStreamResponse  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -156,6 +307,9 @@ class Model(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     LOADED_AT_FIELD_NUMBER: _builtins.int
+    NEEDS_ROLE_FIELD_NUMBER: _builtins.int
+    TAKES_IMAGES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """For example "all-MiniLM-L6-v2"."""
     space_id: _builtins.str
@@ -168,6 +322,11 @@ class Model(_message.Message):
     """How the forward pass runs here, chosen by measurement: for example "packed bfloat16"."""
     loaded_at: _builtins.int
     """Unix time of loading, seconds."""
+    needs_role: _builtins.bool
+    """True for a two-tower model: a request must say its role."""
+    takes_images: _builtins.bool
+    memory_bytes: _builtins.int
+    """Bytes of its weights as they are held."""
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes the model declares, ascending, the last the full one. Empty: it declares none."""
@@ -187,14 +346,46 @@ class Model(_message.Message):
         engine: _builtins.str = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         loaded_at: _builtins.int = ...,
+        needs_role: _builtins.bool = ...,
+        takes_images: _builtins.bool = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dim", b"dim", "engine", b"engine", "id", b"id", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dim", b"dim", "engine", b"engine", "id", b"id", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class EngineTrial(_message.Message):
+    """One way to run the forward pass, as measured on this machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    MIN_COSINE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """For example "packed int8"."""
+    min_cosine: _builtins.float
+    """Smallest cosine to sentence-transformers in float32, over the probe texts."""
+    tokens_per_second: _builtins.float
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        min_cosine: _builtins.float = ...,
+        tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "min_cosine", b"min_cosine", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineTrial: _TypeAlias = EngineTrial  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -257,19 +448,25 @@ class GetModelResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     CARD_JSON_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
     card_json: _builtins.str
     """The model's matryoshka.json as it stands on disk; empty when it has none."""
     @_builtins.property
     def model(self) -> Global___Model: ...
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineTrial]:
+        """What was measured before `engine` was chosen; the fastest faithful one was."""
+
     def __init__(
         self,
         *,
         model: Global___Model | None = ...,
         card_json: _builtins.str = ...,
+        trials: _abc.Iterable[Global___EngineTrial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_json", b"card_json", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_json", b"card_json", "model", b"model", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,7 +601,9 @@ class Vectors(_message.Message):
     """Numbers in each vector."""
     dtype: Global___Dtype.ValueType
     data: _builtins.bytes
-    """Rows of `dim` numbers, little-endian; the length is rows x dim x bytes per number."""
+    """Rows of `dim` numbers, little-endian; the length is rows x dim x bytes per number (a row of
+    bits takes dim / 8 bytes).
+    """
     def __init__(
         self,
         *,

@@ -40,6 +40,11 @@ class EncoderServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.EmbedStream = channel.stream_stream(
+                '/matryoshka.v1.EncoderService/EmbedStream',
+                request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/matryoshka.v1.EncoderService/ListModels',
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.ListModelsRequest.SerializeToString,
@@ -73,6 +78,14 @@ class EncoderServiceServicer:
 
     def Embed(self, request, context):
         """Encode texts. Every size in the answer is cut from the same full vector and has unit length.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedStream(self, request_iterator, context):
+        """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
+        the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +132,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedResponse.SerializeToString,
+            ),
+            'EmbedStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EmbedStream,
+                    request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -174,6 +192,33 @@ class EncoderService:
             '/matryoshka.v1.EncoderService/Embed',
             services_dot_shared_dot_pb_dot_encoder__pb2.EmbedRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_encoder__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/matryoshka.v1.EncoderService/EmbedStream',
+            services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

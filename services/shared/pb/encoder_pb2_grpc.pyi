@@ -35,6 +35,10 @@ class EncoderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EmbedRequest, _encoder_pb2.EmbedResponse]
     """Encode texts. Every size in the answer is cut from the same full vector and has unit length."""
+    EmbedStream: _grpc.StreamStreamMultiCallable[_encoder_pb2.EmbedStreamRequest, _encoder_pb2.EmbedStreamResponse]
+    """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
+    the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]
     """One model, with its card."""
@@ -52,6 +56,10 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EmbedRequest, _encoder_pb2.EmbedResponse]  # type: ignore[assignment]
     """Encode texts. Every size in the answer is cut from the same full vector and has unit length."""
+    EmbedStream: _aio.StreamStreamMultiCallable[_encoder_pb2.EmbedStreamRequest, _encoder_pb2.EmbedStreamResponse]  # type: ignore[assignment]
+    """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
+    the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model, with its card."""
@@ -72,6 +80,16 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.EmbedResponse, _abc.Awaitable[_encoder_pb2.EmbedResponse]]:
         """Encode texts. Every size in the answer is cut from the same full vector and has unit length."""
+
+    @_abc_1.abstractmethod
+    def EmbedStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_encoder_pb2.EmbedStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_encoder_pb2.EmbedStreamResponse], _abc.AsyncIterator[_encoder_pb2.EmbedStreamResponse]]:
+        """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
+        the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(
