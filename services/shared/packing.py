@@ -17,6 +17,8 @@ from transformers.masking_utils import AttentionMaskInterface
 Tokens = list[int]
 
 PACKED = "matryoshka_packed"
+# What transformers may hand to an attention beside the usual, to change its scores.
+_CHANGES_SCORES = {"softcap", "s_aux", "position_bias", "attention_bias", "head_mask"}
 
 
 def register() -> None:
@@ -34,9 +36,17 @@ def packed_attention(
     text_groups: list[tuple[int, int]],
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: object,
+    sliding_window: int | None = None,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each text; texts of equal length lie side by side and share one call."""
+    """Attend within each text; texts of equal length lie side by side and share one call.
+
+    Raises:
+        ValueError: the architecture wants something that changes scores and is not done here.
+    """
+    wanted = sorted(k for k in others.keys() & _CHANGES_SCORES if others[k] is not None)
+    if wanted:
+        raise ValueError(f"packed attention does not do {', '.join(wanted)}")
     outputs, start = [], 0
     is_causal = bool(getattr(module, "is_causal", False))
     for length, count in text_groups:
@@ -45,13 +55,30 @@ def packed_attention(
             x[0, :, rows].reshape(x.shape[1], count, length, -1).transpose(0, 1)
             for x in (query_1HTD, key_1HTD, value_1HTD)
         )
+        mask_LL = _near(length, sliding_window, is_causal, query.device)
         attended = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=is_causal,
-            enable_gqa=key.shape[1] != query.shape[1],
+            query, key, value, attn_mask=mask_LL, dropout_p=dropout, scale=scaling,
+            is_causal=is_causal and mask_LL is None, enable_gqa=key.shape[1] != query.shape[1],
         )  # fmt: skip
         outputs.append(attended.transpose(1, 2).reshape(length * count, *attended.shape[1::2]))
         start += length * count
     return torch.cat(outputs)[None], None
+
+
+def _near(
+    length: int, window: int | None, is_causal: bool, device: torch.device
+) -> torch.Tensor | None:
+    """Which tokens each token sees where a layer has a window: those less than it away.
+
+    transformers hands layers their window in this sense, whatever it counts in configs.
+    """
+    if window is None or length <= window:
+        return None
+    places_L = torch.arange(length, device=device)
+    before_LL = places_L[:, None] - places_L[None, :]
+    if is_causal:
+        return (before_LL >= 0) & (before_LL < window)
+    return before_LL.abs() < window
 
 
 def split_by_tokens(texts: Sequence[Tokens], batch_tokens: int) -> list[list[int]]:

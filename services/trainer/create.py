@@ -10,7 +10,8 @@ from pathlib import Path
 
 from services.shared.card import read_card
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, check_folder, default_id, locate
+from services.shared.folder import DEFAULT_MODEL, default_id, locate
+from services.shared.safety import check_folder, has_two_towers
 from services.trainer.blobs import Blobs
 from services.trainer.data import Pair, read_pairs, split
 from services.trainer.events import Event, EventLog
@@ -136,4 +137,10 @@ def _locate(source: str) -> Path:
         check_folder(base)
     except InvalidRequest as error:
         raise InvalidRequest(f"base_model: {error.message}", "base_model") from error
+    if has_two_towers(base):
+        raise InvalidRequest(
+            "base_model must have one tower for queries and documents; a two-tower model can be "
+            "served, not trained",
+            "base_model",
+        )
     return base

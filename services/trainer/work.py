@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from services.shared.card import DimScores, Quality
+from services.shared.choice import Precision
 from services.shared.errors import ServiceError
-from services.shared.model import Precision, TextModel
+from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer import export, report
 from services.trainer.adaptor import Adaptor, Vectors
@@ -277,8 +278,9 @@ def _finish(
     # A head comes after the pre-op, which is a module of the folder then.
     pre_op = model.pre_op if hyper.method == "full" else "none"
     card = export.finish(
-        folder, job.folder / MODEL, origin, quality, pre_op, model.max_tokens, probe
-    )
+        folder, job.folder / MODEL, origin, quality, pre_op, model.max_tokens, probe,
+        [trained.queries_QD, trained.documents_ND],
+    )  # fmt: skip
     write_atomic(job.folder / PLOT, report.plot(quality, spec.model_id))
     Result(
         model_id=spec.model_id,

@@ -12,8 +12,11 @@ from sentence_transformers import SentenceTransformer
 
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.forward import Padded
+from services.shared.loading import load_modules
 from services.shared.model import TextModel
 from services.shared.packing import split_by_tokens
+from services.shared.tower import Tower
 
 TEXTS = [
     "short",
@@ -49,11 +52,10 @@ def test_vectors_are_those_of_sentence_transformers(model, oracle):
 
 def test_padding_gives_the_same_vectors(model):
     """The fallback for architectures that cannot be packed is right too."""
-    padded = TextModel(locate(DEFAULT_MODEL), "float32", "cpu")
-    padded.transformer[0].auto_model.set_attn_implementation("sdpa")
+    tower = Tower(load_modules(locate(DEFAULT_MODEL), "cpu"), "cpu")
     batch = sorted((model.cut_tokens(t) for t in model.tokenize(TEXTS)), key=len)
     with torch.inference_mode():
-        np.testing.assert_allclose(padded._padded(batch), model.forward(batch), atol=1e-5)
+        np.testing.assert_allclose(Padded(tower)(batch), model.forward(batch), atol=1e-5)
 
 
 def test_bfloat16_is_faithful(oracle):

@@ -1,0 +1,138 @@
+"""The ways to run a tower's forward pass: packed, padded, or as bags of static embeddings.
+
+In: token ids of texts, sorted by length. Out: their full vectors, with gradients if they are on,
+before the pre-op. Each way is built from a tower and knows nothing of the others; `choice.py`
+decides between them. A new way is a class like these.
+
+Shapes: B texts, T tokens of all texts together, D full width, L tokens of one text.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from services.shared.errors import InvalidRequest
+from services.shared.packing import PACKED, Tokens, register
+from services.shared.tower import Tower
+
+_POOLINGS = {"mean", "cls", "lasttoken"}
+
+
+class Way(Protocol):
+    """One way to run a tower's forward pass."""
+
+    name: str
+    """The first word of the engine's name, for example "packed"."""
+
+    def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
+        """Return vectors_BD, float32 on the model's device, rows as `batch`."""
+        ...
+
+
+class Packed:
+    """All texts in one row of tokens; attention stays inside each text.
+
+    Building it switches the tower's network to packed attention; `close` switches it back.
+
+    Raises:
+        InvalidRequest: the tower's pooling or architecture cannot be packed.
+    """
+
+    name = "packed"
+
+    def __init__(self, tower: Tower) -> None:
+        if tower.is_static or tower.takes_images:
+            raise InvalidRequest("packing is for text transformers")
+        self.pooling = _pooling(tower)
+        self._tower = tower
+        self._first_position = tower.first_position
+        self._before = tower.network.config._attn_implementation
+        register()
+        tower.network.set_attn_implementation(PACKED)
+
+    def close(self) -> None:
+        self._tower.network.set_attn_implementation(self._before)
+
+    def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
+        device = self._tower.device
+        lengths = [len(tokens) for tokens in batch]
+        groups = [(length, len(list(same))) for length, same in groupby(lengths)]
+        flat = torch.tensor([token for tokens in batch for token in tokens], device=device)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        hidden_TD = self._tower.network(
+            input_ids=flat[None],
+            position_ids=positions[None] + self._first_position,
+            attention_mask=None,
+            text_groups=groups,
+        ).last_hidden_state[0]
+        pooled, start = [], 0
+        for length, count in groups:
+            hidden_BLD = hidden_TD[start : start + length * count].view(count, length, -1)
+            pooled.append(_pool(hidden_BLD, self.pooling).float())
+            start += length * count
+        features = {"sentence_embedding": torch.cat(pooled)}
+        for module in self._tower.modules[2:]:
+            features = module(features)
+        return features["sentence_embedding"].float()
+
+
+class Padded:
+    """sentence-transformers' own way: every text as long as the longest."""
+
+    name = "padded"
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+
+    def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
+        tower = self._tower
+        encoding = tower.tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
+        features = dict(encoding.to(tower.device))
+        for module in tower.modules:
+            features = module(features)
+        vectors_BD: torch.Tensor = features["sentence_embedding"].float()
+        return vectors_BD
+
+
+class Static:
+    """Embedding bags: no attention, so tokens need no order and no padding."""
+
+    name = "static"
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+
+    def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
+        device = self._tower.device
+        starts = np.cumsum([0, *(len(tokens) for tokens in batch)])[:-1]
+        flat = [token for tokens in batch for token in tokens]
+        features = {
+            # The type is said, as no token at all would give a tensor of floats.
+            "input_ids": torch.tensor(flat, dtype=torch.long, device=device),
+            "offsets": torch.tensor(starts, device=device),
+        }
+        for module in self._tower.modules:
+            features = module(features)
+        vectors_BD: torch.Tensor = features["sentence_embedding"].float()
+        return vectors_BD
+
+
+def _pooling(tower: Tower) -> str:
+    """Name the tower's pooling, if it is one that packing knows."""
+    modes = getattr(tower.modules[1], "pooling_mode", None) if len(tower.modules) > 1 else None
+    if isinstance(modes, list | tuple):
+        modes = modes[0] if len(modes) == 1 else None
+    if modes not in _POOLINGS:
+        raise InvalidRequest(f"packing knows the poolings {', '.join(sorted(_POOLINGS))}")
+    return str(modes)
+
+
+def _pool(hidden_BLD: torch.Tensor, pooling: str) -> torch.Tensor:
+    if pooling == "cls":
+        return hidden_BLD[:, 0]
+    if pooling == "lasttoken":
+        return hidden_BLD[:, -1]
+    return hidden_BLD.float().mean(dim=1)
