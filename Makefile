@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ protos: .venv/.installed  ## Generate code from protos/
 
 bench: .venv/.installed  ## Measure what the adaptor gains on real collections (minutes)
 	$(BIN)/python bench/adaptor.py
+
+bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (20 minutes after installing)
+	$(BIN)/python -m bench.encoder $(ARGS)
+
+bench-overload: .venv/.installed  ## Offer the encoder up to four times what it can do (two minutes)
+	$(BIN)/python bench/overload.py $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
