@@ -1,4 +1,4 @@
-"""The `matryoshka` command: serve one service, serve all, or show the whole on real text.
+"""The `matryoshka` command: serve one service or all, show the whole, or measure a model's card.
 
 Entry points read the environment, build what lives long, and hand it on. Each service is
 imported only when it is asked for: a machine that serves the router needs no torch.
@@ -150,6 +150,41 @@ def demo(
     try:
         run_demo(corpus, documents, output, exit_)
     except (CorpusError, ServiceDied) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub id, or all-MiniLM-L6-v2.")],
+    texts: Annotated[
+        Path,
+        typer.Argument(
+            help='Texts like those to come: one a line, or JSON lines of {"text"} or of '
+            '{"anchor", "positive"}.'
+        ),
+    ],
+    dims: Annotated[
+        str, typer.Option(help="Sizes such as 64,128; unset: the model's own, or powers of two.")
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for a copy with the card; unset: into the model's own."),
+    ] = None,
+) -> None:
+    """Measure what a model keeps at each size and how its bytes are stored; write its card."""
+    _share_cores()
+    from services.cli.card import measure
+    from services.shared.errors import ServiceError
+
+    try:
+        sizes = [int(dim) for dim in dims.split(",") if dim]
+    except ValueError:
+        print(f"--dims must be sizes such as 64,128, got {dims!r}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    try:
+        measure(model, texts, sizes, output)
+    except ServiceError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 

@@ -4,15 +4,28 @@ It lies in the model folder beside the Sentence Transformers files. The file is 
 where the trained sizes are kept; nothing configures them a second time.
 """
 
+import re
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from services.shared.errors import InvalidRequest
-from services.shared.vectors import PreOp
+from services.shared.vectors import Array, PreOp
 
 FILENAME = "matryoshka.json"
+# A list of numbers as JSON's indentation writes it; a string cannot hold a raw line break.
+_NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
 
 
 class DimScores(BaseModel):
@@ -39,6 +52,26 @@ class Quality(BaseModel):
     """The base model."""
     after: tuple[DimScores, ...]
     """This model."""
+    judged_by: Literal["labels", "neighbours"] = "labels"
+    """What a right answer is: a labelled pair, or what the full size itself ranks first."""
+
+
+class DimRanges(BaseModel):
+    """Range of each number of the vectors of one size, cut and of unit length."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int = Field(ge=1)
+    low: tuple[FiniteFloat, ...]
+    high: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        if not len(self.low) == len(self.high) == self.dim:
+            raise ValueError(f"low and high must hold {self.dim} numbers each")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low must not be above high")
+        return self
 
 
 class Card(BaseModel):
@@ -61,6 +94,13 @@ class Card(BaseModel):
     space_id: str
     """Digest of weights and recipe; checked when the model is loaded."""
     quality: Quality | None = None
+    int8_ranges: tuple[DimRanges, ...] = ()
+    """What int8 and uint8 vectors of each size are stored by."""
+
+    @cached_property
+    def ranges(self) -> dict[int, Array]:
+        """`int8_ranges` by size, as ranges_2M: low and high of each number."""
+        return {r.dim: np.array([r.low, r.high], dtype=np.float32) for r in self.int8_ranges}
 
     @model_validator(mode="after")
     def _check_dims(self) -> Self:
@@ -87,5 +127,23 @@ def read_card(folder: Path) -> Card | None:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card into a folder that is not served yet."""
-    (folder / FILENAME).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write the card into a folder, in one step."""
+    text = _NUMBERS.sub(lambda found: "".join(found[0].split()), card.model_dump_json(indent=2))
+    temporary = folder / f"{FILENAME}.tmp"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(folder / FILENAME)
+
+
+def describe_ranges(ranges: Mapping[int, Array]) -> tuple[DimRanges, ...]:
+    """Turn ranges_2M by size into what the card holds.
+
+    Seven digits: more than the ranges are worth, and the same float32 on every reading.
+    """
+    return tuple(
+        DimRanges(
+            dim=dim,
+            low=tuple(float(f"{number:.7g}") for number in low_M),
+            high=tuple(float(f"{number:.7g}") for number in high_M),
+        )
+        for dim, (low_M, high_M) in ranges.items()
+    )

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from services.shared import card as cards
 from services.shared.card import Card, Quality
 from services.shared.errors import ServiceError
-from services.shared.folder import check_folder, space_id
+from services.shared.folder import space_id
 from services.shared.model import TextModel
+from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
 from services.trainer.checkpoint import publish
 from services.trainer.layout import (
@@ -27,6 +28,7 @@ from services.trainer.layout import (
     write_json,
     write_modules,
 )
+from services.trainer.measure import measure_byte_ranges
 from services.trainer.report import markdown_table
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model"}
@@ -128,6 +130,7 @@ def finish(
     pre_op: PreOp,
     max_tokens: int,
     probe: tuple[Sequence[str], Array],
+    vector_sets: Sequence[Array] = (),
 ) -> Card:
     """Complete a folder with configs, card and README, check it, and move it to its place.
 
@@ -139,6 +142,7 @@ def finish(
         pre_op: of the finished model.
         max_tokens: longest text.
         probe: documents and the vectors that the evaluation used for them.
+        vector_sets: full vectors of queries and of documents, for the card's byte ranges.
 
     Raises:
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
@@ -155,6 +159,7 @@ def finish(
         data_digest=origin.data_digest,
         space_id=space_id(folder, pre_op, origin.prompts),
         quality=quality,
+        int8_ranges=measure_byte_ranges(vector_sets, origin.dims) if vector_sets else (),
     )
     cards.write_card(folder, card)
     (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")

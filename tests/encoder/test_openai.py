@@ -1,6 +1,7 @@
 """The official `openai` package works unchanged, and every error has its shape."""
 
 import base64
+import itertools
 import time
 
 import httpx
@@ -96,6 +97,31 @@ def test_truncation_travels_in_extra_body(client):
     assert answer.usage.prompt_tokens == 256
 
 
+def test_a_text_may_be_cut_at_its_start(client):
+    """What remains is its end, and only the rows that were cut are told."""
+    long = "first " + "word " * 400 + "last"
+    body = {"truncate": "start"}
+    answer = client.embeddings.create(model=MODEL, input=["x", long], extra_body=body)
+    assert answer.model_extra["matryoshka"]["truncated"] == [1]
+    end = client.embeddings.create(model=MODEL, input="word " * 253 + "last")
+    assert np.dot(answer.data[1].embedding, end.data[0].embedding) > 0.999
+
+
+def test_usage_counts_the_models_own_tokens(client):
+    """Special tokens included, over all rows, texts and token ids alike."""
+    texts = client.embeddings.create(model=MODEL, input=["hello world", "hello world"])
+    ids = client.embeddings.create(model=MODEL, input=[[7592, 2088], [7592, 2088]])
+    assert texts.usage.prompt_tokens == ids.usage.total_tokens == 8
+
+
+def test_2048_inputs_are_taken(client):
+    """OpenAI's bound itself is inside."""
+    answer = client.embeddings.create(
+        model=MODEL, input=[f"text {number}" for number in range(2048)], dimensions=8
+    )
+    assert [row.index for row in answer.data] == list(range(2048))
+
+
 def good(**change):
     return {"model": MODEL, "input": "x"} | change
 
@@ -113,6 +139,8 @@ def good(**change):
         (good(input=[]), 400, "input", "1 to 2048"),
         (good(input=["x", ""]), 400, "input", "input 1 must not be empty"),
         (good(input=["x"] * 2049), 400, "input", "1 to 2048"),
+        (good(input=["word " * 200] * 1600), 400, "input", "at most 300000 tokens"),
+        (good(input=[[7592] * 300]), 400, "input", "302 tokens, the model reads at most 256"),
         (good(input=["x", 1]), 400, "input", "must be a string"),
         (good(input=[-1]), 400, "input", "array of token ids"),
         (good(input=[999999]), 400, "input", "token ids must be between"),
@@ -120,6 +148,17 @@ def good(**change):
         (good(input={"a": 1}), 400, "input", "must be a string"),
         (good(input="\ud800"), 400, "input", "valid Unicode"),
         (good(encoding_format="hex"), 400, "encoding_format", "'float' or 'base64'"),
+        (good(dimensions="all"), 400, "dimensions", "an array of integers, or 'auto'"),
+        (good(dimensions=[64, "x"]), 400, "dimensions", "an array of integers, or 'auto'"),
+        (good(dimensions=10**30), 400, "dimensions", "must be an integer"),
+        (good(output_dtype="float16"), 400, "output_dtype", "'ubinary'"),
+        (good(min_retention="much"), 400, "min_retention", "between 0 and 1"),
+        (good(min_retention=1.5), 400, "min_retention", "between 0 and 1"),
+        (good(max_bytes=0), 400, "max_bytes", "positive integer"),
+        (good(truncate="middle"), 400, "truncate", "'end' or 'start'"),
+        (good(truncate=1), 400, "truncate", "'end' or 'start'"),
+        (good(user=3), 400, "user", "must be a string"),
+        (good(input=[{"image": "http://x.org/a.png"}]), 400, "input", "never fetched"),
         (good(input_type="poem"), 400, "input_type", "'query' or 'document'"),
         (good(surprise=1), 400, "surprise", "unknown field"),
         (good(model="gone"), 404, "model", "not loaded"),
@@ -181,7 +220,8 @@ def test_the_sdk_raises_its_own_classes(client):
 
 def test_a_caller_that_leaves_is_dropped(encoder_process):
     """Nobody waits for the answer, so its texts leave the queue; others are served."""
-    body = good(input=["word " * 200] * 500)
+    # Each text another, or the encoder would run one of them and copy the vector.
+    body = good(input=[f"{number} " + "word " * 200 for number in range(500)])
     with httpx.Client(base_url=encoder_process.http, timeout=30) as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/embeddings", json=body, timeout=0.5)
@@ -200,9 +240,14 @@ def test_a_full_queue_is_429_with_retry_after(tmp_path):
 
     process = serve(tmp_path, "serve", "encoder", MATRYOSHKA_ENCODER_MAX_QUEUED_TOKENS="2000")
     try:
-        body = {"model": MODEL, "input": ["word " * 100] * 15}
+        # Each text another, or the cache would answer.
+        numbers = itertools.count()
         with httpx.Client(base_url=process.http, timeout=60) as client:
-            post = lambda _: client.post("/v1/embeddings", json=body)  # noqa: E731
+
+            def post(_):
+                texts = [f"{next(numbers)} " + "word " * 100 for _ in range(15)]
+                return client.post("/v1/embeddings", json={"model": MODEL, "input": texts})
+
             with concurrent.futures.ThreadPoolExecutor(12) as pool:
                 answers = list(pool.map(post, range(12)))
             # What was refused left no trace: the next one is served.

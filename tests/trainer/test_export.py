@@ -9,9 +9,9 @@ from sentence_transformers import SentenceTransformer
 
 from services.shared.card import DimScores, Quality
 from services.shared.errors import InvalidRequest, ServiceError
-from services.shared.folder import check_folder
 from services.shared.model import TextModel
-from services.shared.vectors import normalize
+from services.shared.safety import check_folder
+from services.shared.vectors import normalize, truncate
 from services.trainer.export import Origin, add_head, copy_base, finish
 from services.trainer.layout import full_width, read_json
 
@@ -33,7 +33,7 @@ def export(base, folder, weight, pre_op="none", dims=(16, 32), expected=None, ma
     )
     return finish(
         folder / "new", folder / "model", origin, quality(dims), "none", max_tokens,
-        (TEXTS, expected),
+        (TEXTS, expected), [expected, expected[:1]],
     )  # fmt: skip
 
 
@@ -59,6 +59,19 @@ def test_plain_sentence_transformers_gives_the_same_vectors(tmp_path, tiny_model
     assert ours.declared_dims == (16, 32)
     assert ours.max_tokens == 48
     assert not (tmp_path / "new").exists()
+
+
+def test_the_card_has_byte_ranges_of_each_size(tmp_path, tiny_model, rotation):
+    """Measured on the vectors as they will be stored: cut, and of unit length."""
+    card = export(tiny_model, tmp_path, rotation)
+    vectors = TextModel(tmp_path / "model", "float32").encode_texts(TEXTS)
+    assert list(card.ranges) == [16, 32]
+    for dim, (low, high) in card.ranges.items():
+        assert (truncate(vectors, dim) > low).all()
+        assert (truncate(vectors, dim) < high).all()
+        assert (high - low).mean() < 1
+    written = read_json(tmp_path / "model" / "matryoshka.json")["int8_ranges"]
+    assert [entry["dim"] for entry in written] == [16, 32]
 
 
 def test_both_spellings_and_the_sizes_are_written(tmp_path, default_model):

@@ -1,0 +1,129 @@
+"""Protobuf to our own types and back."""
+
+from collections.abc import Sequence
+
+from services.encoder.auto import Auto
+from services.encoder.embed import Embedded, EmbedInput, Priority
+from services.encoder.models import LoadedModel
+from services.encoder.tokens import Truncation
+from services.shared.errors import InvalidRequest
+from services.shared.model import Role
+from services.shared.pb import encoder_pb2 as pb
+from services.shared.quantization import Dtype, Stored
+
+_ROLES: dict[int, Role] = {
+    pb.ROLE_UNSPECIFIED: "none",
+    pb.ROLE_QUERY: "query",
+    pb.ROLE_DOCUMENT: "document",
+}
+_TRUNCATIONS: dict[int, Truncation] = {
+    pb.TRUNCATION_UNSPECIFIED: "refuse",
+    pb.TRUNCATION_END: "end",
+    pb.TRUNCATION_START: "start",
+}
+_PRIORITIES: dict[int, Priority | None] = {
+    pb.PRIORITY_UNSPECIFIED: None,
+    pb.PRIORITY_INTERACTIVE: "interactive",
+    pb.PRIORITY_BULK: "bulk",
+}
+_DTYPES: dict[int, Dtype] = {
+    pb.DTYPE_UNSPECIFIED: "float32",
+    pb.DTYPE_FLOAT32: "float32",
+    pb.DTYPE_INT8: "int8",
+    pb.DTYPE_UINT8: "uint8",
+    pb.DTYPE_BINARY: "binary",
+    pb.DTYPE_UBINARY: "ubinary",
+}
+# Unspecified comes first, so that float32 is answered by its own name.
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+
+
+def read_request(
+    request: pb.EmbedRequest, is_stream: bool = False, remaining_s: float | None = None
+) -> EmbedInput:
+    """Turn a request into what the embedder takes.
+
+    Args:
+        request: as it came.
+        is_stream: it came in `EmbedStream`, where documents are bulk work unless it says
+            otherwise.
+        remaining_s: until the caller's deadline; None if there is none.
+
+    Raises:
+        InvalidRequest: an enum's number has no name.
+    """
+    for field, known, enum in (
+        ("role", _ROLES, pb.Role),
+        ("truncation", _TRUNCATIONS, pb.Truncation),
+        ("dtype", _DTYPES, pb.Dtype),
+        ("priority", _PRIORITIES, pb.Priority),
+    ):
+        if getattr(request, field) not in known:
+            raise InvalidRequest(f"{field} must be one of {', '.join(enum.keys())}", field)
+    role = _ROLES[request.role]
+    by_kind: Priority = "bulk" if is_stream and role == "document" else "interactive"
+    auto = request.auto
+    return EmbedInput(
+        request.model,
+        list(request.texts),
+        list(request.dimensions),
+        role,
+        _TRUNCATIONS[request.truncation],
+        _PRIORITIES[request.priority] or by_kind,
+        _DTYPES[request.dtype],
+        # A float of 0 cannot be told from none; as a bound it would say nothing anyway.
+        Auto(auto.min_retention or None, auto.max_bytes or None)
+        if request.HasField("auto")
+        else None,
+        list(request.images),
+        remaining_s,
+    )
+
+
+def write_answer(embedded: Embedded) -> pb.EmbedResponse:
+    return pb.EmbedResponse(
+        model=embedded.model.id,
+        space_id=embedded.model.text_model.space_id,
+        vectors=[
+            pb.Vectors(
+                dim=dim, dtype=pb.Dtype.ValueType(_NUMBERS[embedded.dtype]), data=_pack(vectors)
+            )
+            for dim, vectors in embedded.vectors
+        ],
+        num_tokens=embedded.num_tokens,
+        truncated=embedded.truncated,
+        warnings=embedded.warnings,
+    )
+
+
+def _pack(vectors: Stored) -> bytes:
+    """Return rows as little-endian bytes, row after row."""
+    return vectors.astype(vectors.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def describe(model: LoadedModel, aliases: Sequence[str]) -> pb.Model:
+    text_model = model.text_model
+    return pb.Model(
+        id=model.id,
+        space_id=text_model.space_id,
+        dim=text_model.full,
+        matryoshka_dims=text_model.declared_dims,
+        max_tokens=text_model.max_tokens,
+        engine=text_model.engine,
+        aliases=aliases,
+        loaded_at=int(model.loaded_at),
+        needs_role=text_model.needs_role,
+        takes_images=text_model.takes_images,
+        memory_bytes=model.memory_bytes,
+    )
+
+
+def describe_trials(model: LoadedModel) -> list[pb.EngineTrial]:
+    return [
+        pb.EngineTrial(
+            engine=f"{role} {trial.engine}" if model.text_model.needs_role else trial.engine,
+            min_cosine=trial.min_cosine,
+            tokens_per_second=trial.tokens_per_second,
+        )
+        for role, trial in model.text_model.trials
+    ]
