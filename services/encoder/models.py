@@ -8,18 +8,30 @@ import asyncio
 import json
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.encoder.batcher import Batcher
+from services.encoder.health import PrefixHealth
+from services.encoder.memory import check_fits, weight_bytes
 from services.encoder.metrics import EncoderMetrics
+from services.encoder.pace import Pace
 from services.encoder.settings import EncoderSettings
-from services.shared.errors import AlreadyExists, InvalidRequest, ModelNotFound, WrongState
+from services.encoder.turns import ForwardThread
+from services.shared.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    ModelNotFound,
+    Unavailable,
+    WrongState,
+)
 from services.shared.folder import default_id, locate
-from services.shared.model import TextModel
+from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
 from services.shared.vectors import Array
 
@@ -27,16 +39,26 @@ log = logging.getLogger(__name__)
 
 DEFAULT_ALIAS = "default"
 _MAX_NAME = 256
+# Run once after loading, so that the first callers' time can be told: texts of a typical length.
+_WARM_UP_TEXTS = ["A model is warm once it has read a sentence or two of a usual length."] * 16
+# A model that is loaded while others serve gets what they leave of the processor.
+_LOADING_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model and the batcher that feeds it."""
+    """A model and the batcher that feeds it.
+
+    Args:
+        memory_bytes: of its weights as they are held.
+    """
 
     id: str
     source: str
     text_model: TextModel
     batcher: Batcher
+    health: PrefixHealth
+    memory_bytes: int
     loaded_at: float
 
 
@@ -55,8 +77,7 @@ class Models:
         self._loaded: dict[str, LoadedModel] = {}
         self._aliases: dict[str, str] = {}
         self._changing = asyncio.Lock()
-        # One forward pass at a time: it uses every core or the whole accelerator by itself.
-        self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._forward = ForwardThread(settings.bulk_share)
 
     async def start(self) -> None:
         """Load what was loaded before, and the model that the settings name.
@@ -104,7 +125,9 @@ class Models:
                 )
             del self._loaded[model_id]
             await asyncio.to_thread(self._save)
-            await model.batcher.close()
+            # Nobody can find it any more; those who already had are answered.
+            await model.batcher.drain(self._settings.grace_s)
+            self._close(model)
 
     async def set_alias(self, alias: str, model_id: str) -> None:
         """Point a name at a loaded model.
@@ -143,48 +166,89 @@ class Models:
 
     async def close(self) -> None:
         for model in self._loaded.values():
-            await model.batcher.close()
-        self._forward_thread.shutdown()
+            self._close(model)
+        await self._forward.close()
 
     async def _load(self, source: str, model_id: str) -> LoadedModel:
-        text_model = await asyncio.to_thread(self._read, source)
+        with ThreadPoolExecutor(1, "load", self._be_nice) as thread:
+            loop = asyncio.get_running_loop()
+            folder = await loop.run_in_executor(thread, locate, source)
+            await loop.run_in_executor(thread, self._check_memory, folder, source)
+            text_model = await loop.run_in_executor(thread, self._read, folder)
         card_id = text_model.card.id if text_model.card else ""
         model_id = model_id or card_id or default_id(text_model.folder, source)
         if len(model_id) > _MAX_NAME:
             raise InvalidRequest(f"id must have at most {_MAX_NAME} characters", "id")
         present = self._loaded.get(model_id)
         if present and present.text_model.space_id == text_model.space_id:
-            return present
+            return self._renew_card(present, source, text_model)
         if present or model_id in self._aliases:
             raise AlreadyExists(f"{model_id!r} names another model; unload it or give another id")
-
-        async def run(batch: Sequence[Tokens]) -> Array:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._forward_thread, text_model.encode, batch)
-
-        model = LoadedModel(
-            model_id,
-            source,
-            text_model,
-            Batcher(
-                run,
-                text_model.full,
-                self._settings.max_batch_tokens,
-                self._settings.max_queued_tokens,
-                self._metrics,
-            ),
-            time.time(),
-        )
+        model = self._serve(model_id, source, text_model)
+        # In the bulk lane: whoever is served already does not wait for it.
+        role: Role = "document" if text_model.needs_role else "none"
+        await model.batcher.encode(text_model.tokenize(_WARM_UP_TEXTS, role), "bulk")
         self._loaded[model_id] = model
-        self._metrics.models.set(len(self._loaded))
+        self._show()
         log.info(
-            "loaded %s: %s, %d dimensions, space %s",
-            model_id, text_model.engine, text_model.full, text_model.space_id,
+            "loaded %s: %s, %d dimensions, %.2f GiB, space %s",
+            model_id, text_model.engine, text_model.full, model.memory_bytes / 2**30,
+            text_model.space_id,
         )  # fmt: skip
         return model
 
-    def _read(self, source: str) -> TextModel:
-        return TextModel(locate(source), self._settings.precision, self._settings.device)
+    def _renew_card(self, present: LoadedModel, source: str, newer: TextModel) -> LoadedModel:
+        """Take the newer card of a model that is served: it may have been measured since."""
+        present.text_model.folder, present.text_model.card = newer.folder, newer.card
+        renewed = self._loaded[present.id] = replace(present, source=source)
+        return renewed
+
+    def _serve(self, model_id: str, source: str, text_model: TextModel) -> LoadedModel:
+        """Put a model before the forward thread."""
+        metrics, settings = self._metrics, self._settings
+        health = PrefixHealth(model_id, text_model.full, text_model.declared_dims, metrics)
+        flops_per_token = 2 * _num_weights(text_model)
+
+        def run(batch: Sequence[Tokens]) -> Array:
+            vectors_BD = text_model.encode(batch)
+            metrics.forward_flops.labels(model_id).inc(flops_per_token * sum(map(len, batch)))
+            health.sample(vectors_BD)
+            return vectors_BD
+
+        batcher = Batcher(
+            run,
+            text_model.full,
+            Pace(settings.max_pass_s, settings.max_batch_tokens),
+            self._forward.ready,
+            metrics,
+        )
+        self._forward.add(batcher)
+        held = sum(p.numel() * p.element_size() for p in text_model.transformer.parameters())
+        return LoadedModel(model_id, source, text_model, batcher, health, held, time.time())
+
+    def _close(self, model: LoadedModel) -> None:
+        self._forward.remove(model.batcher)
+        model.batcher.close(Unavailable(f"model {model.id!r} is being unloaded"))
+        model.health.forget()
+        self._show()
+
+    def _be_nice(self) -> None:
+        """Take the loading thread, and the threads that torch starts for it, behind serving."""
+        if self._loaded and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICENESS)
+
+    def _check_memory(self, folder: Path, source: str) -> None:
+        if any(model.text_model.folder == folder for model in self.list()):
+            return  # the same again is harmless: it is read, compared and dropped
+        held = sum(model.memory_bytes for model in self.list())
+        check_fits(source, weight_bytes(folder), held, self._settings.max_model_bytes)
+
+    def _show(self) -> None:
+        self._metrics.models.set(len(self._loaded))
+        self._metrics.model_bytes.set(sum(m.memory_bytes for m in self._loaded.values()))
+
+    def _read(self, folder: Path) -> TextModel:
+        return TextModel(folder, self._settings.precision, self._settings.device)
 
     def _not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(sorted({*self._loaded, *self._aliases}))
@@ -194,7 +258,6 @@ class Models:
 
     def _save(self) -> None:
         """Replace `models.json` in one step: a crash leaves the old one or the new one."""
-        self._metrics.models.set(len(self._loaded))
         content = {
             "models": [{"id": m.id, "source": str(_absolute(m.source))} for m in self.list()],
             "aliases": self._aliases,
@@ -206,6 +269,15 @@ class Models:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+
+def _num_weights(text_model: TextModel) -> int:
+    """Count the numbers that each token is multiplied with: all but the tables of embeddings."""
+    return sum(
+        parameter.numel()
+        for name, parameter in text_model.transformer.named_parameters()
+        if "embeddings" not in name
+    )
 
 
 def _absolute(source: str) -> str | Path:

@@ -1,6 +1,7 @@
 """The encoder's gRPC door: protobuf in and out, nothing else of protobuf further in."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,29 +9,18 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.encoder.embed import Embedder, EmbedInput, Truncation
+from services.encoder.embed import Embedder
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
 from services.encoder.openai import OpenAIRoutes
 from services.encoder.settings import EncoderSettings
+from services.encoder.stream import answer_in_order
+from services.encoder.wire import describe, describe_trials, read_request, write_answer
 from services.shared.card import FILENAME
-from services.shared.errors import InvalidRequest
-from services.shared.model import Role
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
-from services.shared.vectors import pack
 
 _Context = Any  # grpc.aio's context; unused, as errors are raised
-_ROLES: dict[int, Role] = {
-    pb.ROLE_UNSPECIFIED: "none",
-    pb.ROLE_QUERY: "query",
-    pb.ROLE_DOCUMENT: "document",
-}
-_TRUNCATIONS: dict[int, Truncation] = {
-    pb.TRUNCATION_UNSPECIFIED: "refuse",
-    pb.TRUNCATION_END: "end",
-    pb.TRUNCATION_START: "start",
-}
 
 
 class EncoderService(pb_grpc.EncoderServiceServicer):
@@ -47,9 +37,10 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
     def __init__(self, settings: EncoderSettings, registry: CollectorRegistry) -> None:
         encoder_metrics = EncoderMetrics(registry)
         self.metrics = encoder_metrics
+        self._stream_read_ahead = settings.stream_read_ahead
         self._models = Models(settings, encoder_metrics)
         self._embedder = Embedder(self._models, settings, encoder_metrics)
-        self._routes = OpenAIRoutes(self._models, self._embedder, settings.max_body_bytes)
+        self._routes = OpenAIRoutes(self._models, self._embedder, settings)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         pb_grpc.add_EncoderServiceServicer_to_server(self, server)
@@ -65,37 +56,25 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         self._embedder.close()
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
-        return await self._embed(request)
+        return await self._embed(request, remaining_s=context.time_remaining())
 
     async def EmbedStream(
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: _Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
-        async for request in request_iterator:
-            yield pb.EmbedStreamResponse(embed=await self._embed(request.embed))
+        async def answer(request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+            return pb.EmbedStreamResponse(embed=await self._embed(request.embed, is_stream=True))
 
-    async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        if request.role not in _ROLES:
-            raise InvalidRequest("role must be ROLE_QUERY, ROLE_DOCUMENT or unset", "role")
-        embedded = await self._embedder.embed(
-            EmbedInput(
-                request.model,
-                list(request.texts),
-                list(request.dimensions),
-                _ROLES[request.role],
-                _TRUNCATIONS.get(request.truncation, "refuse"),
-            )
-        )
-        return pb.EmbedResponse(
-            model=embedded.model.id,
-            space_id=embedded.model.text_model.space_id,
-            vectors=[
-                pb.Vectors(dim=dim, dtype=pb.DTYPE_FLOAT32, data=pack(vectors_BM))
-                for dim, vectors_BM in embedded.vectors
-            ],
-            num_tokens=embedded.num_tokens,
-            truncated=embedded.truncated,
-            warnings=embedded.warnings,
-        )
+        answers = answer_in_order(request_iterator, answer, self._stream_read_ahead)
+        # Left at once when the caller leaves, so that what he asked for is cancelled.
+        async with contextlib.aclosing(answers):
+            async for response in answers:
+                yield response
+
+    async def _embed(
+        self, request: pb.EmbedRequest, is_stream: bool = False, remaining_s: float | None = None
+    ) -> pb.EmbedResponse:
+        wanted = read_request(request, is_stream, remaining_s)
+        return write_answer(await self._embedder.embed(wanted))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _Context
@@ -106,7 +85,9 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         model = self._models.get(request.model)
         card = model.text_model.folder / FILENAME
         text = await asyncio.to_thread(card.read_text) if model.text_model.card else ""
-        return pb.GetModelResponse(model=self._describe(model), card_json=text)
+        return pb.GetModelResponse(
+            model=self._describe(model), card_json=text, trials=describe_trials(model)
+        )
 
     async def LoadModel(
         self, request: pb.LoadModelRequest, context: _Context
@@ -117,7 +98,11 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
     async def UnloadModel(
         self, request: pb.UnloadModelRequest, context: _Context
     ) -> pb.UnloadModelResponse:
+        # An unknown id is refused by `unload`; an alias is not an id.
+        model = next((m for m in self._models.list() if m.id == request.id), None)
         await self._models.unload(request.id)
+        if model:
+            self._embedder.forget(model)
         return pb.UnloadModelResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: _Context) -> pb.SetAliasResponse:
@@ -125,14 +110,4 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         return pb.SetAliasResponse()
 
     def _describe(self, model: LoadedModel) -> pb.Model:
-        text_model = model.text_model
-        return pb.Model(
-            id=model.id,
-            space_id=text_model.space_id,
-            dim=text_model.full,
-            matryoshka_dims=text_model.declared_dims,
-            max_tokens=text_model.max_tokens,
-            engine=text_model.engine,
-            aliases=self._models.aliases_of(model.id),
-            loaded_at=int(model.loaded_at),
-        )
+        return describe(model, self._models.aliases_of(model.id))

@@ -2,7 +2,8 @@
 
     ServiceError             INTERNAL             500
     ├── InvalidRequest       INVALID_ARGUMENT     400
-    │   └── TooLarge         INVALID_ARGUMENT     413
+    │   ├── TooLarge         INVALID_ARGUMENT     413
+    │   └── TooSlow          INVALID_ARGUMENT     408
     ├── Unauthenticated      UNAUTHENTICATED      401
     ├── NotFound             NOT_FOUND            404
     ├── AlreadyExists        ALREADY_EXISTS       409
@@ -66,6 +67,12 @@ class TooLarge(InvalidRequest):
     """The request is over a bound on its size."""
 
     http_status = 413
+
+
+class TooSlow(InvalidRequest):
+    """The request did not arrive in time."""
+
+    http_status = 408
 
 
 class Unauthenticated(ServiceError):
@@ -142,6 +149,7 @@ _TREE = (
     ServiceError,
     InvalidRequest,
     TooLarge,
+    TooSlow,
     Unauthenticated,
     NotFound,
     AlreadyExists,

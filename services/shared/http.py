@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import orjson
 import prometheus_client
 from pydantic import SecretStr
 from starlette.applications import Starlette
@@ -20,11 +21,13 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.shared.auth import check_key
+from services.shared.bodies import Bodies, Body
 from services.shared.errors import (
     InvalidRequest,
     NotFound,
     ServiceError,
     TooLarge,
+    TooSlow,
     outcome_of_status,
 )
 from services.shared.metrics import ServiceMetrics
@@ -37,23 +40,48 @@ T = TypeVar("T")
 _CLIENT_LEFT = 499  # nginx's number; nobody reads the answer
 
 
-async def read_json(request: Request, max_body_bytes: int) -> object:
-    """Read a JSON body, never holding more than `max_body_bytes` of it.
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
+    """Read a body, never holding more than `max_body_bytes` of it.
 
     Raises:
         TooLarge: the body is longer.
-        InvalidRequest: the body is not JSON in UTF-8.
+        TooSlow: it does not arrive in time.
+        Overloaded: there is no room for it beside the bodies of other requests.
     """
     declared = request.headers.get("content-length", "0")
-    too_large = TooLarge(f"the body must be at most {max_body_bytes} bytes")
     if declared.isdigit() and int(declared) > max_body_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body_bytes:
-            raise too_large
+        raise _too_large(max_body_bytes)
+    held: Body = request.scope["body"]
+    chunks: list[bytes] = []
     try:
+        async with asyncio.timeout(held.max_s):
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                held.grow(len(chunk))
+                if held.num_bytes > max_body_bytes:
+                    raise _too_large(max_body_bytes)
+    except TimeoutError as error:
+        raise TooSlow(f"the body must arrive within {held.max_s:g} s") from error
+    return b"".join(chunks)
+
+
+def _too_large(max_body_bytes: int) -> TooLarge:
+    return TooLarge(f"the body must be at most {max_body_bytes} bytes")
+
+
+def parse_json(body: bytes) -> object:
+    """Parse a JSON body.
+
+    Raises:
+        InvalidRequest: it is not JSON in UTF-8.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # Takes what the fast parser refuses and clients may send all the same, such as NaN or
+        # half a surrogate pair: the field that holds it then says what is wrong.
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the body must be JSON in UTF-8") from error
@@ -65,17 +93,26 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: the caller left; nobody reads the answer.
     """
-    task = asyncio.ensure_future(work)
-    # The body has been read, so the next message can only be the disconnect.
-    gone = asyncio.ensure_future(request.receive())
+    caller = asyncio.current_task()
+    assert caller
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        # The body has been read, so the next message can only be the disconnect.
+        await request.receive()
+        has_left = True
+        caller.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
+        return await work
+    except asyncio.CancelledError:
+        if has_left and not caller.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
-        gone.cancel()
+        watcher.cancel()
 
 
 def error_response(error: ServiceError) -> JSONResponse:
@@ -94,9 +131,11 @@ class _Guard:
         app: ASGIApp,
         metrics: ServiceMetrics,
         state: State,
+        bodies: Bodies,
         api_key: SecretStr | None,
     ) -> None:
         self._app = app
+        self._bodies = bodies
         self._metrics = metrics
         self._state = state
         self._api_key = api_key
@@ -116,7 +155,8 @@ class _Guard:
         try:
             check_key(request.headers.get("authorization"), self._api_key)
             self._state.check_open()
-            await self._app(scope, receive, send_and_note)
+            with self._bodies.hold() as scope["body"]:
+                await self._app(scope, receive, send_and_note)
         except ServiceError as error:
             await error_response(error)(scope, receive, send_and_note)
         finally:
@@ -127,6 +167,7 @@ class _Guard:
 def build_app(
     routes: dict[ServiceMetrics, list[Route]],
     state: State,
+    bodies: Bodies,
     registry: prometheus_client.CollectorRegistry,
     api_key: SecretStr | None,
 ) -> Starlette:
@@ -146,7 +187,9 @@ def build_app(
     guarded: list[BaseRoute] = []
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
-            route.app = _named(_Guard(route.app, service_metrics, state, api_key), route.path)
+            route.app = _named(
+                _Guard(route.app, service_metrics, state, bodies, api_key), route.path
+            )
             guarded.append(route)
     return Starlette(
         routes=[
@@ -190,6 +233,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
         known = NotFound(f"no such route: {request.method} {request.url.path}")
     response = error_response(known)
     response.status_code = error.status_code
+    response.headers.update(error.headers or {})
     return response
 
 

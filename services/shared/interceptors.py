@@ -2,10 +2,12 @@
 
 For each call, in order: the API key, readiness, then the handler; then its outcome is counted
 and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug: the traceback is
-logged and the caller reads "internal error".
+logged and the caller reads "internal error". When the server closes, streams of requests end with
+UNAVAILABLE; their handlers answer what they had read, and need to know nothing of it.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +17,7 @@ import grpc
 from pydantic import SecretStr
 
 from services.shared.auth import check_key
-from services.shared.errors import ServiceError
+from services.shared.errors import ServiceError, Unavailable
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
 
@@ -64,29 +66,39 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
             check_key(header if isinstance(header, str) else None, self._api_key)
             self._state.check_open()
 
-        return _guarded(handler, admit, self._metrics[service], method)
+        closing = self._state.closing
+        return _guarded(handler, admit, closing, self._metrics[service], method)
 
 
 def _guarded(
-    handler: _Handler, admit: Callable[[], None], metrics: ServiceMetrics, method: str
+    handler: _Handler,
+    admit: Callable[[], None],
+    closing: asyncio.Event,
+    metrics: ServiceMetrics,
+    method: str,
 ) -> _Handler:
     """Wrap a handler of any of the four kinds."""
     # The stubs describe synchronous servers; under grpc.aio behaviours are coroutines and
     # asynchronous generators.
     behaviours: Any = handler
 
+    def bounded(request: Any) -> Any:  # noqa: ANN401 (any message type, or a stream of it)
+        return _until_closing(request, closing) if handler.request_streaming else request
+
     async def unary(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message type)
         async with _Outcome(context, metrics, method):
             admit()
             inner = behaviours.unary_unary or behaviours.stream_unary
-            return await inner(request, context)
+            return await inner(bounded(request), context)
 
     async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
         async with _Outcome(context, metrics, method):
             admit()
             inner = behaviours.unary_stream or behaviours.stream_stream
-            async for response in inner(request, context):
-                yield response
+            # Closed here and now when the caller leaves, not when it is collected as garbage.
+            async with contextlib.aclosing(inner(bounded(request), context)) as responses:
+                async for response in responses:
+                    yield response
 
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -100,6 +112,32 @@ def _guarded(
         response_serializer=handler.response_serializer,
     )
     return wrapped
+
+
+async def _until_closing(
+    requests: AsyncIterator[Any], closing: asyncio.Event
+) -> AsyncIterator[Any]:
+    """Give a stream's requests until it ends or the server closes.
+
+    Raises:
+        Unavailable: the server closes; what was read so far will be answered.
+    """
+    closed = asyncio.ensure_future(closing.wait())
+    try:
+        while not closing.is_set():
+            request = asyncio.ensure_future(anext(requests))
+            try:
+                await asyncio.wait((request, closed), return_when=asyncio.FIRST_COMPLETED)
+                if not request.done():
+                    break
+                yield request.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                request.cancel()
+    finally:
+        closed.cancel()
+    raise Unavailable("the service is stopping; send what was not answered again, shortly")
 
 
 class _Outcome:
@@ -126,4 +164,15 @@ class _Outcome:
             status, message = grpc.StatusCode.INTERNAL, "internal error"
         self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
         if message:
-            await self._context.abort(status, message)
+            retry_after_s = getattr(error, "retry_after_s", None)
+            await self._context.abort(status, message, _retry_metadata(retry_after_s))
+
+
+def _retry_metadata(retry_after_s: int | None) -> tuple[tuple[str, str], ...]:
+    """Say when to try again: as HTTP does, and as gRPC's own retries read it."""
+    if not retry_after_s:
+        return ()
+    return (
+        ("retry-after", str(retry_after_s)),
+        ("grpc-retry-pushback-ms", str(retry_after_s * 1000)),
+    )

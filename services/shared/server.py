@@ -23,6 +23,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
+from services.shared.bodies import Bodies
+from services.shared.connection import Connection
 from services.shared.http import build_app
 from services.shared.interceptors import Door
 from services.shared.metrics import ServiceMetrics
@@ -102,6 +104,7 @@ async def run(
     grpc_server = grpc.aio.server(
         interceptors=[Door(metrics, state, settings.api_key)],
         options=channel_options(settings.max_message_bytes),
+        maximum_concurrent_rpcs=settings.max_calls,
     )
     grpc_port = grpc_server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     listener = socket.create_server((settings.host, settings.http_port), backlog=1024)
@@ -129,9 +132,22 @@ async def run(
             state.is_ready = False
             await health.set_ready(False)
             await asyncio.sleep(settings.drain_s)
-        http_server.should_exit = True
-        await asyncio.gather(grpc_server.stop(settings.grace_s), http_task)
+        # From here on new calls are told to try again, and streams end: another server is there.
+        state.close()
+        await asyncio.gather(
+            grpc_server.stop(settings.grace_s),
+            _stop_http(http_server, http_task, settings.grace_s),
+        )
     log.info("stopped")
+
+
+async def _stop_http(server: _Http, task: asyncio.Task[None], grace_s: float) -> None:
+    """Listen on, to refuse politely, until the calls in flight have ended; then stop."""
+    in_flight = set(server.server_state.tasks)
+    if in_flight:
+        await asyncio.wait(in_flight, timeout=grace_s)
+    server.should_exit = True
+    await task
 
 
 class _Health:
@@ -167,6 +183,7 @@ def _build_http(
     app = build_app(
         {service.metrics: service.routes() for service in services},
         state,
+        Bodies(settings.max_bodies_bytes, settings.max_body_s),
         registry,
         settings.api_key,
     )
@@ -176,7 +193,10 @@ def _build_http(
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=max(1, int(settings.grace_s)),
+            http=Connection,
+            limit_concurrency=settings.max_connections,
+            # What is in flight has had its time before: see `_stop_http`.
+            timeout_graceful_shutdown=1,
         )
     )
 

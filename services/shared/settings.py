@@ -34,6 +34,14 @@ class ServerSettings(BaseSettings):
     """Longest HTTP body; a longer one is refused before it is read."""
     max_message_bytes: int = Field(default=64 * 2**20, ge=1024)
     """Longest gRPC message; 2048 vectors of 4096 float32 numbers are 32 MiB."""
+    max_bodies_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """HTTP bodies held at once, together; one that would pass this is refused."""
+    max_body_s: float = Field(default=30.0, gt=0)
+    """Time for an HTTP body to arrive."""
+    max_connections: int = Field(default=4096, ge=1)
+    """HTTP connections at once."""
+    max_calls: int = Field(default=1024, ge=1)
+    """gRPC calls at once, streams included."""
     drain_s: float = Field(default=1.0, ge=0)
     """After the first SIGTERM: time to be seen as not ready before new calls are refused."""
     grace_s: float = Field(default=20.0, ge=0)

@@ -1,6 +1,7 @@
 """The batcher's invariants, each with a run function that the test controls."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ from prometheus_client import CollectorRegistry
 
 from services.encoder.batcher import Batcher
 from services.encoder.metrics import EncoderMetrics
-from services.shared.errors import Overloaded, ServiceError
+from services.encoder.pace import Pace
+from services.encoder.turns import ForwardThread
+from services.shared.errors import ServiceError, Unavailable
 
 FULL = 2
 POISON = 666
+PASS_TOKENS = 10
 
 
 class Machine:
@@ -19,12 +23,12 @@ class Machine:
 
     def __init__(self) -> None:
         self.batches: list[list[list[int]]] = []
-        self.gate = asyncio.Event()
+        self.gate = threading.Event()
         self.gate.set()
 
-    async def run(self, texts):
+    def run(self, texts):
         self.batches.append([list(text) for text in texts])
-        await self.gate.wait()
+        assert self.gate.wait(20)
         if any(POISON in text for text in texts):
             raise RuntimeError("cannot run this")
         return np.array([[text[0], len(text)] for text in texts], dtype=np.float32)
@@ -36,10 +40,25 @@ async def machine():
 
 
 @pytest.fixture
-async def batcher(machine):
-    batcher = Batcher(machine.run, FULL, 10, 100, EncoderMetrics(CollectorRegistry()))
+async def forward():
+    thread = ForwardThread(bulk_share=0.2)
+    yield thread
+    await thread.close()
+
+
+@pytest.fixture
+async def batcher(machine, forward):
+    batcher = new_batcher(machine, forward)
     yield batcher
-    await batcher.close()
+    machine.gate.set()
+    batcher.close(Unavailable("closed"))
+
+
+def new_batcher(machine, forward):
+    pace = Pace(max_pass_s=10, max_batch_tokens=PASS_TOKENS)
+    batcher = Batcher(machine.run, FULL, pace, forward.ready, EncoderMetrics(CollectorRegistry()))
+    forward.add(batcher)
+    return batcher
 
 
 async def held(machine, batcher):
@@ -47,7 +66,13 @@ async def held(machine, batcher):
     machine.gate.clear()
     task = asyncio.create_task(batcher.encode([[0]]))
     while not machine.batches:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+    return task
+
+
+async def queued(batcher, texts, lane="interactive"):
+    task = asyncio.create_task(batcher.encode(texts, lane))
+    await asyncio.sleep(0)
     return task
 
 
@@ -61,7 +86,7 @@ async def test_rows_come_back_in_order(machine, batcher):
 async def test_batches_stay_in_the_token_budget(machine, batcher):
     """No batch of several texts is over the budget."""
     await asyncio.gather(*(batcher.encode([[i] * 4, [i] * 3]) for i in range(8)))
-    assert all(sum(map(len, batch)) <= 10 for batch in machine.batches)
+    assert all(sum(map(len, batch)) <= PASS_TOKENS for batch in machine.batches)
 
 
 async def test_one_long_text_runs_alone(machine, batcher):
@@ -74,41 +99,27 @@ async def test_one_long_text_runs_alone(machine, batcher):
 async def test_callers_share_batches(machine, batcher):
     """Requests that wait together run together."""
     first = await held(machine, batcher)
-    others = [asyncio.create_task(batcher.encode([[i]])) for i in range(1, 6)]
-    await asyncio.sleep(0)
+    others = [await queued(batcher, [[i]]) for i in range(1, 6)]
     machine.gate.set()
     await asyncio.gather(first, *others)
     assert len(machine.batches) == 2
     assert len(machine.batches[1]) == 5
 
 
-async def test_a_full_queue_refuses_at_once(machine, batcher):
-    """The caller over the bound is told immediately; those within it are served."""
-    first = await held(machine, batcher)
-    queued = asyncio.create_task(batcher.encode([[1] * 90]))
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="at most 100"):
-        await batcher.encode([[2] * 11])
-    machine.gate.set()
-    await asyncio.gather(first, queued)
-
-
 async def test_departed_callers_are_not_run(machine, batcher):
-    """A request whose caller left is dropped before it costs anything, and its room is free."""
+    """A request whose caller left is dropped before it costs anything."""
     first = await held(machine, batcher)
-    gone = asyncio.create_task(batcher.encode([[5] * 95]))
-    await asyncio.sleep(0)
+    gone = await queued(batcher, [[5] * 4])
     gone.cancel()
     await asyncio.sleep(0)
-    stays = asyncio.create_task(batcher.encode([[6] * 95]))
-    await asyncio.sleep(0)
+    stays = await queued(batcher, [[6] * 4])
     machine.gate.set()
     await asyncio.gather(first, stays)
-    assert [[5] * 95] not in machine.batches
+    assert [5] * 4 not in [text for batch in machine.batches for text in batch]
 
 
 async def test_leaving_while_running_harms_nobody(machine, batcher):
-    """A result for a caller who left is thrown away, and the loop lives on."""
+    """A result for a caller who left is thrown away, and the thread lives on."""
     first = await held(machine, batcher)
     first.cancel()
     await asyncio.sleep(0)
@@ -119,9 +130,8 @@ async def test_leaving_while_running_harms_nobody(machine, batcher):
 async def test_a_failing_request_fails_alone(machine, batcher):
     """Of the requests in a failing batch, only the one that cannot be run fails."""
     first = await held(machine, batcher)
-    good = asyncio.create_task(batcher.encode([[1], [2]]))
-    bad = asyncio.create_task(batcher.encode([[POISON]]))
-    await asyncio.sleep(0)
+    good = await queued(batcher, [[1], [2]])
+    bad = await queued(batcher, [[POISON]])
     machine.gate.set()
     await first
     assert (await good).tolist() == [[1, 1], [2, 1]]
@@ -130,24 +140,42 @@ async def test_a_failing_request_fails_alone(machine, batcher):
     assert (await batcher.encode([[9]])).tolist() == [[9, 1]]
 
 
-async def test_a_query_does_not_wait_behind_bulk(machine, batcher):
-    """A small request that comes late rides in the very next batch."""
+async def test_a_small_request_overtakes_a_large_one(machine, batcher):
+    """In one lane, a request of one text that comes late rides in the very next batch."""
     first = await held(machine, batcher)
-    bulk = asyncio.create_task(batcher.encode([[1] * 5] * 15))
-    await asyncio.sleep(0)
-    query = asyncio.create_task(batcher.encode([[2]]))
-    await asyncio.sleep(0)
+    large = await queued(batcher, [[1] * 5] * 150)
+    small = await queued(batcher, [[2]])
     machine.gate.set()
-    await asyncio.gather(first, bulk, query)
+    await small
+    await asyncio.gather(first, large)
     assert [2] in machine.batches[1]
 
 
+async def test_progress_is_told_as_it_is_made(machine, batcher):
+    """Whoever counts what waits hears of each pass, and in the end of every token."""
+    done = []
+    await batcher.encode([[1] * 6] * 5, on_done=done.append)
+    assert done == [6] * 5
+
+
 async def test_closing_fails_those_who_wait(machine, batcher):
-    """Unloading a model leaves nobody hanging."""
+    """Unloading a model leaves nobody hanging, and says that a retry may help."""
     first = await held(machine, batcher)
-    waiting = asyncio.create_task(batcher.encode([[1]]))
-    await asyncio.sleep(0)
-    await batcher.close()
-    with pytest.raises(ServiceError):
+    waiting = await queued(batcher, [[1]])
+    batcher.close(Unavailable("unloaded"))
+    with pytest.raises(Unavailable):
         await waiting
+    with pytest.raises(Unavailable):
+        await batcher.encode([[1]])
     first.cancel()
+
+
+async def test_draining_waits_for_those_who_are_there(machine, batcher):
+    """A model is unloaded under nobody's feet."""
+    first = await held(machine, batcher)
+    drain = asyncio.create_task(batcher.drain(timeout_s=20))
+    await asyncio.sleep(0.01)
+    assert not drain.done()
+    machine.gate.set()
+    await drain
+    assert first.done()

@@ -1,0 +1,56 @@
+"""An HTTP connection: uvicorn's, with bounds on what comes before a request's body.
+
+uvicorn bounds neither how long the head of a request may be nor how long it may take to arrive,
+so one client could fill the memory, or hold a connection for ever, without having asked anything.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# Proxies and other servers allow 8 to 64 KiB.
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEAD_S = 10.0
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; the time of an idle one between two requests is uvicorn's own setting."""
+
+    _head_bytes = 0
+    _is_in_head = False
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self.send_400_response(f"The head must be at most {_MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._is_in_head, self._head_bytes = True, 0
+        self._start_timer()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(_MAX_HEAD_S, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
