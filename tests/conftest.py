@@ -86,6 +86,15 @@ def serve(tmp_path: Path, *arguments: str, **environment: str) -> Process:
     return Process(command, tmp_path / f"{name}.log", environment).start()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Encoders of one run share what they measure at their start: the first does the work."""
+    folder = tmp_path_factory.mktemp("engines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATRYOSHKA_ENCODER_ENGINES_DIR", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def encoder_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A real encoder with the default model, for all tests that only read from it."""

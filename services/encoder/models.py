@@ -248,7 +248,12 @@ class Models:
         self._metrics.model_bytes.set(sum(m.memory_bytes for m in self._loaded.values()))
 
     def _read(self, folder: Path) -> TextModel:
-        return TextModel(folder, self._settings.precision, self._settings.device)
+        return TextModel(
+            folder,
+            self._settings.precision,
+            self._settings.device,
+            self._settings.engines_dir or self._settings.data_dir / "engines",
+        )
 
     def _not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(sorted({*self._loaded, *self._aliases}))

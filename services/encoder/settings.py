@@ -1,5 +1,6 @@
 """Settings of the encoder: `MATRYOSHKA_ENCODER_<FIELD>`."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +18,10 @@ class EncoderSettings(ServerSettings):
 
     model: str = DEFAULT_MODEL
     """Model to serve from the start: a folder, a hub id, or the packaged default."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; auto measures which is faster here and still faithful."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Arithmetic of the forward pass; auto measures which is fastest here and still faithful."""
+    engines_dir: Path | None = None
+    """Where measurements and int8 weights are kept for the next start; unset: in data_dir."""
     device: str | None = None
     """A torch device such as cuda:1; unset takes an accelerator if there is one."""
     undeclared_dimensions: Literal["strict", "warn", "allow"] = "warn"

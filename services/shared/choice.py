@@ -14,38 +14,27 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from services.shared.calibration import sample_texts
+from services.shared.engines import Engines, Trial
 from services.shared.errors import InvalidRequest
 from services.shared.forward import Packed, Padded, Static, Way
 from services.shared.oracle import MAX_WINDOW, Probe, window
+from services.shared.packing import Tokens
 from services.shared.tower import Tower
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 # Against sentence-transformers in float32, on the probe texts. Rounding alone stays above both;
 # a wrong pooling, mask or position falls far below.
 MIN_COSINE_FLOAT32 = 0.9999
-MIN_COSINE_BFLOAT16 = 0.999
+MIN_COSINE_ROUNDED = 0.999
 
-# A batch for the clock that is large enough to be typical.
-_TIMED_COPIES = 10
-_TIMED_RUNS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One engine as it was measured on this machine.
-
-    Args:
-        engine: for example "packed bfloat16".
-        min_cosine: the smallest to sentence-transformers in float32, over the probe texts.
-        tokens_per_second: best of some runs.
-    """
-
-    engine: str
-    min_cosine: float
-    tokens_per_second: float
+_TIMED_RUNS = 3
+_SAMPLE_TEXTS = 64
+# Another seed than the one that int8 is fitted with.
+_SAMPLE_SEED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,46 +58,102 @@ class Arithmetic:
 
     Args:
         name: the second word of the engine's name.
-        min_cosine: what counts as faithful.
-        apply: takes the tower and its float32 way; returns the way to run, perhaps the same one
-            over changed weights, and how to undo the change.
+        apply: takes the tower, its float32 way, and what is kept; returns the way to run, perhaps
+            the same one over changed weights, and how to undo the change.
     """
 
     name: str
-    min_cosine: float
-    apply: Callable[[Tower, Way], tuple[Way, Callable[[], None]]]
+    apply: Callable[[Tower, Way, Engines | None], tuple[Way, Callable[[], None]]]
 
 
-def choose(tower: Tower, probe: Probe, precision: Precision) -> Choice:
+def choose(tower: Tower, probe: Probe, precision: Precision, engines: Engines | None) -> Choice:
     """Find the fastest faithful way.
+
+    Args:
+        tower: in float32.
+        probe: what every way must reproduce.
+        precision: "auto", or the one to take if it is faithful.
+        engines: what was measured here before; None measures always, and leaves int8 to those
+            who ask for it, as its weights would have to be rounded at each start.
 
     Raises:
         InvalidRequest: none is faithful, or not in the precision asked for.
     """
     way, exact = _exact(tower, probe)
     engine = f"{way.name} float32"
-    tried = [] if tower.is_static else [a for a in _ARITHMETICS if precision in {"auto", a.name}]
-    if precision != "auto":
-        for arithmetic in tried:
-            way, _ = arithmetic.apply(tower, way)
-            check_fidelity(way, probe, arithmetic.min_cosine)
-            engine = f"{way.name} {arithmetic.name}"
+    if tower.is_static or precision == "float32":
         return Choice(way, engine, [])
-    if not tried:
-        return Choice(way, engine, [])
-    trials = [Trial(engine, exact, _tokens_per_second(tower, way, probe))]
-    best: Arithmetic | None = None
+    tried = [a for a in _ARITHMETICS if precision in {"auto", a.name}]
+    if precision == "auto":
+        if engines is None:
+            tried = [a for a in tried if a.name != "int8"]
+        elif trials := engines.read_trials():
+            fastest = _fastest(trials)
+            tried = [a for a in tried if fastest.engine == f"{way.name} {a.name}"]
+            if not tried:
+                return Choice(way, engine, trials)
+            way, _ = _apply(tried[0], tower, way, probe, engines)
+            return Choice(way, fastest.engine, trials)
+    else:
+        way, _ = _apply(tried[0], tower, way, probe, engines)
+        return Choice(way, f"{way.name} {precision}", [])
+    return _measure(tower, way, exact, probe, tried, engines)
+
+
+def _measure(
+    tower: Tower,
+    way: Way,
+    exact: float,
+    probe: Probe,
+    tried: Sequence[Arithmetic],
+    engines: Engines | None,
+) -> Choice:
+    """Try each arithmetic beside float32, and keep the fastest."""
+    samples = _samples(tower)
+    exact_BD = _run(way, samples)
+    best = Choice(way, f"{way.name} float32", [])
+    trials = [Trial(best.engine, exact, _tokens_per_second(tower, way, samples))]
+
+    def undo_best() -> None:
+        """Nothing is to be undone for float32."""
+
     for arithmetic in tried:
-        trial = _try(tower, way, probe, arithmetic)
-        if trial is None:
+        try:
+            changed, undo = _apply(arithmetic, tower, way, probe, engines)
+        except InvalidRequest as error:
+            log.info("%s is not taken: %s", arithmetic.name, error)
             continue
-        if trial.tokens_per_second > max(t.tokens_per_second for t in trials):
-            best = arithmetic
+        cosine = _min_cosine(_run(changed, samples), exact_BD)
+        trial = Trial(
+            f"{changed.name} {arithmetic.name}", cosine, _tokens_per_second(tower, changed, samples)
+        )
         trials.append(trial)
-    if best:
-        way, _ = best.apply(tower, way)
-        engine = f"{way.name} {best.name}"
-    return Choice(way, engine, trials)
+        if cosine >= MIN_COSINE_ROUNDED and trial == _fastest(trials):
+            undo_best()
+            best, undo_best = Choice(changed, trial.engine, trials), undo
+        else:
+            undo()
+    if engines:
+        engines.write_trials(trials)
+    return Choice(best.way, best.engine, trials)
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial:
+    faithful = [trial for trial in trials if trial.min_cosine >= MIN_COSINE_ROUNDED]
+    return max(faithful, key=lambda trial: trial.tokens_per_second)
+
+
+def _apply(
+    arithmetic: Arithmetic, tower: Tower, way: Way, probe: Probe, engines: Engines | None
+) -> tuple[Way, Callable[[], None]]:
+    """Change the arithmetic, if it is faithful on the probes."""
+    changed, undo = arithmetic.apply(tower, way, engines)
+    try:
+        check_fidelity(changed, probe, MIN_COSINE_ROUNDED)
+    except InvalidRequest:
+        undo()
+        raise
+    return changed, undo
 
 
 def check_fidelity(way: Way, probe: Probe, min_cosine: float) -> float:
@@ -118,8 +163,7 @@ def check_fidelity(way: Way, probe: Probe, min_cosine: float) -> float:
         InvalidRequest: it is below `min_cosine`, or not a number.
     """
     with torch.inference_mode():
-        vectors_BD = way(probe.batch).cpu()
-    cosine = float(functional.cosine_similarity(vectors_BD, probe.oracle_BD, dim=1).min())
+        cosine = _min_cosine(way(probe.batch).cpu(), probe.oracle_BD)
     if not cosine >= min_cosine:
         raise InvalidRequest(
             f"cosine to sentence-transformers is {cosine:.6f}, at least {min_cosine} is needed; "
@@ -150,36 +194,47 @@ def _exact(tower: Tower, probe: Probe) -> tuple[Way, float]:
     return padded, check_fidelity(padded, probe, MIN_COSINE_FLOAT32)
 
 
-def _try(tower: Tower, way: Way, probe: Probe, arithmetic: Arithmetic) -> Trial | None:
-    """Measure one arithmetic and undo it; None if it is not faithful."""
-    changed, undo = arithmetic.apply(tower, way)
-    try:
-        cosine = check_fidelity(changed, probe, arithmetic.min_cosine)
-        speed = _tokens_per_second(tower, changed, probe)
-        return Trial(f"{changed.name} {arithmetic.name}", cosine, speed)
-    except InvalidRequest as error:
-        log.info("%s is not taken: %s", arithmetic.name, error)
-        return None
-    finally:
-        undo()
+def _samples(tower: Tower) -> list[Tokens]:
+    """Texts that no arithmetic was fitted to, sorted by length."""
+    texts = tower.tokenize(sample_texts(_SAMPLE_TEXTS, _SAMPLE_SEED))
+    return sorted((tower.cut_tokens(tokens) for tokens in texts), key=len)
 
 
 @torch.inference_mode()
-def _tokens_per_second(tower: Tower, way: Way, probe: Probe) -> float:
-    """Return the best of some runs over a batch that is large enough to be typical."""
-    probes = sorted(probe.typical, key=len)
-    batch = [tokens for tokens in probes for _ in range(_TIMED_COPIES)]
-    # On a CPU its own time is what counts: another process beside it would blur the clock.
+def _run(way: Way, batch: Sequence[Tokens]) -> torch.Tensor:
+    return way(batch).cpu()
+
+
+def _min_cosine(vectors_BD: torch.Tensor, exact_BD: torch.Tensor) -> float:
+    return float(functional.cosine_similarity(vectors_BD, exact_BD, dim=1).min())
+
+
+@torch.inference_mode()
+def _tokens_per_second(tower: Tower, way: Way, batch: Sequence[Tokens]) -> float:
+    """Return the best of some runs over texts of usual lengths."""
+    # On a CPU its own time is what counts: another process beside it would blur the clock. It is
+    # the time of all cores, whether a way shares each product between them or not.
+    cores = torch.get_num_threads() if tower.device == "cpu" else 1
     clock = time.process_time if tower.device == "cpu" else time.perf_counter
     seconds = []
     for _ in range(_TIMED_RUNS):
         start = clock()
         way(batch).cpu()
         seconds.append(clock() - start)
-    return sum(map(len, batch)) / max(min(seconds), 1e-9)
+    return sum(map(len, batch)) * cores / max(min(seconds), 1e-9)
 
 
-def _to_bfloat16(tower: Tower, way: Way) -> tuple[Way, Callable[[], None]]:
+def _to_int8(tower: Tower, way: Way, engines: Engines | None) -> tuple[Way, Callable[[], None]]:
+    if not isinstance(way, Packed):
+        raise InvalidRequest("int8 is for models that can be packed")
+    # Here, as its compiler is slow to import and not needed where int8 is not tried.
+    from services.shared.int8 import Int8
+
+    int8 = Int8(tower, way, engines)
+    return int8, int8.close
+
+
+def _to_bfloat16(tower: Tower, way: Way, _: Engines | None) -> tuple[Way, Callable[[], None]]:
     """Round the network's weights, in place.
 
     Weights only: a rotary embedding's frequencies are buffers, and rounding those would move the
@@ -199,5 +254,5 @@ def _to_bfloat16(tower: Tower, way: Way) -> tuple[Way, Callable[[], None]]:
     return way, undo
 
 
-# Tried in this order; a new one is one more line.
-_ARITHMETICS: Sequence[Arithmetic] = (Arithmetic("bfloat16", MIN_COSINE_BFLOAT16, _to_bfloat16),)
+# Tried in this order: bfloat16 changes the weights in place, so it comes last.
+_ARITHMETICS = (Arithmetic("int8", _to_int8), Arithmetic("bfloat16", _to_bfloat16))

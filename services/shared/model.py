@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from services.shared.card import Card, read_card
-from services.shared.choice import Choice, Precision, Trial, choose
+from services.shared.choice import Choice, Precision, choose
+from services.shared.engines import Engines, Trial
 from services.shared.errors import InvalidRequest
 from services.shared.folder import space_id
 from services.shared.images import ImageTokens, embed_image, read_image
@@ -48,13 +49,19 @@ class TextModel:
         folder: in the Sentence Transformers layout.
         precision: "auto" measures and chooses.
         device: a torch device; None takes an accelerator if there is one.
+        engines: folder that keeps what was measured and rounded, for the next start; None measures
+            at each start and tries no int8.
 
     Raises:
         InvalidRequest: the folder cannot be loaded safely, or not faithfully.
     """
 
     def __init__(
-        self, folder: Path, precision: Precision = "auto", device: str | None = None
+        self,
+        folder: Path,
+        precision: Precision = "auto",
+        device: str | None = None,
+        engines: Path | None = None,
     ) -> None:
         check_folder(folder)
         self.folder = folder
@@ -79,13 +86,14 @@ class TextModel:
             for tower in dict.fromkeys(self.towers.values())
         }
         self._choices: dict[Tower, Choice] = {
-            tower: choose(tower, probe, precision) for tower, probe in probes.items()
+            tower: choose(tower, probe, precision, self._engines(tower, engines))
+            for tower, probe in probes.items()
         }
-        engines = {role: self._choices[tower].engine for role, tower in self.towers.items()}
+        chosen = {role: self._choices[tower].engine for role, tower in self.towers.items()}
         self.engine = (
-            ", ".join(f"{role} {engine}" for role, engine in sorted(engines.items()))
-            if len(set(engines.values())) > 1
-            else next(iter(engines.values()))
+            ", ".join(f"{role} {engine}" for role, engine in sorted(chosen.items()))
+            if len(set(chosen.values())) > 1
+            else next(iter(chosen.values()))
         )
 
     def tower(self, role: Role) -> Tower:
@@ -212,6 +220,10 @@ class TextModel:
         # What both towers promise; a size that one cannot be cut to is of no use in a search.
         dims = {dim for dim in set.intersection(*declared) if dim <= self.full}
         return tuple(sorted({*dims, self.full})) if dims else ()
+
+    def _engines(self, tower: Tower, folder: Path | None) -> Engines | None:
+        roles = sorted(role for role, own in self.towers.items() if own is tower)
+        return Engines(folder, f"{self.space_id} {' '.join(roles)}") if folder else None
 
     def _tower_of(self, tokens: Tokens) -> Tower:
         return self.tower(tokens.role if isinstance(tokens, TowerTokens | ImageTokens) else "none")
