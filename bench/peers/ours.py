@@ -11,7 +11,7 @@ class _Engine:
     """Chooses its own settings at load, and says which."""
 
     def __init__(self, given: Given) -> None:
-        self._model = TextModel(given.model)
+        self._model = TextModel(given.model, engines=given.scratch / "engines")
         self._model.max_tokens = min(self._model.max_tokens, given.max_tokens)
         self.settings = self._model.engine
         kinds = ("int8", "bfloat16", "float32")

@@ -1,9 +1,10 @@
-"""Engines kept on disk: what a model's measurement chose on this machine, and its int8 weights.
+"""Engines kept on disk: what a network's measurement chose on this machine, and its int8 weights.
 
 Measuring takes seconds and rounding weights takes longer; a restart does neither again. What was
 kept for another machine, another version or another model is not found.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,16 +39,20 @@ class Trial:
 
 
 class Engines:
-    """The kept engines of one model's tower.
+    """The kept engines of one network.
 
     Args:
         folder: where they are kept; made when the first is.
-        model: digest of the weights and the tower's name.
+        network: a transformers model in float32. What is kept is found by its weights, so models
+            that share a network, as an adaptor's does with its base, share its engines too.
     """
 
-    def __init__(self, folder: Path, model: str) -> None:
+    def __init__(self, folder: Path, network: torch.nn.Module) -> None:
         machine = f"{_VERSION} {torch.__version__} {torch.get_num_threads()} {_processor()}"
-        name = hashlib.sha256(f"{machine} {model}".encode()).hexdigest()[:32]
+        digest = hashlib.sha256(machine.encode())
+        for key, tensor in sorted(network.state_dict().items()):
+            digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        name = digest.hexdigest()[:32]
         self._choice = folder / f"{name}.json"
         self._weights = folder / f"{name}.safetensors"
 
@@ -88,7 +93,8 @@ class Engines:
             temporary.replace(path)
         except OSError as error:
             log.warning("%s cannot be kept: %s", path.name, error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _processor() -> str:

@@ -86,7 +86,7 @@ class TextModel:
             for tower in dict.fromkeys(self.towers.values())
         }
         self._choices: dict[Tower, Choice] = {
-            tower: choose(tower, probe, precision, self._engines(tower, engines))
+            tower: choose(tower, probe, precision, _engines(tower, engines))
             for tower, probe in probes.items()
         }
         chosen = {role: self._choices[tower].engine for role, tower in self.towers.items()}
@@ -221,10 +221,6 @@ class TextModel:
         dims = {dim for dim in set.intersection(*declared) if dim <= self.full}
         return tuple(sorted({*dims, self.full})) if dims else ()
 
-    def _engines(self, tower: Tower, folder: Path | None) -> Engines | None:
-        roles = sorted(role for role, own in self.towers.items() if own is tower)
-        return Engines(folder, f"{self.space_id} {' '.join(roles)}") if folder else None
-
     def _tower_of(self, tokens: Tokens) -> Tower:
         return self.tower(tokens.role if isinstance(tokens, TowerTokens | ImageTokens) else "none")
 
@@ -307,3 +303,7 @@ def _role_prompts(transformer: Any, card: Card | None) -> dict[str, str]:  # noq
 def _matryoshka_dims(tower: Tower) -> set[int]:
     config = getattr(tower.network, "config", None)
     return set(map(int, getattr(config, "matryoshka_dimensions", None) or ()))
+
+
+def _engines(tower: Tower, folder: Path | None) -> Engines | None:
+    return Engines(folder, tower.network) if folder and not tower.is_static else None

@@ -37,8 +37,8 @@ def model() -> TextModel:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Engines:
-    return Engines(tmp_path_factory.mktemp("kept"), "minilm")
+def kept(model: TextModel, tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return Engines(tmp_path_factory.mktemp("kept"), model.tower("none").network)
 
 
 @pytest.fixture(scope="module")
