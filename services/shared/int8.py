@@ -188,21 +188,28 @@ class _Rounded:
 
     def _allocate(self, num_tokens: int, linear: Int8Linear) -> None:
         blocks, width = len(linear.weights), len(linear.weights[0])
-        self._q_GTK = _SPACE.take(f"q{blocks}", (blocks, num_tokens, width), torch.int8)
+        shape = (blocks, _num_rows(num_tokens), width)
+        self._q_GTK = _SPACE.take(f"q{blocks}", shape, torch.int8)
         self._step_TG = np.empty((num_tokens, blocks), np.float32)
         self._middle_TG = np.empty((num_tokens, blocks), np.float32)
         self.arrays = (self._q_GTK.numpy(), self._step_TG, self._middle_TG)
 
     def through(self, linear: Int8Linear, finish: Any, *arguments: Any) -> None:  # noqa: ANN401
         """Multiply, and let a kernel make numbers of the products."""
-        blocks, num_tokens, _ = self._q_GTK.shape
-        acc_GTN = _SPACE.take("acc", (blocks, num_tokens, len(linear.bias_N)), torch.int32)
+        shape = (*self._q_GTK.shape[:2], len(linear.bias_N))
+        acc_GTN = _SPACE.take("acc", shape, torch.int32)
         for q_TK, weight_KN, acc_TN in zip(self._q_GTK, linear.weights, acc_GTN, strict=True):
             torch._int_mm(q_TK, weight_KN, out=acc_TN)
         finish(
             acc_GTN.numpy(), self._step_TG, self._middle_TG,
             linear.scale_GN, linear.sum_GN, linear.bias_N, *arguments,
         )  # fmt: skip
+
+
+def _num_rows(num_tokens: int) -> int:
+    """Round up: a product of every other height would be compiled, and kept, for itself."""
+    step = 32 if num_tokens > 32 else 8
+    return -(-num_tokens // step) * step
 
 
 def _attend(qkv_T3D: Array, groups: list[tuple[int, int]], num_heads: int) -> Array:

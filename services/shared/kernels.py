@@ -4,6 +4,8 @@ Compiled by numba to vector code. Every function runs without Python's global lo
 that calls it. All of them treat a token by itself, so a text gives the same bits whatever else is
 in the batch.
 
+Products may have more rows than there are tokens; those after the last token mean nothing.
+
 Shapes: T tokens, D numbers a token, G blocks of a token's numbers that share a scale, K numbers a
 block, N outputs of a product.
 """
@@ -184,7 +186,7 @@ def gelu_quantize(
 ) -> None:
     """Turn products into gelu(products + bias) and write that as int8 again."""
     row_N = np.empty(bias_N.shape[0], np.float32)
-    for t in range(acc_GTN.shape[1]):
+    for t in range(step_TG.shape[0]):
         for n in range(row_N.shape[0]):
             row_N[n] = bias_N[n]
         _dequantize_row(acc_GTN, t, step_TG, middle_TG, scale_GN, sum_GN, row_N)
