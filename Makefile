@@ -34,7 +34,7 @@ protos: .venv/.installed  ## Generate code from protos/
 bench: .venv/.installed  ## Measure what the adaptor gains on real collections (minutes)
 	$(BIN)/python bench/adaptor.py
 
-bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (20 minutes after installing)
+bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (25 minutes after installing)
 	$(BIN)/python -m bench.encoder $(ARGS)
 
 bench-overload: .venv/.installed  ## Offer the encoder up to four times what it can do (two minutes)
