@@ -89,11 +89,14 @@ def choose(tower: Tower, probe: Probe, precision: Precision, engines: Engines | 
             tried = [a for a in tried if a.name != "int8"]
         elif trials := engines.read_trials():
             fastest = _fastest(trials)
-            tried = [a for a in tried if fastest.engine == f"{way.name} {a.name}"]
-            if not tried:
+            chosen = [a for a in tried if fastest.engine == f"{way.name} {a.name}"]
+            if not chosen:
                 return Choice(way, engine, trials)
-            way, _ = _apply(tried[0], tower, way, probe, engines)
-            return Choice(way, fastest.engine, trials)
+            try:
+                changed, _ = _apply(chosen[0], tower, way, probe, engines)
+                return Choice(changed, fastest.engine, trials)
+            except InvalidRequest as error:
+                log.warning("%s was chosen before and is measured again: %s", fastest.engine, error)
     else:
         way, _ = _apply(tried[0], tower, way, probe, engines)
         return Choice(way, f"{way.name} {precision}", [])
@@ -228,7 +231,10 @@ def _to_int8(tower: Tower, way: Way, engines: Engines | None) -> tuple[Way, Call
     if not isinstance(way, Packed):
         raise InvalidRequest("int8 is for models that can be packed")
     # Here, as its compiler is slow to import and not needed where int8 is not tried.
-    from services.shared.int8 import Int8
+    try:
+        from services.shared.int8 import Int8
+    except (ImportError, RuntimeError) as error:  # numba finds no folder for what it compiles
+        raise InvalidRequest(f"int8 cannot be compiled here: {error}") from error
 
     int8 = Int8(tower, way, engines)
     return int8, int8.close

@@ -29,7 +29,8 @@ class Trial:
 
     Args:
         engine: for example "packed bfloat16".
-        min_cosine: the smallest to sentence-transformers in float32, over the probe texts.
+        min_cosine: the smallest to float32, over sample texts that nothing was fitted to; of
+            float32 itself, to sentence-transformers, over the probe texts.
         tokens_per_second: best of some runs.
     """
 

@@ -1,6 +1,7 @@
 """What is kept of a measurement: found again on this machine, for this network, and only then."""
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,16 @@ def test_a_measured_model_starts_with_what_was_chosen(tmp_path: Path):
     model = TextModel(folder, engines=tmp_path)
     assert model.engine == "packed float32"
     assert [trial for _, trial in model.trials] == trials
+
+
+def test_a_kept_choice_that_is_not_faithful_any_more_is_measured_again(tmp_path: Path, monkeypatch):
+    """Nor does a machine where int8 cannot be compiled keep a model from being served."""
+    folder = locate(DEFAULT_MODEL)
+    network = TextModel(folder, "float32").tower("none").network
+    kept = [Trial("packed float32", 1.0, 1000.0), Trial("packed int8", 0.9995, 9000.0)]
+    Engines(tmp_path, network).write_trials(kept)
+    # As an import fails that finds no module.
+    monkeypatch.setitem(sys.modules, "services.shared.int8", None)
+    model = TextModel(folder, engines=tmp_path)
+    assert model.engine in {"packed float32", "packed bfloat16"}
+    assert "packed int8" not in [trial.engine for _, trial in model.trials]

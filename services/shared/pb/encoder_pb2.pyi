@@ -370,7 +370,9 @@ class EngineTrial(_message.Message):
     engine: _builtins.str
     """For example "packed int8"."""
     min_cosine: _builtins.float
-    """Smallest cosine to sentence-transformers in float32, over the probe texts."""
+    """Smallest cosine to float32, over sample texts that nothing was fitted to; of float32 itself, to
+    sentence-transformers, over the probe texts.
+    """
     tokens_per_second: _builtins.float
     def __init__(
         self,
