@@ -1,11 +1,14 @@
 """The encoder, as the router sees it: texts in, full vectors out.
 
-Only the full size crosses the wire; the router cuts it itself.
+Only the full size crosses the wire; the router cuts it itself. Queries go before documents. When
+the encoder has too much to do, a query's caller is told at once, and decides; documents are sent
+again when the encoder says, for a bounded time, so that a rush of queries fails no write.
 
 Shapes: B texts, D full width.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +16,7 @@ from typing import Literal
 import grpc
 import numpy as np
 
-from services.shared.errors import ServiceError, peer_errors
+from services.shared.errors import Overloaded, ServiceError, TooLarge, peer_errors
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
 from services.shared.vectors import Array, unpack
@@ -21,6 +24,10 @@ from services.shared.vectors import Array, unpack
 Role = Literal["query", "document"]
 
 _ROLES = {"query": encoder_pb2.ROLE_QUERY, "document": encoder_pb2.ROLE_DOCUMENT}
+_PRIORITIES = {
+    "query": encoder_pb2.PRIORITY_INTERACTIVE,
+    "document": encoder_pb2.PRIORITY_BULK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class EncoderClient:
         batch_texts: texts in one call; longer lists become several.
         concurrency: calls of documents in flight; queries do not wait for these.
         max_message_bytes: longest message either way.
+        max_wait_s: longest that documents wait, between calls, for an encoder that refuses them as
+            too much.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class EncoderClient:
         batch_texts: int = 256,
         concurrency: int = 4,
         max_message_bytes: int = 64 * 2**20,
+        max_wait_s: float = 600.0,
     ) -> None:
         self._channel = grpc.aio.insecure_channel(
             address, options=channel_options(max_message_bytes)
@@ -74,6 +84,8 @@ class EncoderClient:
         self._timeout_s = timeout_s
         self._batch_texts = batch_texts
         self._documents = asyncio.Semaphore(concurrency)
+        self._max_message_bytes = max_message_bytes
+        self._max_wait_s = max_wait_s
 
     async def get_model(self, model: str) -> Model:
         """Look a model up by id or alias.
@@ -91,20 +103,30 @@ class EncoderClient:
         return Model(found.id, found.space_id, found.dim, tuple(found.matryoshka_dims))
 
     async def embed_query(self, model: str, text: str) -> Encoded:
-        """Encode one query; raises as `get_model`."""
+        """Encode one query.
+
+        Raises:
+            NotFound, Unavailable: see `get_model`.
+            Overloaded: the encoder has too much to do; with its time to wait.
+        """
         return await self._embed(model, [text], "query")
 
     async def embed_documents(self, model: str, texts: Sequence[str]) -> Encoded:
-        """Encode documents, some calls at a time; raises as `get_model`.
+        """Encode documents, some calls at a time.
 
         Texts longer than the model reads are cut at their end, and their positions returned.
+
+        Raises:
+            NotFound, Unavailable: see `get_model`.
+            TooLarge: the texts of one call are longer than a message may be.
+            Overloaded: the encoder has had too much to do for as long as documents wait.
         """
         step = self._batch_texts
         starts = range(0, len(texts), step)
 
         async def embed(start: int) -> Encoded:
             async with self._documents:
-                return await self._embed(model, texts[start : start + step], "document")
+                return await self._embed_with_patience(model, texts[start : start + step])
 
         tasks = [asyncio.create_task(embed(start)) for start in starts]
         try:
@@ -125,10 +147,32 @@ class EncoderClient:
             ),
         )
 
+    async def _embed_with_patience(self, model: str, texts: Sequence[str]) -> Encoded:
+        """Encode documents of one call; a caller whose deadline passes is cancelled by gRPC."""
+        give_up = time.monotonic() + self._max_wait_s
+        while True:
+            try:
+                return await self._embed(model, texts, "document")
+            except Overloaded as error:
+                wait_s = error.retry_after_s or 1
+                if time.monotonic() + wait_s > give_up:
+                    raise
+                await asyncio.sleep(wait_s)
+
     async def _embed(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
         request = encoder_pb2.EmbedRequest(
-            model=model, texts=texts, role=_ROLES[role], truncation=encoder_pb2.TRUNCATION_END
+            model=model,
+            texts=texts,
+            role=_ROLES[role],
+            truncation=encoder_pb2.TRUNCATION_END,
+            priority=_PRIORITIES[role],
         )
+        # gRPC would refuse it with the same status as an encoder that has too much to do.
+        if (size := request.ByteSize()) > self._max_message_bytes:
+            raise TooLarge(
+                f"{len(texts)} texts for one call to the encoder have {size} bytes; at most "
+                f"{self._max_message_bytes} are accepted"
+            )
         with peer_errors("encoder"):
             response = await self._stub.Embed(
                 request, timeout=self._timeout_s, metadata=self._metadata

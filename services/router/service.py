@@ -60,6 +60,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
             s.encoder_batch_texts,
             s.encoder_concurrency,
             s.max_message_bytes,
+            s.encoder_max_wait_s,
         )
         self._open.push_async_callback(encoder.close)
         store, gate, metrics = self._store, self._gate, self.metrics

@@ -21,9 +21,12 @@ class RouterSettings(ServerSettings):
     encoder_api_key: SecretStr | None = None
     """Sent to the encoder; unset: nothing is sent."""
     encoder_timeout_s: float = Field(default=120.0, gt=0)
-    """Longest wait for one batch of texts."""
+    """Longest wait for one call to the encoder."""
     encoder_batch_texts: int = Field(default=256, ge=1, le=2048)
     """Texts in one call to the encoder; small enough that a query waits little behind it."""
+    encoder_max_wait_s: float = Field(default=600.0, ge=0)
+    """Longest that a batch of documents waits for an encoder that refuses it as too much, ten times
+    the longest that the encoder tells anyone to wait; queries do not wait: their callers decide."""
     encoder_concurrency: int = Field(default=4, ge=1)
     """Calls of documents in flight at the encoder; queries are not held back by these."""
 

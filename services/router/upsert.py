@@ -197,4 +197,6 @@ def _naming_batch(number: int) -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        raise type(error)(f"batch {number}: {error.message}", error.param) from error
+        named = type(error)(f"batch {number}: {error.message}", error.param)
+        named.retry_after_s = error.retry_after_s
+        raise named from error

@@ -19,6 +19,7 @@ accepted and never carry a user's text or a secret.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
@@ -172,7 +173,7 @@ def outcome_of_status(http_status: int) -> str:
 
 @contextmanager
 def peer_errors(peer: str) -> Iterator[None]:
-    """Turn a peer's gRPC status back into the error that it stands for.
+    """Turn a peer's gRPC status back into the error that it stands for, with its time to wait.
 
     Args:
         peer: the service that is called, for the message when it cannot be reached.
@@ -184,4 +185,13 @@ def peer_errors(peer: str) -> Iterator[None]:
         details = error.details() or error.code().name
         if kind is Unavailable:
             details = f"the {peer} cannot be reached or is not ready: {details}"
-        raise kind(details) from error
+        ours = kind(details)
+        ours.retry_after_s = _retry_after_s(error) or kind.retry_after_s
+        raise ours from error
+
+
+def _retry_after_s(error: grpc.aio.AioRpcError) -> int | None:
+    """Read when the peer wants to be asked again, in seconds; None: it does not say."""
+    metadata: Any = error.trailing_metadata()  # the stubs describe another type than is there
+    value = dict(metadata or ()).get("retry-after", "")
+    return int(value) if value.isdigit() else None

@@ -2,15 +2,16 @@
 
 For each call, in order: the API key, readiness, then the handler; then its outcome is counted
 and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug: the traceback is
-logged and the caller reads "internal error". When the server closes, streams of requests end with
-UNAVAILABLE; their handlers answer what they had read, and need to know nothing of it.
+logged and the caller reads "internal error". When the server closes, streams end with UNAVAILABLE,
+and their handlers need to know nothing of it: a stream of requests ends before its next one, so
+that what was read is answered; a stream that only answers ends before its next answer.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -95,8 +96,10 @@ def _guarded(
         async with _Outcome(context, metrics, method):
             admit()
             inner = behaviours.unary_stream or behaviours.stream_stream
-            # Closed here and now when the caller leaves, not when it is collected as garbage.
-            async with contextlib.aclosing(inner(bounded(request), context)) as responses:
+            answers = inner(bounded(request), context)
+            ended = answers if handler.request_streaming else _until_closing(answers, closing)
+            # Closed here and now when the caller leaves, not when they are collected as garbage.
+            async with contextlib.aclosing(answers), contextlib.aclosing(ended) as responses:
                 async for response in responses:
                     yield response
 
@@ -115,29 +118,30 @@ def _guarded(
 
 
 async def _until_closing(
-    requests: AsyncIterator[Any], closing: asyncio.Event
-) -> AsyncIterator[Any]:
-    """Give a stream's requests until it ends or the server closes.
+    messages: AsyncIterator[Any], closing: asyncio.Event
+) -> AsyncGenerator[Any, None]:
+    """Give a stream's messages until it ends or the server closes.
 
     Raises:
-        Unavailable: the server closes; what was read so far will be answered.
+        Unavailable: the server closes; requests that were read so far will be answered.
     """
     closed = asyncio.ensure_future(closing.wait())
     try:
         while not closing.is_set():
-            request = asyncio.ensure_future(anext(requests))
+            message = asyncio.ensure_future(anext(messages))
             try:
-                await asyncio.wait((request, closed), return_when=asyncio.FIRST_COMPLETED)
-                if not request.done():
+                await asyncio.wait((message, closed), return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
                     break
-                yield request.result()
+                yield message.result()
             except StopAsyncIteration:
                 return
             finally:
-                request.cancel()
+                if message.cancel():  # a handler can be closed only when it has stopped
+                    await asyncio.wait((message,))
     finally:
         closed.cancel()
-    raise Unavailable("the service is stopping; send what was not answered again, shortly")
+    raise Unavailable("the service is stopping; ask again, shortly, for what was not answered")
 
 
 class _Outcome:

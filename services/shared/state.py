@@ -16,7 +16,7 @@ class State:
     """Whether calls are served; still true while draining, for callers that do not know yet."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server takes no more calls: whatever could go on for long ends what it has
-    begun and takes nothing new. The gRPC door ends streams of requests by it, see there."""
+    begun and takes nothing new. The gRPC door ends streams by it, see there."""
 
     def close(self) -> None:
         """Take no more calls; those in flight go on."""

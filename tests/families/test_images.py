@@ -4,10 +4,12 @@ The oracle is sentence-transformers' own `encode` of the picture. Its modules co
 without torchvision the library cannot put the processor together by itself (`processor.py`).
 """
 
+import base64
 import io
 import struct
 import zlib
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 from services.shared.errors import InvalidRequest
 from services.shared.loading import load_modules
 from services.shared.model import TextModel
+from tests.conftest import serve
 from tests.families import checkpoints, picture_checkpoints
 
 TEXTS = ["a", "what is the search query?", "the number of words " * 12, "over and over " * 400]
@@ -68,6 +71,29 @@ def test_pictures_are_those_of_sentence_transformers(model, oracle):
     np.testing.assert_allclose(vectors_BD[:2], model.encode_texts(TEXTS[:2]), atol=1e-5)
     # All different, so that a picture that is not looked at would show.
     assert (vectors_BD @ vectors_BD.T - np.eye(len(vectors_BD))).max() < 0.999
+
+
+def test_pictures_over_http_are_those_of_sentence_transformers(folder, oracle, tmp_path):
+    """A running encoder gives each picture, among texts, the library's vector, in its place."""
+    files = [picture(*each) for each in PICTURES[:2]]
+    plain, url = (base64.b64encode(data).decode() for data in files)
+    images = [{"image": plain}, {"image": f"data:image/jpeg;base64,{url}"}]
+    body = {"model": "default", "input": [images[0], TEXTS[0], images[1], TEXTS[1]]}
+    process = serve(
+        tmp_path, "serve", "encoder",
+        MATRYOSHKA_ENCODER_MODEL=str(folder), MATRYOSHKA_ENCODER_DEVICE="cpu",
+        MATRYOSHKA_ENCODER_PRECISION="float32",
+    )  # fmt: skip
+    try:
+        answer = httpx.post(f"{process.http}/v1/embeddings", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        rows = answer.json()["data"]
+    finally:
+        process.stop()
+    assert [row["index"] for row in rows] == [0, 1, 2, 3]
+    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    theirs = oracle.encode([pictures[0], TEXTS[0], pictures[1], TEXTS[1]])
+    np.testing.assert_allclose([row["embedding"] for row in rows], theirs, atol=1e-5)
 
 
 def test_the_full_width_is_served_whatever_the_folder_cuts_to(model):

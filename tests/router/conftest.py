@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
-from services.shared.errors import InvalidRequest, NotFound
+from services.shared.errors import InvalidRequest, NotFound, Overloaded
 from services.shared.interceptors import Door
 from services.shared.metrics import ServiceMetrics
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc
@@ -45,6 +45,10 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         """Embed calls that succeed from now on; then it is unavailable."""
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.refusals: Iterator[int] = iter(())
+        """Embed calls that are refused from now on, as too much: seconds to wait, of each."""
+        self.embeds: list[encoder_pb2.EmbedRequest] = []
+        """As they came."""
 
     def _find(self, name: str) -> str:
         model = self.aliases.get(name, name)
@@ -65,6 +69,11 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         )
 
     async def Embed(self, request: Any, context: Any) -> encoder_pb2.EmbedResponse:
+        self.embeds.append(request)
+        if (retry_after_s := next(self.refusals, None)) is not None:
+            error = Overloaded("much work is waiting")
+            error.retry_after_s = retry_after_s
+            raise error
         model = self._find(request.model)
         if not request.texts or not all(request.texts):
             raise InvalidRequest("texts must be 1 to 2048, none empty")
@@ -92,6 +101,7 @@ class Running:
     stub: Any
     encoder: Encoder
     registry: CollectorRegistry = field(repr=False)
+    state: State
 
 
 @pytest.fixture
@@ -123,13 +133,15 @@ async def router(encoder: tuple[Encoder, str], tmp_path: Path) -> AsyncIterator[
         max_text_chars=1000,
     )
     service = RouterService(settings, registry)
-    door = Door({service.grpc_name: service.metrics}, State(True, True), None)
+    state = State(True, True)
+    door = Door({service.grpc_name: service.metrics}, state, None)
     server = grpc.aio.server(interceptors=[door])
     service.add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await service.start()
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Running(service, router_pb2_grpc.RouterServiceStub(channel), servicer, registry)
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        yield Running(service, stub, servicer, registry, state)
     await server.stop(5)
     await service.stop()

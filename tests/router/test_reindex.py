@@ -184,6 +184,21 @@ async def test_a_run_left_by_its_caller_leaves_nothing_behind(router):
     await assert_nothing_changed(router)
 
 
+async def test_a_run_does_not_hold_the_shutdown(router):
+    """When the server closes its caller is told to try again, and nothing is left behind."""
+    await set_up(router)
+    router.encoder.may_answer.clear()
+    call = router.stub.Reindex(REINDEX)
+    assert (await call.read()).total_points == 35
+    router.state.close()
+    await refused(asyncio.wait_for(call.read(), 5), grpc.StatusCode.UNAVAILABLE, "stopping")
+    assert dict(await call.trailing_metadata())["retry-after"] == "1"
+    router.state.is_open = True  # to see what is there
+    async with asyncio.timeout(5):
+        while await names(router) != ["old"]:
+            await asyncio.sleep(0.02)
+
+
 async def test_points_without_a_text_are_refused_before_any_work(router):
     """They could not be encoded; nothing is created."""
     await set_up(router, 3)

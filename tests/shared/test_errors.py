@@ -27,6 +27,20 @@ def test_each_error_comes_back_from_grpc(kind):
     assert "why" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("metadata", "retry_after_s"),
+    [([("retry-after", "7")], 7), ([("retry-after", "soon")], 1), ([], 1)],
+)
+def test_a_peers_time_to_wait_is_kept(metadata, retry_after_s):
+    """In whole seconds, as our services send it; from a peer that does not, the class's own."""
+    rpc_error = grpc.aio.AioRpcError(
+        errors.Overloaded.grpc_code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata)
+    )
+    with pytest.raises(errors.Overloaded) as caught, peer_errors("encoder"):
+        raise rpc_error
+    assert caught.value.retry_after_s == retry_after_s
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_each_error_has_openais_body(kind):
     """All four keys are there for every class."""

@@ -299,6 +299,26 @@ async def test_a_stopped_service_leaves_no_process(tmp_path, tiny_pairs, tiny_mo
     assert process.stop() == 0
 
 
+async def test_a_watcher_does_not_hold_the_shutdown(tmp_path, tiny_pairs, tiny_model):
+    """SIGTERM: who watches a job is told to try again shortly, long before the grace is over."""
+    patient = SETTINGS | {"MATRYOSHKA_TRAINER_GRACE_S": "100"}
+    process = serve(tmp_path, "serve", "trainer", **patient)
+    try:
+        async with grpc.aio.insecure_channel(process.grpc) as channel:
+            stub = pb_grpc.TrainerServiceStub(channel)
+            file = await upload(stub, write_pairs(tmp_path / "pairs", tiny_pairs).read_bytes())
+            job = await create(stub, file, tiny_model, SLOW)
+            watching = asyncio.create_task(watch(stub, job.id))
+            await watch(stub, job.id, until=is_training)
+            process.popen.terminate()
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE.*stopping") as caught:
+                await asyncio.wait_for(watching, 30)
+            assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
+        assert await asyncio.to_thread(process.popen.wait, 30) == 0
+    finally:
+        process.kill()
+
+
 def job_processes(job_id: str) -> list[int]:
     """Processes whose command line names the job."""
     found = []
