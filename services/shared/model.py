@@ -7,7 +7,8 @@ its vectors on probe texts, or the model is refused.
 Shapes: B texts, D full width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _PROMPT_NAMES = {
     "query": ("query", "search_query"),
     "document": ("document", "passage", "corpus", "search_document"),
 }
+# Enough that batches hold texts of like lengths, few enough that little waits for the first.
+_CHUNK_TEXTS = 1024
 # Architectures whose recipe wants an operation before the cut that no file of the folder states.
 # nomic-embed-text-v1.5 and its kin end in the pooling and leave layer norm and length to the
 # caller; a model of that architecture that ends in Normalize (v1) is meant to be taken as it is.
@@ -73,6 +76,7 @@ class TextModel:
         self.needs_role = "none" not in self.towers
         self.takes_images = all(tower.takes_images for tower in self.towers.values())
         self.full = self._full_width()
+        self._config_dims = _config_dims(self.towers.values(), self.full)
         self.pre_op: PreOp = self.card.pre_op if self.card else self._known_pre_op()
         self.prompts = _role_prompts(self.transformer, self.card)
         self._check_prompts()
@@ -181,13 +185,22 @@ class TextModel:
         Returns:
             vectors_BD: as `encode`.
         """
-        tokens = [self.cut_tokens(ids) for ids in self.tokenize(texts, role)]
-        vectors_BD = np.empty((len(tokens), self.full), dtype=np.float32)
+
+        def read(start: int) -> list[Tokens]:
+            chunk = texts[start : start + _CHUNK_TEXTS]
+            return [self.cut_tokens(ids) for ids in self.tokenize(chunk, role)]
+
+        vectors_BD = np.empty((len(texts), self.full), dtype=np.float32)
+        starts = range(0, len(texts), _CHUNK_TEXTS)
         done = 0
-        for rows in split_by_tokens(tokens, batch_tokens):
-            vectors_BD[rows] = self.encode([tokens[i] for i in rows])
-            done += len(rows)
-            on_progress(done)
+        # Some texts are tokenised while those before them are run.
+        with ThreadPoolExecutor(1, "tokenize") as thread:
+            for start, tokens in zip(starts, thread.map(read, starts), strict=True):
+                for rows in split_by_tokens(tokens, batch_tokens):
+                    chunk_BD = self.encode([tokens[row] for row in rows])
+                    vectors_BD[[start + row for row in rows]] = chunk_BD
+                    done += len(rows)
+                    on_progress(done)
         return vectors_BD
 
     def forward(self, batch: Sequence[Tokens]) -> torch.Tensor:
@@ -214,12 +227,7 @@ class TextModel:
     @property
     def declared_dims(self) -> tuple[int, ...]:
         """Sizes that the model promises, ascending, full last; empty if it promises none."""
-        if self.card:
-            return self.card.dims
-        declared = [_matryoshka_dims(tower) for tower in self.towers.values()]
-        # What both towers promise; a size that one cannot be cut to is of no use in a search.
-        dims = {dim for dim in set.intersection(*declared) if dim <= self.full}
-        return tuple(sorted({*dims, self.full})) if dims else ()
+        return self.card.dims if self.card else self._config_dims
 
     def _tower_of(self, tokens: Tokens) -> Tower:
         return self.tower(tokens.role if isinstance(tokens, TowerTokens | ImageTokens) else "none")
@@ -300,9 +308,14 @@ def _role_prompts(transformer: Any, card: Card | None) -> dict[str, str]:  # noq
     return {role: prompt for role, prompt in found.items() if prompt}
 
 
-def _matryoshka_dims(tower: Tower) -> set[int]:
-    config = getattr(tower.network, "config", None)
-    return set(map(int, getattr(config, "matryoshka_dimensions", None) or ()))
+def _config_dims(towers: Iterable[Tower], full: int) -> tuple[int, ...]:
+    """Return the sizes that the networks' own configurations promise, full last; or none."""
+    configs = [getattr(tower.network, "config", None) for tower in towers]
+    declared = [getattr(config, "matryoshka_dimensions", None) or () for config in configs]
+    # What both towers promise; a size that one cannot be cut to is of no use in a search.
+    promised = set.intersection(*({int(dim) for dim in dims} for dims in declared))
+    dims = {dim for dim in promised if dim <= full}
+    return tuple(sorted({*dims, full})) if dims else ()
 
 
 def _engines(tower: Tower, folder: Path | None) -> Engines | None:
