@@ -4,10 +4,10 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-int8 clean help
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: .venv/.installed  ## The product's whole promise on real text (ARGS=--exit ends after it)
 	$(BIN)/matryoshka demo $(ARGS)
@@ -39,6 +39,9 @@ bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (25 minu
 
 bench-overload: .venv/.installed  ## Offer the encoder up to four times what it can do (two minutes)
 	$(BIN)/python bench/overload.py $(ARGS)
+
+bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
