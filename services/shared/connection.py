@@ -2,15 +2,21 @@
 
 uvicorn bounds neither how long the head of a request may be nor how long it may take to arrive,
 so one client could fill the memory, or hold a connection for ever, without having asked anything.
+And it lets a handler wait for the caller to leave, but only in a task of its own; here a handler
+can be cancelled by that.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Proxies and other servers allow 8 to 64 KiB.
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_HEAD_S = 10.0
+# Under this name a request's scope leads to its connection.
+EXTENSION = "matryoshka"
 
 
 class Connection(HttpToolsProtocol):
@@ -19,6 +25,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _is_in_head = False
     _head_timer: asyncio.TimerHandle | None = None
+    _worker: asyncio.Task[object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -27,6 +34,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        if self._worker:
+            self._worker.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -40,6 +49,22 @@ class Connection(HttpToolsProtocol):
         self._is_in_head, self._head_bytes = True, 0
         self._start_timer()
         super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"connection": self}}
+
+    @contextmanager
+    def cancels(self, task: asyncio.Task[object]) -> Iterator[None]:
+        """Within the block: cancel the task when the caller leaves."""
+        self._worker = task
+        # Not read after a long body, and only reading shows that the caller left.
+        self.flow.resume_reading()
+        try:
+            yield
+        finally:
+            self._worker = None
+
+    @property
+    def is_lost(self) -> bool:
+        return self.transport.is_closing()
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.shared.auth import check_key
 from services.shared.bodies import Bodies, Body
+from services.shared.connection import EXTENSION, Connection
 from services.shared.errors import (
     InvalidRequest,
     NotFound,
@@ -95,24 +96,17 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """
     caller = asyncio.current_task()
     assert caller
-    has_left = False
-
-    async def watch() -> None:
-        nonlocal has_left
-        # The body has been read, so the next message can only be the disconnect.
-        await request.receive()
-        has_left = True
-        caller.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if has_left and not caller.uncancel():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        watcher.cancel()
+    connection: Connection = request.scope["extensions"][EXTENSION]["connection"]
+    if connection.is_lost:
+        work.close()
+        raise ClientDisconnect
+    with connection.cancels(caller):
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if connection.is_lost and not caller.uncancel():
+                raise ClientDisconnect from None
+            raise
 
 
 def error_response(error: ServiceError) -> JSONResponse:
