@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 log = logging.getLogger(__name__)
 
 # To be raised when an engine changes what it computes or how it is kept.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,8 @@ class Int8:
             rounded.through(layer.out, kernels.add_norm, *_arguments(layer.norm), hidden_TD)
             rounded = _Rounded(hidden_TD, layer.up)
             wide = _Rounded.empty(num_tokens, layer.down)
-            rounded.through(layer.up, kernels.gelu_quantize, layer.down.smooth_K, *wide.arrays)
+            down = layer.down.smooth_K, layer.down.exact_E, *wide.arrays
+            rounded.through(layer.up, kernels.gelu_quantize, *down)
             wide.through(layer.down, kernels.add_norm, *_arguments(layer.last_norm), hidden_TD)
         return _pool(hidden_TD, lengths, self._pooling)
 
@@ -175,36 +176,37 @@ _SPACE = _Space()
 
 
 class _Rounded:
-    """Inputs of a layer in int8: q_GTK, and step and middle of each token's blocks."""
+    """Inputs of a layer in int8: q_TK, each token's step and middle, and its exact inputs."""
 
-    def __init__(self, x_TD: Array, linear: Int8Linear) -> None:
-        self._allocate(len(x_TD), linear)
-        kernels.quantize(x_TD, linear.smooth_K, *self.arrays)
+    def __init__(self, x_TK: Array, linear: Int8Linear) -> None:
+        self._allocate(len(x_TK), linear, "inputs")
+        kernels.quantize(x_TK, linear.smooth_K, linear.exact_E, *self.arrays)
 
     @classmethod
     def empty(cls, num_tokens: int, linear: Int8Linear) -> "_Rounded":
-        """To be filled by a kernel."""
+        """To be filled by a kernel, while the inputs of another layer are in use."""
         rounded = cls.__new__(cls)
-        rounded._allocate(num_tokens, linear)
+        rounded._allocate(num_tokens, linear, "wide")
         return rounded
 
-    def _allocate(self, num_tokens: int, linear: Int8Linear) -> None:
-        blocks, width = len(linear.weights), len(linear.weights[0])
-        shape = (blocks, _num_rows(num_tokens), width)
-        self._q_GTK = _SPACE.take(f"q{blocks}", shape, torch.int8)
-        self._step_TG = np.empty((num_tokens, blocks), np.float32)
-        self._middle_TG = np.empty((num_tokens, blocks), np.float32)
-        self.arrays = (self._q_GTK.numpy(), self._step_TG, self._middle_TG)
+    def _allocate(self, num_tokens: int, linear: Int8Linear, name: str) -> None:
+        shape = (_num_rows(num_tokens), len(linear.weight_KN))
+        self._q_TK = _SPACE.take(name, shape, torch.int8)
+        self._ranges = (
+            np.empty(num_tokens, np.float32),
+            np.empty(num_tokens, np.float32),
+            np.empty((num_tokens, kernels.NUM_EXACT), np.float32),
+        )
+        self.arrays = (self._q_TK.numpy(), *self._ranges)
 
     def through(self, linear: Int8Linear, finish: Any, *arguments: Any) -> None:  # noqa: ANN401
         """Multiply, and let a kernel make numbers of the products."""
-        shape = (*self._q_GTK.shape[:2], len(linear.bias_N))
-        acc_GTN = _SPACE.take("acc", shape, torch.int32)
-        for q_TK, weight_KN, acc_TN in zip(self._q_GTK, linear.weights, acc_GTN, strict=True):
-            torch._int_mm(q_TK, weight_KN, out=acc_TN)
+        shape = (len(self._q_TK), len(linear.bias_N))
+        acc_TN = _SPACE.take("acc", shape, torch.int32)
+        torch._int_mm(self._q_TK, linear.weight_KN, out=acc_TN)
         finish(
-            acc_GTN.numpy(), self._step_TG, self._middle_TG,
-            linear.scale_GN, linear.sum_GN, linear.bias_N, *arguments,
+            acc_TN.numpy(), *self._ranges,
+            linear.scale_N, linear.sum_N, linear.weight_EN, linear.bias_N, *arguments,
         )  # fmt: skip
 
 
@@ -338,17 +340,13 @@ def _round_layer(layer: Any, inputs: dict[torch.nn.Module, Inputs]) -> list[Int8
     projections = [attention.query, attention.key, attention.value]
     qkv_weight = torch.cat([linear.weight for linear in projections])
     qkv_bias = torch.cat([linear.bias for linear in projections])
-    # What gelu lets through is the hardest to round: fewer numbers share a scale.
-    num_blocks = 2 * down.in_features // down.out_features
-    if num_blocks < 1 or down.in_features % num_blocks:
-        num_blocks = 1
+    up = layer.intermediate.dense
     return [
-        quantize_linear(qkv_weight, qkv_bias, inputs[attention.query], 1),
-        quantize_linear(out.weight, out.bias, inputs[out], 1),
-        quantize_linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias,
-                        inputs[layer.intermediate.dense], 1),
-        quantize_linear(down.weight, down.bias, inputs[down], num_blocks),
-    ]  # fmt: skip
+        quantize_linear(qkv_weight, qkv_bias, inputs[attention.query]),
+        quantize_linear(out.weight, out.bias, inputs[out]),
+        quantize_linear(up.weight, up.bias, inputs[up]),
+        quantize_linear(down.weight, down.bias, inputs[down]),
+    ]
 
 
 def _single_threads() -> ThreadPoolExecutor:

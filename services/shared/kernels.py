@@ -6,8 +6,7 @@ in the batch.
 
 Products may have more rows than there are tokens; those after the last token mean nothing.
 
-Shapes: T tokens, D numbers a token, G blocks of a token's numbers that share a scale, K numbers a
-block, N outputs of a product.
+Shapes: T tokens, D numbers a token, K inputs of a product, E of them not rounded, N outputs.
 """
 
 import numpy as np
@@ -20,11 +19,14 @@ Ints = npt.NDArray[np.integer]
 
 _compiled = njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
 
+# E: few wide numbers would make the steps of all others coarse, and cost little left as they are.
+NUM_EXACT = 4
+
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _TINY = np.float32(1e-12)
-# Steps between the smallest and the largest number of a block: -127 to 127.
+# Steps between the smallest and the largest number of a token: -127 to 127.
 _STEPS = np.float32(254)
 _NO_BITS = np.int32(0)
 _SIGN = np.int32(-(2**31))
@@ -32,86 +34,109 @@ _SIGN = np.int32(-(2**31))
 
 @_compiled
 def quantize(
-    x_TD: Floats,
-    smooth_D: Floats,
-    q_GTK: Ints,
-    step_TG: Floats,
-    middle_TG: Floats,
+    x_TK: Floats,
+    smooth_K: Floats,
+    exact_E: Ints,
+    q_TK: Ints,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
 ) -> None:
-    """Write x * smooth as int8: x * smooth = q * step + middle, for each token and block."""
-    row_D = np.empty(x_TD.shape[1], np.float32)
-    for t in range(x_TD.shape[0]):
-        for d in range(row_D.shape[0]):
-            row_D[d] = x_TD[t, d] * smooth_D[d]
-        _quantize_row(row_D, t, q_GTK, step_TG, middle_TG)
+    """Write x * smooth as int8: x * smooth = q * step + middle, for each token.
+
+    Of the numbers at `exact_E` no int8 is made: they are written to `exact_TE`.
+    """
+    row_K = np.empty(x_TK.shape[1], np.float32)
+    for t in range(x_TK.shape[0]):
+        for k in range(row_K.shape[0]):
+            row_K[k] = x_TK[t, k] * smooth_K[k]
+        _quantize_row(row_K, t, exact_E, q_TK, step_T, middle_T, exact_TE)
 
 
 @_compiled
-def _quantize_row(row_D: Floats, t: int, q_GTK: Ints, step_TG: Floats, middle_TG: Floats) -> None:
-    num_blocks, _, width = q_GTK.shape
-    bits_D = row_D.view(np.int32)
-    for g in range(num_blocks):
-        row_K, bits_K = row_D[g * width : (g + 1) * width], bits_D[g * width : (g + 1) * width]
-        q_K = q_GTK[g, t]
-        # Positive floats are in the order of their bits, and so are negative ones without their
-        # sign; the largest of integers becomes vector code, that of floats does not.
-        high_bits, low_bits = _NO_BITS, _NO_BITS
-        for k in range(width):
-            high_bits = max(high_bits, bits_K[k])
-        for k in range(width):
-            low_bits = max(low_bits, bits_K[k] ^ _SIGN)
-        high = np.int32(high_bits).view(np.float32)
-        low = -np.int32(low_bits).view(np.float32)
-        step = max((high - low) / _STEPS, _TINY)
-        middle = (high + low) * _HALF
-        step_TG[t, g] = step
-        middle_TG[t, g] = middle
-        per_step = _ONE / step
-        for k in range(width):
-            q_K[k] = np.int8(np.rint((row_K[k] - middle) * per_step))
+def _quantize_row(
+    row_K: Floats,
+    t: int,
+    exact_E: Ints,
+    q_TK: Ints,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
+) -> None:
+    for e in range(NUM_EXACT):
+        exact_TE[t, e] = row_K[exact_E[e]]
+        row_K[exact_E[e]] = _ZERO
+    # Positive floats are in the order of their bits, and so are negative ones without their
+    # sign; the largest of integers becomes vector code, that of floats does not.
+    bits_K = row_K.view(np.int32)
+    high_bits, low_bits = _NO_BITS, _NO_BITS
+    for k in range(row_K.shape[0]):
+        high_bits = max(high_bits, bits_K[k])
+    for k in range(row_K.shape[0]):
+        low_bits = max(low_bits, bits_K[k] ^ _SIGN)
+    high = np.int32(high_bits).view(np.float32)
+    low = -np.int32(low_bits).view(np.float32)
+    step = max((high - low) / _STEPS, _TINY)
+    middle = (high + low) * _HALF
+    step_T[t] = step
+    middle_T[t] = middle
+    per_step = _ONE / step
+    q_K = q_TK[t]
+    for k in range(row_K.shape[0]):
+        q_K[k] = np.int8(np.rint((row_K[k] - middle) * per_step))
 
 
 @_compiled
 def _dequantize_row(
-    acc_GTN: Ints,
+    acc_TN: Ints,
     t: int,
-    step_TG: Floats,
-    middle_TG: Floats,
-    scale_GN: Floats,
-    sum_GN: Floats,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
+    scale_N: Floats,
+    sum_N: Floats,
+    weight_EN: Floats,
     row_N: Floats,
 ) -> None:
     """Add the products of one token to `row_N`."""
-    for g in range(acc_GTN.shape[0]):
-        step, middle = step_TG[t, g], middle_TG[t, g]
-        acc_N, scale_N, sum_N = acc_GTN[g, t], scale_GN[g], sum_GN[g]
-        for n in range(row_N.shape[0]):
-            row_N[n] += (np.float32(acc_N[n]) * step + middle * sum_N[n]) * scale_N[n]
+    acc_N, step, middle = acc_TN[t], step_T[t], middle_T[t]
+    x0, x1, x2, x3 = exact_TE[t, 0], exact_TE[t, 1], exact_TE[t, 2], exact_TE[t, 3]
+    w0_N, w1_N, w2_N, w3_N = weight_EN[0], weight_EN[1], weight_EN[2], weight_EN[3]
+    for n in range(row_N.shape[0]):
+        rounded = np.float32(acc_N[n]) * step * scale_N[n] + middle * sum_N[n]
+        exact = x0 * w0_N[n] + x1 * w1_N[n] + x2 * w2_N[n] + x3 * w3_N[n]
+        row_N[n] += rounded + exact
 
 
 @_compiled
 def dequantize(
-    acc_GTN: Ints,
-    step_TG: Floats,
-    middle_TG: Floats,
-    scale_GN: Floats,
-    sum_GN: Floats,
+    acc_TN: Ints,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
+    scale_N: Floats,
+    sum_N: Floats,
+    weight_EN: Floats,
     bias_N: Floats,
     y_TN: Floats,
 ) -> None:
     """Turn int8 products back into numbers, with the bias."""
     for t in range(y_TN.shape[0]):
         y_TN[t] = bias_N
-        _dequantize_row(acc_GTN, t, step_TG, middle_TG, scale_GN, sum_GN, y_TN[t])
+        _dequantize_row(
+            acc_TN, t, step_T, middle_T, exact_TE, scale_N, sum_N, weight_EN, y_TN[t]
+        )  # fmt: skip
 
 
 @_compiled
 def add_norm(
-    acc_GTN: Ints,
-    step_TG: Floats,
-    middle_TG: Floats,
-    scale_GN: Floats,
-    sum_GN: Floats,
+    acc_TN: Ints,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
+    scale_N: Floats,
+    sum_N: Floats,
+    weight_EN: Floats,
     bias_D: Floats,
     gain_D: Floats,
     shift_D: Floats,
@@ -124,7 +149,9 @@ def add_norm(
         h_D = h_TD[t]
         for d in range(row_D.shape[0]):
             row_D[d] = h_D[d] + bias_D[d]
-        _dequantize_row(acc_GTN, t, step_TG, middle_TG, scale_GN, sum_GN, row_D)
+        _dequantize_row(
+            acc_TN, t, step_T, middle_T, exact_TE, scale_N, sum_N, weight_EN, row_D
+        )  # fmt: skip
         _norm_row(row_D, gain_D, shift_D, eps, h_D)
 
 
@@ -173,25 +200,31 @@ def embed(
 
 @_compiled
 def gelu_quantize(
-    acc_GTN: Ints,
-    step_TG: Floats,
-    middle_TG: Floats,
-    scale_GN: Floats,
-    sum_GN: Floats,
+    acc_TN: Ints,
+    step_T: Floats,
+    middle_T: Floats,
+    exact_TE: Floats,
+    scale_N: Floats,
+    sum_N: Floats,
+    weight_EN: Floats,
     bias_N: Floats,
     smooth_N: Floats,
-    q_GTK: Ints,
-    step_out_TG: Floats,
-    middle_out_TG: Floats,
+    exact_out_E: Ints,
+    q_TK: Ints,
+    step_out_T: Floats,
+    middle_out_T: Floats,
+    exact_out_TE: Floats,
 ) -> None:
     """Turn products into gelu(products + bias) and write that as int8 again."""
     row_N = np.empty(bias_N.shape[0], np.float32)
-    for t in range(step_TG.shape[0]):
+    for t in range(step_T.shape[0]):
         for n in range(row_N.shape[0]):
             row_N[n] = bias_N[n]
-        _dequantize_row(acc_GTN, t, step_TG, middle_TG, scale_GN, sum_GN, row_N)
+        _dequantize_row(
+            acc_TN, t, step_T, middle_T, exact_TE, scale_N, sum_N, weight_EN, row_N
+        )  # fmt: skip
         _gelu_row(row_N, smooth_N)
-        _quantize_row(row_N, t, q_GTK, step_out_TG, middle_out_TG)
+        _quantize_row(row_N, t, exact_out_E, q_TK, step_out_T, middle_out_T, exact_out_TE)
 
 
 @_compiled

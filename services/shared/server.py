@@ -208,7 +208,8 @@ def _build_http(
 def _keep_what_is_loaded() -> None:
     """Let the collector pass over what is there at the start, half a million objects of libraries.
 
-    None of them is garbage, and looking at all of them again holds up every call: 270 ms with torch.
+    None of them is garbage, and looking at all of them again holds up every call (270 ms for
+    those of torch).
     """
     gc.collect()
     gc.freeze()

@@ -60,8 +60,8 @@ def test_vectors_are_near_the_exact_ones_on_texts_it_was_not_fitted_to(model, in
     vectors_BD = int8(batch)
     for dim in (384, 128, 64):
         cosines = functional.cosine_similarity(vectors_BD[:, :dim], exact_BD[:, :dim], dim=1)
-        assert cosines.min() >= 0.998, dim
-        assert cosines.mean() >= 0.9995, dim
+        assert cosines.min() >= 0.9985, dim
+        assert cosines.mean() >= 0.9996, dim
 
 
 @given(data=st.data())
@@ -153,11 +153,11 @@ def test_carrying_errors_over_beats_plain_rounding():
     weight_NK = torch.randn(32, 96)
     inputs = Inputs(96)
     inputs.add(inputs_TK, torch.ones(2000))
-    linear = quantize_linear(weight_NK, torch.zeros(32), inputs, 2)
-    rounded_KN = np.concatenate([
-        block.float().numpy() * scale_N
-        for block, scale_N in zip(linear.weights, linear.scale_GN, strict=True)
-    ])  # fmt: skip
+    linear = quantize_linear(weight_NK, torch.zeros(32), inputs)
+    assert 3 in linear.exact_E
+    rounded_KN = linear.weight_KN.float().numpy() * linear.scale_N
+    assert not rounded_KN[linear.exact_E].any()
+    rounded_KN[linear.exact_E] = linear.weight_EN
     exact_TN = (inputs_TK @ weight_NK.T).numpy()
     ours = np.square(inputs_TK.numpy() * linear.smooth_K @ rounded_KN - exact_TN).mean()
     scale_N1 = weight_NK.abs().amax(1, keepdim=True) / 127
@@ -166,27 +166,34 @@ def test_carrying_errors_over_beats_plain_rounding():
     assert ours < plain / 4
 
 
-@given(rows=st.integers(1, 9), blocks=st.sampled_from([1, 2, 3]), seed=st.integers(0, 99))
-def test_kernels_do_what_they_say(rows, blocks, seed):
+@given(rows=st.integers(1, 9), seed=st.integers(0, 99))
+def test_kernels_do_what_they_say(rows, seed):
     """Each against plain numpy: rounding, product, bias, norm and gelu."""
     chooser = np.random.default_rng(seed)
     width, outputs = 24, 48
     floats = lambda *shape: chooser.standard_normal(shape).astype(np.float32)  # noqa: E731
-    x_TD, smooth_D = floats(rows, width) * 3, np.abs(floats(width)) + 0.1
-    q_GTK, step_TG, middle_TG = rounded(rows, blocks, width)
-    kernels.quantize(x_TD, smooth_D, q_GTK, step_TG, middle_TG)
-    again_TGK = q_GTK.transpose(1, 0, 2) * step_TG[:, :, None] + middle_TG[:, :, None]
-    again_TD = again_TGK.reshape(rows, width)
-    assert np.abs(again_TD - x_TD * smooth_D).max() <= step_TG.max() * 0.51
-    weights_GKN = chooser.integers(-127, 128, (blocks, width // blocks, outputs))
-    scale_GN, bias_N = np.abs(floats(blocks, outputs)) / 100, floats(outputs)
-    acc_GTN = np.einsum("gtk,gkn->gtn", q_GTK.astype(np.int32), weights_GKN).astype(np.int32)
-    sum_GN = weights_GKN.sum(1).astype(np.float32)
-    product = (acc_GTN, step_TG, middle_TG, scale_GN, sum_GN)
-    exact_TN = np.einsum("tgk,gkn->tn", again_TGK, weights_GKN * scale_GN[:, None]) + bias_N
+    x_TK, smooth_K = floats(rows, width) * 3, np.abs(floats(width)) + 0.1
+    exact_E = chooser.choice(width, kernels.NUM_EXACT, replace=False)
+    x_TK[:, exact_E] *= 100
+    quantized = buffers(rows, width)
+    kernels.quantize(x_TK, smooth_K, exact_E, *quantized)
+    again_TK = undone(quantized, exact_E)
+    assert np.array_equal(again_TK[:, exact_E], (x_TK * smooth_K)[:, exact_E])
+    assert np.abs(again_TK - x_TK * smooth_K).max() <= quantized[1].max() * 0.51
+
+    weight_KN = chooser.integers(-127, 128, (width, outputs))
+    weight_KN[exact_E] = 0
+    scale_N, weight_EN = np.abs(floats(outputs)) / 100, floats(kernels.NUM_EXACT, outputs)
+    bias_N = floats(outputs)
+    real_KN = weight_KN * scale_N
+    acc_TN = (quantized[0].astype(np.int32) @ weight_KN).astype(np.int32)
+    product = (acc_TN, *quantized[1:], scale_N, real_KN.sum(0).astype(np.float32), weight_EN)
+    real_KN[exact_E] = weight_EN
+    exact_TN = again_TK @ real_KN + bias_N
     y_TN = np.empty((rows, outputs), np.float32)
     kernels.dequantize(*product, bias_N, y_TN)
-    np.testing.assert_allclose(y_TN, exact_TN, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(y_TN, exact_TN, rtol=1e-4, atol=1e-2)
+
     h_TN, gain_N, shift_N = floats(rows, outputs), floats(outputs), floats(outputs)
     total = torch.from_numpy((h_TN + exact_TN).astype(np.float32))
     normed = functional.layer_norm(
@@ -194,17 +201,27 @@ def test_kernels_do_what_they_say(rows, blocks, seed):
     )
     kernels.add_norm(*product, bias_N, gain_N, shift_N, np.float32(1e-5), h_TN)
     np.testing.assert_allclose(h_TN, normed.numpy(), rtol=1e-3, atol=2e-3)
-    out_GTK, out_step_TG, out_middle_TG = rounded(rows, blocks, outputs)
-    smooth_N = np.ones(outputs, np.float32)
-    kernels.gelu_quantize(*product, bias_N, smooth_N, out_GTK, out_step_TG, out_middle_TG)
+
+    out, smooth_N = buffers(rows, outputs), np.ones(outputs, np.float32)
+    kernels.gelu_quantize(*product, bias_N, smooth_N, np.arange(kernels.NUM_EXACT), *out)
     gelu_TN = functional.gelu(torch.from_numpy(exact_TN.astype(np.float32))).numpy()
-    near_TGK = out_GTK.transpose(1, 0, 2) * out_step_TG[:, :, None] + out_middle_TG[:, :, None]
-    assert np.abs(near_TGK.reshape(rows, outputs) - gelu_TN).max() <= out_step_TG.max() * 0.6
+    near_TN = undone(out, np.arange(kernels.NUM_EXACT))
+    assert np.abs(near_TN - gelu_TN).max() <= out[1].max() * 0.6 + 1e-2
 
 
-def rounded(rows: int, blocks: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def buffers(rows: int, width: int) -> tuple[np.ndarray, ...]:
+    """What a kernel fills: int8, step, middle, and exact numbers."""
     return (
-        np.empty((blocks, rows, width // blocks), np.int8),
-        np.empty((rows, blocks), np.float32),
-        np.empty((rows, blocks), np.float32),
+        np.empty((rows, width), np.int8),
+        np.empty(rows, np.float32),
+        np.empty(rows, np.float32),
+        np.empty((rows, kernels.NUM_EXACT), np.float32),
     )
+
+
+def undone(quantized: tuple[np.ndarray, ...], exact_E: np.ndarray) -> np.ndarray:
+    """The numbers that the int8 and the exact ones stand for."""
+    q_TK, step_T, middle_T, exact_TE = quantized
+    again_TK = q_TK * step_T[:, None] + middle_T[:, None]
+    again_TK[:, exact_E] = exact_TE
+    return again_TK
