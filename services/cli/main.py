@@ -113,18 +113,22 @@ def up(
     )
     registry = CollectorRegistry()
 
-    def build(address: Address) -> list[Service]:
-        def data_dir(name: str) -> dict[str, object]:
-            return {"data_dir": settings.data_dir / name}
+    # What bounds the process bounds each service in it: a body, a message, a wait at the end.
+    shared = {field: getattr(settings, field) for field in ServerSettings.model_fields}
 
-        router = data_dir("router") | {
+    def build(address: Address) -> list[Service]:
+        def overrides(name: str) -> dict[str, object]:
+            return shared | {"data_dir": settings.data_dir / name}
+
+        encoder_of_router = {
             "encoder_address": address.grpc,
             "encoder_api_key": settings.api_key,
         }
+        router = _read(RouterSettings, overrides("router") | encoder_of_router)
         return [
-            EncoderService(_read(EncoderSettings, data_dir("encoder")), registry),
-            RouterService(_read(RouterSettings, router), registry),
-            TrainerService(_read(TrainerSettings, data_dir("trainer")), registry),
+            EncoderService(_read(EncoderSettings, overrides("encoder")), registry),
+            RouterService(router, registry),
+            TrainerService(_read(TrainerSettings, overrides("trainer")), registry),
         ]
 
     _run(build, settings, registry, "matryoshka")

@@ -49,7 +49,13 @@ class EncoderMetrics(ServiceMetrics):
         )
         self.forward_flops = Counter(
             "matryoshka_encoder_forward_flops_total",
-            "Floating-point operations that the models needed: 2 x parameters x tokens.",
+            "Floating-point operations that the models needed, attention included.",
+            ["model"],
+            registry=registry,
+        )
+        self.flops_utilization = Gauge(
+            "matryoshka_encoder_flops_utilization_ratio",
+            "Operations per second of the last passes, as a share of the machine's measured peak.",
             ["model"],
             registry=registry,
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.encoder.batcher import Batcher
+from services.encoder.flops import Utilization, measure_peak
 from services.encoder.health import PrefixHealth
 from services.encoder.memory import check_fits, weight_bytes
 from services.encoder.metrics import EncoderMetrics
@@ -58,6 +59,7 @@ class LoadedModel:
     text_model: TextModel
     batcher: Batcher
     health: PrefixHealth
+    utilization: Utilization
     memory_bytes: int
     loaded_at: float
 
@@ -175,6 +177,7 @@ class Models:
             folder = await loop.run_in_executor(thread, locate, source)
             await loop.run_in_executor(thread, self._check_memory, folder, source)
             text_model = await loop.run_in_executor(thread, self._read, folder)
+            peak = await loop.run_in_executor(thread, measure_peak, text_model)
         card_id = text_model.card.id if text_model.card else ""
         model_id = model_id or card_id or default_id(text_model.folder, source)
         if len(model_id) > _MAX_NAME:
@@ -184,7 +187,7 @@ class Models:
             return self._renew_card(present, source, text_model)
         if present or model_id in self._aliases:
             raise AlreadyExists(f"{model_id!r} names another model; unload it or give another id")
-        model = self._serve(model_id, source, text_model)
+        model = self._serve(model_id, source, text_model, peak)
         # In the bulk lane: whoever is served already does not wait for it.
         role: Role = "document" if text_model.needs_role else "none"
         await model.batcher.encode(text_model.tokenize(_WARM_UP_TEXTS, role), "bulk")
@@ -203,15 +206,18 @@ class Models:
         renewed = self._loaded[present.id] = replace(present, source=source)
         return renewed
 
-    def _serve(self, model_id: str, source: str, text_model: TextModel) -> LoadedModel:
-        """Put a model before the forward thread."""
+    def _serve(
+        self, model_id: str, source: str, text_model: TextModel, peak: float | None
+    ) -> LoadedModel:
+        """Put a model before the forward thread; `peak` is the machine's, FLOP/s."""
         metrics, settings = self._metrics, self._settings
         health = PrefixHealth(model_id, text_model.full, text_model.declared_dims, metrics)
-        flops_per_token = 2 * _num_weights(text_model)
+        utilization = Utilization(model_id, text_model, metrics, peak)
 
         def run(batch: Sequence[Tokens]) -> Array:
+            start = time.perf_counter()
             vectors_BD = text_model.encode(batch)
-            metrics.forward_flops.labels(model_id).inc(flops_per_token * sum(map(len, batch)))
+            utilization.observe(batch, time.perf_counter() - start)
             health.sample(vectors_BD)
             return vectors_BD
 
@@ -224,12 +230,15 @@ class Models:
         )
         self._forward.add(batcher)
         held = sum(p.numel() * p.element_size() for p in text_model.transformer.parameters())
-        return LoadedModel(model_id, source, text_model, batcher, health, held, time.time())
+        return LoadedModel(
+            model_id, source, text_model, batcher, health, utilization, held, time.time()
+        )
 
     def _close(self, model: LoadedModel) -> None:
         self._forward.remove(model.batcher)
         model.batcher.close(Unavailable(f"model {model.id!r} is being unloaded"))
         model.health.forget()
+        model.utilization.forget()
         self._show()
 
     def _be_nice(self) -> None:
@@ -274,15 +283,6 @@ class Models:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-
-
-def _num_weights(text_model: TextModel) -> int:
-    """Count the numbers that each token is multiplied with: all but the tables of embeddings."""
-    return sum(
-        parameter.numel()
-        for name, parameter in text_model.transformer.named_parameters()
-        if "embeddings" not in name
-    )
 
 
 def _absolute(source: str) -> str | Path:

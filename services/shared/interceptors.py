@@ -4,11 +4,13 @@ For each call, in order: the API key, readiness, then the handler; then its outc
 and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug: the traceback is
 logged and the caller reads "internal error". When the server closes, streams end with UNAVAILABLE,
 and their handlers need to know nothing of it: a stream of requests ends before its next one, so
-that what was read is answered; a stream that only answers ends before its next answer.
+that what was read is answered; a stream that only answers ends before its next answer. The standard
+services, health and reflection, are open: of all this, only the end of their streams is theirs.
 """
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -58,8 +60,12 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     ) -> _Handler:
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service.startswith(_OPEN_SERVICES):
+        if handler is None:
             return handler
+        closing = self._state.closing
+        if service.startswith(_OPEN_SERVICES):
+            is_stream = handler.request_streaming or handler.response_streaming
+            return _guarded(handler, _let_in, closing, None, method) if is_stream else handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         header = metadata.get("authorization")
 
@@ -67,18 +73,21 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
             check_key(header if isinstance(header, str) else None, self._api_key)
             self._state.check_open()
 
-        closing = self._state.closing
         return _guarded(handler, admit, closing, self._metrics[service], method)
+
+
+def _let_in() -> None:
+    """Ask for nothing."""
 
 
 def _guarded(
     handler: _Handler,
     admit: Callable[[], None],
     closing: asyncio.Event,
-    metrics: ServiceMetrics,
+    metrics: ServiceMetrics | None,
     method: str,
 ) -> _Handler:
-    """Wrap a handler of any of the four kinds."""
+    """Wrap a handler of any of the four kinds; `metrics` of None counts nothing."""
     # The stubs describe synchronous servers; under grpc.aio behaviours are coroutines and
     # asynchronous generators.
     behaviours: Any = handler
@@ -96,6 +105,8 @@ def _guarded(
         async with _Outcome(context, metrics, method):
             admit()
             inner = behaviours.unary_stream or behaviours.stream_stream
+            if inspect.iscoroutinefunction(inner):
+                inner = _written(inner)
             answers = inner(bounded(request), context)
             ended = answers if handler.request_streaming else _until_closing(answers, closing)
             # Closed here and now when the caller leaves, not when they are collected as garbage.
@@ -115,6 +126,19 @@ def _guarded(
         response_serializer=handler.response_serializer,
     )
     return wrapped
+
+
+def _written(
+    behaviour: Callable[[Any, _Context], Awaitable[None]],
+) -> Callable[[Any, _Context], AsyncGenerator[Any, None]]:
+    """Make a stream of a handler that writes its answers itself, as the health service's does."""
+
+    async def stream(request: Any, context: _Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+        await behaviour(request, context)
+        return
+        yield  # never; it makes this a stream
+
+    return stream
 
 
 async def _until_closing(
@@ -147,7 +171,7 @@ async def _until_closing(
 class _Outcome:
     """Counts and times one call, and turns what it raised into a gRPC status."""
 
-    def __init__(self, context: _Context, metrics: ServiceMetrics, method: str) -> None:
+    def __init__(self, context: _Context, metrics: ServiceMetrics | None, method: str) -> None:
         self._context = context
         self._metrics = metrics
         self._method = method
@@ -166,7 +190,8 @@ class _Outcome:
         elif error is not None:
             log.error("%s failed", self._method, exc_info=error)
             status, message = grpc.StatusCode.INTERNAL, "internal error"
-        self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
+        if self._metrics:
+            self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
         if message:
             retry_after_s = getattr(error, "retry_after_s", None)
             await self._context.abort(status, message, _retry_metadata(retry_after_s))

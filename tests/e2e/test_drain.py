@@ -9,6 +9,8 @@ import time
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
@@ -119,6 +121,46 @@ async def test_an_idle_stream_does_not_hold_the_shutdown(process):
         assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
         assert await exited(process, 50) == 0
         assert time.monotonic() - start < 30
+
+
+async def test_open_services_do_not_hold_the_shutdown(tmp_path):
+    """Who watches the health reads NOT_SERVING, then his stream ends; so does idle reflection.
+
+    Without a key, and counted nowhere, as ever; a status that nobody has is still an error.
+    """
+    # The service that starts the fastest: these streams are the server's own.
+    process = serve(
+        tmp_path, "serve", "router",
+        MATRYOSHKA_ROUTER_GRACE_S="60", MATRYOSHKA_ROUTER_API_KEY="planted",
+    )  # fmt: skip
+    statuses = health_pb2.HealthCheckResponse
+    try:
+        async with grpc.aio.insecure_channel(process.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+            for watch in watches:
+                assert (await watch.read()).status == statuses.SERVING
+            explorer = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+            await explorer.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            assert (await explorer.read()).list_services_response.service
+            with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+                await health.Check(health_pb2.HealthCheckRequest(service="nobody"))
+            # Who leaves before the end leaves nothing behind.
+            watches.pop().cancel()
+            assert "Watch" not in httpx.get(f"{process.http}/metrics").text
+            start = time.monotonic()
+            process.popen.send_signal(signal.SIGTERM)
+            for watch in watches:
+                assert (await watch.read()).status == statuses.NOT_SERVING
+            for call in (*watches, explorer):
+                with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE.*stopping"):
+                    await call.read()
+            assert await exited(process, 50) == 0
+            assert time.monotonic() - start < 30
+    finally:
+        if process.popen.poll() is None:
+            process.kill()
+    assert "Traceback" not in process.log_path.read_text()
 
 
 async def test_a_busy_stream_is_answered_as_far_as_it_was_accepted(process):

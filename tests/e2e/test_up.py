@@ -13,7 +13,10 @@ from tests.conftest import serve
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
-    started = serve(tmp_path_factory.mktemp("up"), "up")
+    started = serve(
+        tmp_path_factory.mktemp("up"), "up",
+        MATRYOSHKA_UP_MAX_BODY_BYTES="5000", MATRYOSHKA_ENCODER_MAX_BODY_BYTES="1000000",
+    )  # fmt: skip
     yield started
     assert started.stop() == 0
 
@@ -32,6 +35,14 @@ def test_probes_and_metrics_cover_all_services(process):
     metrics = httpx.get(f"{process.http}/metrics").text
     for service in ("encoder", "router", "trainer"):
         assert f"matryoshka_{service}_requests_total" in metrics
+
+
+def test_the_processes_own_bounds_hold_for_its_services(process):
+    """A body's bound is the one that was set for `up`, whatever the encoder's own says."""
+    for length, status in ((4000, 200), (6000, 413)):
+        body = {"model": "default", "input": "x" * length}
+        answer = httpx.post(f"{process.http}/v1/embeddings", json=body, timeout=30)
+        assert answer.status_code == status, answer.text
 
 
 async def test_router_and_trainer_answer_on_the_same_grpc_port(process):

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import grpc
+import httpx
 import pytest
 
 from services.encoder.memory import check_fits, default_max_model_bytes, weight_bytes
@@ -80,7 +81,10 @@ async def test_models_come_and_go_while_others_serve(tmp_path):
                 await stub.LoadModel(pb.LoadModelRequest(source=str(folders[1])))
             users = [asyncio.create_task(keep_calling(stub, stop, "second")) for _ in range(3)]
             await asyncio.sleep(0.3)
+            gauge = 'matryoshka_encoder_flops_utilization_ratio{model="second"}'
+            assert gauge in httpx.get(f"{process.http}/metrics").text
             await stub.UnloadModel(pb.UnloadModelRequest(id="second"))
+            assert gauge not in httpx.get(f"{process.http}/metrics").text
             await stub.LoadModel(pb.LoadModelRequest(source=str(folders[1])))
             stop.set()
             assert min(await asyncio.gather(*callers)) > 0

@@ -21,6 +21,7 @@ OWNERS = {
         "services.shared.int8_linear",
         "services.shared.packing",
         "services.shared.images",
+        "services.encoder.flops",
         "services.trainer",
     ),
     "transformers": (
