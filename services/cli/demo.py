@@ -121,6 +121,7 @@ class Demo:
         await self.swap(job)
 
         self.screen.title("5. The same questions again")
+        self.screen.say("scores stay as they were at full size: a rotation moves the short ones")
         await self.ask_questions()
         self.figures["recall_at_10_after"] = await self.compare_plans(model.dim)
 
@@ -335,8 +336,8 @@ def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: b
         figures["documents"] = len(documents)
         figures["seconds"] = round(time.monotonic() - begin, 1)
         (output / "demo.json").write_text(json.dumps(figures, indent=2) + "\n")
-        screen.how_to_call(processes["encoder"].http, processes["router"].grpc)
         if not then_exit:
+            screen.how_to_call(processes["encoder"].http, processes["router"].grpc)
             screen.say("serving until Ctrl-C ...")
         print(json.dumps(figures), flush=True)
         if not then_exit:

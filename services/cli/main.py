@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from pydantic_settings import SettingsConfigDict
 
 from services.shared import logs
-from services.shared.server import Address, Service, run
+from services.shared.server import Address, CannotListen, Service, run
 from services.shared.settings import ServerSettings, SettingsError
 
 S = TypeVar("S", bound=ServerSettings)
@@ -117,18 +117,23 @@ def up(
     shared = {field: getattr(settings, field) for field in ServerSettings.model_fields}
 
     def build(address: Address) -> list[Service]:
-        def overrides(name: str) -> dict[str, object]:
-            return shared | {"data_dir": settings.data_dir / name}
+        def read(kind: type[S], name: str, **more: object) -> S:
+            own = _read(kind, shared | {"data_dir": settings.data_dir / name} | more)
+            logs.show_settings(name, own.describe())
+            return own
 
-        encoder_of_router = {
-            "encoder_address": address.grpc,
-            "encoder_api_key": settings.api_key,
-        }
-        router = _read(RouterSettings, overrides("router") | encoder_of_router)
+        encoder = read(EncoderSettings, "encoder")
+        router = read(
+            RouterSettings,
+            "router",
+            encoder_address=address.grpc,
+            encoder_api_key=settings.api_key,
+        )
+        trainer = read(TrainerSettings, "trainer")
         return [
-            EncoderService(_read(EncoderSettings, overrides("encoder")), registry),
+            EncoderService(encoder, registry),
             RouterService(router, registry),
-            TrainerService(_read(TrainerSettings, overrides("trainer")), registry),
+            TrainerService(trainer, registry),
         ]
 
     _run(build, settings, registry, "matryoshka")
@@ -222,7 +227,11 @@ def _run(
     def on_ready(address: Address) -> None:
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
 
-    asyncio.run(run(build, settings, registry, on_ready))
+    try:
+        asyncio.run(run(build, settings, registry, on_ready))
+    except CannotListen as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def choose(auto: Auto, quality: Quality | None, model_id: str, full: int, dtype:
     if quality is None or not scores.get(full):
         raise InvalidRequest(
             f"dimensions 'auto' needs measured quality and {model_id} has none; measure it with "
-            "'matryoshka card <model folder> <texts>' and load the folder again, or give a size",
+            "'matryoshka card <model> <texts> --output <folder>' and load that folder, or give a "
+            "size",
             "dimensions",
         )
     measured = [(dim, score / scores[full]) for dim, score in sorted(scores.items())]

@@ -281,11 +281,11 @@ def _check_dtype(model: LoadedModel, dim: int, dtype: Dtype) -> None:
     card = model.text_model.card
     if not needs_ranges(dtype) or (card and dim in card.ranges):
         return
-    measured = ", ".join(map(str, card.ranges)) if card and card.ranges else "none"
+    measured = ", ".join(map(str, card.ranges)) if card and card.ranges else "no size"
     raise InvalidRequest(
-        f"{dtype} needs the ranges of {dim} dimensions in the model's card, and {model.id} has "
-        f"them for {measured}; measure them with 'matryoshka card <model folder> <texts>' and "
-        "load the folder again",
+        f"{dtype} needs the ranges of {dim} dimensions in the model's card; {model.id} has them "
+        f"for {measured}; measure them with 'matryoshka card <model> <texts> --output <folder>' "
+        "and load that folder",
         "output_dtype",
     )
 

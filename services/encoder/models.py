@@ -147,6 +147,7 @@ class Models:
                 raise self._not_found(model_id)
             self._aliases[alias] = model_id
             await asyncio.to_thread(self._save)
+            log.info("alias %s points at %s", alias, model_id)
 
     def get(self, name: str) -> LoadedModel:
         """Find a model by id or alias; the empty name is the default's.
@@ -193,16 +194,23 @@ class Models:
         await model.batcher.encode(text_model.tokenize(_WARM_UP_TEXTS, role), "bulk")
         self._loaded[model_id] = model
         self._show()
+        for role, trial in text_model.trials:
+            log.info(
+                "measured %s%s: %.0f tokens/s, smallest cosine %.5f",
+                "" if role == "none" else f"{role}: ", trial.engine, trial.tokens_per_second,
+                trial.min_cosine,
+            )  # fmt: skip
         log.info(
-            "loaded %s: %s, %d dimensions, %.2f GiB, space %s",
-            model_id, text_model.engine, text_model.full, model.memory_bytes / 2**30,
-            text_model.space_id,
+            "loaded %s from %s: %s, %s, %.2f GiB, space %s",
+            model_id, source, text_model.engine, _sizes(text_model),
+            model.memory_bytes / 2**30, text_model.space_id,
         )  # fmt: skip
         return model
 
     def _renew_card(self, present: LoadedModel, source: str, newer: TextModel) -> LoadedModel:
         """Take the newer card of a model that is served: it may have been measured since."""
         present.text_model.folder, present.text_model.card = newer.folder, newer.card
+        log.info("%s takes what %s says of it: %s", present.id, source, _sizes(present.text_model))
         renewed = self._loaded[present.id] = replace(present, source=source)
         return renewed
 
@@ -283,6 +291,11 @@ class Models:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+
+def _sizes(text_model: TextModel) -> str:
+    declared = ", ".join(map(str, text_model.declared_dims))
+    return f"{declared} dimensions" if declared else f"{text_model.full} dimensions, none declared"
 
 
 def _absolute(source: str) -> str | Path:

@@ -50,11 +50,21 @@ def _matryoshka(embedded: Embedded, request: EmbeddingsRequest) -> dict[str, obj
         "dimensions": dims if request.several else dims[0],
         "dtype": "float" if embedded.dtype == "float32" else embedded.dtype,
         "truncated": sorted(places[row] if places else row for row in embedded.truncated),
-        "warnings": embedded.warnings,
+        "warnings": embedded.warnings + _bytes_warning(embedded, request),
     }
     if embedded.choice:
         said["auto"] = _auto(embedded.choice)
     return said
+
+
+def _bytes_warning(embedded: Embedded, request: EmbeddingsRequest) -> list[str]:
+    if embedded.dtype == "float32" or request.encoding_format == "float":
+        return []
+    # Their own default asks for base64, and takes whatever comes for floats.
+    return [
+        f"the base64 holds {embedded.dtype}; OpenAI's SDKs read it as float32 unless you give "
+        "encoding_format 'float'"
+    ]
 
 
 def _auto(choice: Choice) -> dict[str, object]:

@@ -58,6 +58,10 @@ class Service(Protocol):
         """Close everything, after the last call has ended."""
 
 
+class CannotListen(Exception):
+    """A port is taken or an address is not this machine's; the message says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a server listens."""
@@ -98,6 +102,9 @@ async def run(
         settings: ports, bounds and times of the process.
         registry: what `/metrics` shows.
         on_ready: called when calls are served.
+
+    Raises:
+        CannotListen: one of the two ports cannot be had.
     """
     stopping = _catch_signals()
     state = State()
@@ -107,8 +114,7 @@ async def run(
         options=channel_options(settings.max_message_bytes),
         maximum_concurrent_rpcs=settings.max_calls,
     )
-    grpc_port = grpc_server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-    listener = socket.create_server((settings.host, settings.http_port), backlog=1024)
+    grpc_port, listener = _listen(grpc_server, settings)
     http_port = listener.getsockname()[1]
     address = Address(f"http://{settings.host}:{http_port}", f"{settings.host}:{grpc_port}")
 
@@ -141,6 +147,25 @@ async def run(
             _stop_http(http_server, http_task, settings.grace_s),
         )
     log.info("stopped")
+
+
+def _listen(server: grpc.aio.Server, settings: ServerSettings) -> tuple[int, socket.socket]:
+    try:
+        listener = socket.create_server((settings.host, settings.http_port), backlog=1024)
+    except OSError as error:
+        raise CannotListen(
+            f"HTTP cannot listen at {settings.host}:{settings.http_port}: {error.strerror}; "
+            "give another port or address"
+        ) from error
+    try:
+        grpc_port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        listener.close()
+        raise CannotListen(
+            f"gRPC cannot listen at {settings.host}:{settings.grpc_port}; is the port taken? "
+            "Give another port or address"
+        ) from error
+    return grpc_port, listener
 
 
 async def _stop_http(server: _Http, task: asyncio.Task[None], grace_s: float) -> None:

@@ -4,11 +4,16 @@ A service's settings live beside it and extend `ServerSettings`; variables are n
 `MATRYOSHKA_<SERVICE>_<FIELD>`. Only entry points read them; everything else receives values.
 """
 
+import difflib
+import os
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# How like a setting's name a variable is that can only be meant for it; 1: the same.
+_MISSPELT = 0.93
 
 
 class SettingsError(Exception):
@@ -58,14 +63,42 @@ class ServerSettings(BaseSettings):
         """
         prefix = cls.model_config["env_prefix"]
         try:
-            return cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            settings = cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
         except ValidationError as error:
-            lines = [
-                f"  {prefix}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
-                for e in error.errors()
-            ]
-            raise SettingsError("these settings are wrong:\n" + "\n".join(lines)) from error
+            mistakes = [cls._explain(prefix, details) for details in error.errors()]
+            raise SettingsError(_listed([*mistakes, *cls._misspelt(prefix)])) from error
+
+        if misspelt := cls._misspelt(prefix):
+            raise SettingsError(_listed(misspelt))
+        return settings
+
+    @classmethod
+    def _explain(cls, prefix: str, details: Any) -> str:  # noqa: ANN401 (pydantic's own)
+        field = str(details["loc"][0])
+        is_secret = "SecretStr" in str(cls.model_fields[field].annotation)
+        given = "" if is_secret else f", got {details['input']!r}"
+        return f"{prefix}{field.upper()}: {details['msg']}{given}"
+
+    @classmethod
+    def _misspelt(cls, prefix: str) -> list[str]:
+        """Name variables that are nearly one of ours; Kubernetes sets others with our prefix."""
+        known = [f"{prefix}{field.upper()}" for field in cls.model_fields]
+        strange = sorted(name for name in os.environ if name.startswith(prefix))
+        nearest = {
+            name: difflib.get_close_matches(name, known, 1, _MISSPELT)
+            for name in strange
+            if name not in known
+        }
+        return [
+            f"{name} is not a setting; did you mean {near[0]}?"
+            for name, near in nearest.items()
+            if near
+        ]
 
     def describe(self) -> dict[str, object]:
         """Return the resolved settings for the start-up log; secrets are masked."""
         return self.model_dump(mode="json")
+
+
+def _listed(mistakes: list[str]) -> str:
+    return "\n  ".join(["these settings are wrong:", *mistakes])

@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,20 @@ def test_wrong_settings_are_told_at_once_and_end_the_process():
     ended = matryoshka("serve", "encoder", MATRYOSHKA_ENCODER_GRPC_PORT="x")
     assert ended.returncode == 2
     assert "MATRYOSHKA_ENCODER_GRPC_PORT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--http-port", "--grpc-port"])
+def test_a_taken_port_is_told_in_a_sentence(tmp_path, option):
+    """Exit code 1, which port, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ports = {"--http-port": "0", "--grpc-port": "0"} | {option: port}
+        arguments = [part for pair in ports.items() for part in pair]
+        ended = matryoshka("serve", "router", *arguments, "--data", str(tmp_path))
+    assert ended.returncode == 1
+    assert f"127.0.0.1:{port}" in ended.stderr
+    assert "give another port" in ended.stderr.lower()
     assert "Traceback" not in ended.stderr
 
 

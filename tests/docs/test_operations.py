@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.cli.main import UpSettings
+from services.encoder.metrics import EncoderMetrics
 from services.encoder.settings import EncoderSettings
 from services.router.settings import RouterSettings
 from services.shared.settings import ServerSettings
@@ -87,3 +89,13 @@ def test_the_figures_of_rounding_are_the_committed_ones():
             name = f"{arithmetic}: {result['collection']}, {result['measure']}"
             wanted.append(f"| {name} | {' | '.join(f'{ratio:.4f}' for ratio in ratios)} |")
     assert sorted(wanted) == sorted(re.findall(r"^\| (?:bfloat16|int8)\b.*$", OPERATIONS, re.M))
+
+
+def test_the_encoders_metrics_are_all_explained():
+    """Whoever reads /metrics finds what a name means, and no name that is not there."""
+    registry = CollectorRegistry()
+    EncoderMetrics(registry)
+    shared = {"requests", "request_seconds", "stage_seconds"}
+    own = {family.name.removeprefix("matryoshka_encoder_") for family in registry.collect()}
+    said = re.findall(r"`matryoshka_encoder_(\w+)`", OPERATIONS)
+    assert {name.removesuffix("_total") for name in said} - shared == own - shared

@@ -55,3 +55,13 @@ def test_rows_need_not_lie_together():
         if encoding_format == "base64":
             rows = [np.frombuffer(base64.b64decode(row), "<f4").tolist() for row in rows]
         assert rows == [[0, 2, 4], [6, 8, 10]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "encoding_format", "warns"),
+    [("uint8", "base64", True), ("uint8", "float", False), ("float32", "base64", False)],
+)
+def test_bytes_that_an_sdk_would_take_for_floats_come_with_a_warning(dtype, encoding_format, warns):
+    """OpenAI's SDK asks for base64 unless told, and decodes whatever comes as float32."""
+    said = answer([(4, np.ones((1, 4), dtype))], None, encoding_format, (), dtype, 1)
+    assert bool(said["matryoshka"]["warnings"]) == warns

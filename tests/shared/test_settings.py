@@ -15,6 +15,25 @@ def test_all_mistakes_are_reported_at_once(monkeypatch):
         EncoderSettings.read()
     assert "MATRYOSHKA_ENCODER_HTTP_PORT" in str(caught.value)
     assert "MATRYOSHKA_ENCODER_MAX_TEXTS" in str(caught.value)
+    assert "got 'many'" in str(caught.value)
+
+
+def test_a_misspelt_variable_is_a_mistake_and_a_strangers_is_not(monkeypatch):
+    """What would be ignored silently is told; what Kubernetes sets for a service is left alone."""
+    monkeypatch.setenv("MATRYOSHKA_ENCODER_PORT", "tcp://10.0.0.7:9000")
+    monkeypatch.setenv("MATRYOSHKA_ENCODER_SERVICE_HOST", "10.0.0.7")
+    EncoderSettings.read()
+    monkeypatch.setenv("MATRYOSHKA_ENCODER_CACHEBYTES", "5")
+    with pytest.raises(SettingsError, match="did you mean MATRYOSHKA_ENCODER_CACHE_BYTES"):
+        EncoderSettings.read()
+
+
+def test_a_wrong_secret_is_not_shown(monkeypatch):
+    """A mistake is told with the value that was given, unless that is a secret."""
+    with pytest.raises(SettingsError) as caught:
+        EncoderSettings.read(api_key=["sk-planted"])
+    assert "MATRYOSHKA_ENCODER_API_KEY" in str(caught.value)
+    assert "sk-planted" not in str(caught.value)
 
 
 def test_the_command_line_wins(monkeypatch):
