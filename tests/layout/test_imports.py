@@ -150,5 +150,11 @@ def test_only_entry_points_read_the_environment():
         assert not reads or name in ENVIRONMENT_READERS, name
 
 
-# The command is the entry point; the other two hand the environment on to a child process.
-ENVIRONMENT_READERS = {"services.cli.main", "services.cli.processes", "services.trainer.launcher"}
+# The command is the entry point; the settings are read for it, and look for misspelt ones; the
+# other two hand the environment on to a child process.
+ENVIRONMENT_READERS = {
+    "services.cli.main",
+    "services.cli.processes",
+    "services.shared.settings",
+    "services.trainer.launcher",
+}
