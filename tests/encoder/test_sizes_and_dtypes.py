@@ -177,7 +177,7 @@ def test_a_model_without_a_card_says_how_to_get_one(http_client, fields, param):
     body = {"model": "default", "input": "x"} | fields
     error = http_client.post("/v1/embeddings", json=body).json()["error"]
     assert error["param"] == param
-    assert "'matryoshka card <model folder> <texts>'" in error["message"]
+    assert "'matryoshka card <model> <texts> --output <folder>'" in error["message"]
 
 
 def test_bits_need_no_card(http_client):

@@ -15,6 +15,7 @@ from services.encoder.metrics import EncoderMetrics
 from services.encoder.openai import OpenAIRoutes
 from services.encoder.settings import EncoderSettings
 from services.shared.bodies import Bodies
+from services.shared.connection import Connection
 from services.shared.errors import Overloaded, TookTooLong, Unavailable
 from services.shared.http import build_app
 from services.shared.state import State
@@ -46,7 +47,9 @@ def running(embedder, state):
     routes = OpenAIRoutes(None, embedder, EncoderSettings()).routes()
     app = build_app({metrics: routes}, state, Bodies(10**6, 5.0), registry, None)
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+        uvicorn.Config(
+            app, port=0, log_config=None, access_log=False, lifespan="off", http=Connection
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()
