@@ -30,7 +30,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from bench.adaptor import COLLECTIONS, DATA, read_lines
-from bench.report import _cpu
+from bench.report import cpu
 from services.shared.choice import MIN_COSINE_ROUNDED, Precision
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, locate
@@ -274,7 +274,7 @@ def _conditions(num_texts: int, seconds: float) -> dict[str, object]:
         "model": DEFAULT_MODEL,
         "texts": num_texts,
         "run_s": round(seconds),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
