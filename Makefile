@@ -38,7 +38,7 @@ bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (25 minu
 	$(BIN)/python -m bench.encoder $(ARGS)
 
 bench-overload: .venv/.installed  ## Offer the encoder up to four times what it can do (two minutes)
-	$(BIN)/python bench/overload.py $(ARGS)
+	$(BIN)/python -m bench.overload $(ARGS)
 
 bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)

@@ -1,6 +1,6 @@
 """What the encoder does when it is asked for more than it can do.
 
-    python bench/overload.py [--seconds 15] [--texts 8] [--model ID]
+    python -m bench.overload [--seconds 15] [--texts 8] [--model ID]
 
 A real server with the default model over HTTP on loopback. First its capacity, closed-loop (a few
 callers that each wait for their answer); then open-loop, requests at random times whatever the
@@ -12,6 +12,7 @@ length, so that it takes little of them. The last line is one JSON object.
 
 import argparse
 import asyncio
+import datetime
 import json
 import os
 import random
@@ -24,6 +25,8 @@ import tempfile
 import time
 from collections import deque
 from pathlib import Path
+
+from bench.report import cpu
 
 TIMEOUT_S = 10.0
 CALLERS = 16
@@ -208,7 +211,7 @@ def start_server(folder: Path, model: str | None) -> tuple[subprocess.Popen[byte
 def run_phase(port: int, rate: float, seconds: float, texts: int) -> dict:
     order = {"port": port, "rate": rate, "seconds": seconds, "texts": texts, "seed": int(rate * 7)}
     done = subprocess.run(
-        [sys.executable, __file__, "--client"],
+        [sys.executable, "-m", "bench.overload", "--client"],
         input=json.dumps(order).encode(),
         stdout=subprocess.PIPE,
         check=True,
@@ -232,10 +235,12 @@ def main() -> None:
     if options.client:
         print(json.dumps(asyncio.run(client(json.load(sys.stdin)))))
         return
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    conditions = {"date": today, "cpu": cpu(), "seconds": options.seconds, "texts": options.texts}
     print(
         f"HTTP on loopback, {options.texts} texts of {WORDS_PER_TEXT} words a request, time-out "
         f"{TIMEOUT_S:g} s, {options.seconds:g} s a phase; no cache; the load's own process shares "
-        f"{os.cpu_count()} processors with the server",
+        f"{os.cpu_count()} processors with the server; {conditions['date']}, {conditions['cpu']}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +250,7 @@ def main() -> None:
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(timeout=60)
-    print(json.dumps(report))
+    print(json.dumps(report | conditions))
 
 
 def measure(pid: int, port: int, options: argparse.Namespace) -> dict:
