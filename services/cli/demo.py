@@ -307,6 +307,7 @@ async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.U
     ).encode()
     for start in range(0, len(lines), _UPLOAD_CHUNK):
         yield tr.UploadFileRequest(data=lines[start : start + _UPLOAD_CHUNK])
+    yield tr.UploadFileRequest(num_bytes=len(lines))
 
 
 def run_demo(corpus: Path | None, num_documents: int, output: Path, then_exit: bool) -> None:

@@ -41,6 +41,9 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         metrics: by full gRPC service name.
         state: whether calls may be served now.
         api_key: what callers must send; None asks for nothing.
+
+    Attributes:
+        num_calls: how many calls have come, whatever became of them.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         self._metrics = metrics
         self._state = state
         self._api_key = api_key
+        self.num_calls = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
+        self.num_calls += 1
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler is None:

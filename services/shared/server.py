@@ -35,6 +35,12 @@ from services.shared.state import State
 log = logging.getLogger(__name__)
 
 
+# Looks at whether calls come in, before gRPC stops: so often, and so many without one.
+_QUIET_LOOK_S = 0.01
+_QUIET_LOOKS = 5
+_MAX_QUIET_LOOKS = 100
+
+
 class Service(Protocol):
     """What the encoder, the router and the trainer each give to the server."""
 
@@ -109,8 +115,9 @@ async def run(
     stopping = _catch_signals()
     state = State()
     metrics: dict[str, ServiceMetrics] = {}
+    door = Door(metrics, state, settings.api_key)
     grpc_server = grpc.aio.server(
-        interceptors=[Door(metrics, state, settings.api_key)],
+        interceptors=[door],
         options=channel_options(settings.max_message_bytes),
         maximum_concurrent_rpcs=settings.max_calls,
     )
@@ -143,7 +150,7 @@ async def run(
         # From here on new calls are told to try again, and streams end: another server is there.
         state.close()
         await asyncio.gather(
-            grpc_server.stop(settings.grace_s),
+            _stop_grpc(grpc_server, door, settings.grace_s),
             _stop_http(http_server, http_task, settings.grace_s),
         )
     log.info("stopped")
@@ -166,6 +173,22 @@ def _listen(server: grpc.aio.Server, settings: ServerSettings) -> tuple[int, soc
             "Give another port or address"
         ) from error
     return grpc_port, listener
+
+
+async def _stop_grpc(server: grpc.aio.Server, door: Door, grace_s: float) -> None:
+    """Stop at a moment when no call is coming in.
+
+    gRPC cancels what has come but was not yet handed over when it stops, and no caller repeats a
+    call that was CANCELLED. Until then the door tells them to try again.
+    """
+    quiet = 0
+    for _ in range(_MAX_QUIET_LOOKS):
+        num_calls = door.num_calls
+        await asyncio.sleep(_QUIET_LOOK_S)
+        quiet = quiet + 1 if door.num_calls == num_calls else 0
+        if quiet == _QUIET_LOOKS:
+            break
+    await server.stop(grace_s)
 
 
 async def _stop_http(server: _Http, task: asyncio.Task[None], grace_s: float) -> None:

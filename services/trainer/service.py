@@ -169,7 +169,23 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
 
 
 async def _pieces(requests: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:
+    """Give a file's bytes, up to the message that says how many there were.
+
+    The end of the stream does not say so: gRPC shows a call that was cut off as one that ended.
+    """
+    num_bytes = 0
     async for request in requests:
-        if request.WhichOneof("part") != "data":
-            raise InvalidRequest("messages after the first must carry data", "data")
+        part = request.WhichOneof("part")
+        if part == "num_bytes":
+            if request.num_bytes != num_bytes:
+                raise InvalidRequest(
+                    f"num_bytes says {request.num_bytes}, but {num_bytes} bytes came", "num_bytes"
+                )
+            return
+        if part != "data":
+            raise InvalidRequest(
+                "messages after the first must carry data, and the last one num_bytes", "data"
+            )
+        num_bytes += len(request.data)
         yield request.data
+    raise InvalidRequest("the last message must carry num_bytes: how many bytes came", "num_bytes")

@@ -59,7 +59,7 @@ async def call_http(process, outcomes):
 
 
 async def call_grpc(process, outcomes):
-    """The same over gRPC."""
+    """The same over gRPC, waiting as long as it is told to."""
     async with grpc.aio.insecure_channel(process.grpc) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
         number = 0
@@ -70,7 +70,8 @@ async def call_grpc(process, outcomes):
                 outcomes.append(grpc.StatusCode.OK)
             except grpc.aio.AioRpcError as error:
                 outcomes.append(error.code())
-                await asyncio.sleep(0.02)
+                told = dict(error.trailing_metadata() or ()).get("retry-after", 0.02)
+                await asyncio.sleep(float(told))
 
 
 async def test_under_load_nobody_sees_what_a_retry_would_not_cure(process):

@@ -53,8 +53,10 @@ async def stubs(processes):
 
 def upload(documents):
     lines = "".join(json.dumps({"anchor": d.title, "positive": d.body}) + "\n" for d in documents)
+    data = lines.encode()
     yield tr.UploadFileRequest(filename="pairs.jsonl")
-    yield tr.UploadFileRequest(data=lines.encode())
+    yield tr.UploadFileRequest(data=data)
+    yield tr.UploadFileRequest(num_bytes=len(data))
 
 
 async def test_train_and_swap_without_a_failed_query(stubs, documents):

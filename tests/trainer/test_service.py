@@ -44,6 +44,7 @@ async def upload(stub, data: bytes, filename="my pairs.jsonl", piece=1000) -> st
         yield pb.UploadFileRequest(filename=filename)
         for begin in range(0, len(data), piece):
             yield pb.UploadFileRequest(data=data[begin : begin + piece])
+        yield pb.UploadFileRequest(num_bytes=len(data))
 
     answer = await stub.UploadFile(parts())
     assert answer.num_bytes == len(data)
@@ -219,6 +220,14 @@ async def test_uploads_are_whole_or_not_there(stub, process):
     with pytest.raises(grpc.aio.AioRpcError, match="filename"):
         await upload(stub, b"x", filename="")
     await refused(stub.UploadFile(iter([])), grpc.StatusCode.INVALID_ARGUMENT, "filename")
+
+    for parts in (
+        [pb.UploadFileRequest(data=b"x")],
+        [pb.UploadFileRequest(data=b"x"), pb.UploadFileRequest(num_bytes=2)],
+    ):
+        parts.insert(0, pb.UploadFileRequest(filename="x"))
+        call = stub.UploadFile(iter(parts))
+        await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "num_bytes")
 
     async def endless():
         yield pb.UploadFileRequest(filename="x")

@@ -72,7 +72,7 @@ class TrainerServiceServicer:
     """
 
     def UploadFile(self, request_iterator, context):
-        """Store a training file: header first, then its bytes in pieces.
+        """Store a training file: its name, then its bytes in pieces, then how many there were.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

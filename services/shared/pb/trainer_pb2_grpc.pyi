@@ -34,7 +34,7 @@ class TrainerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     UploadFile: _grpc.StreamUnaryMultiCallable[_trainer_pb2.UploadFileRequest, _trainer_pb2.UploadFileResponse]
-    """Store a training file: header first, then its bytes in pieces."""
+    """Store a training file: its name, then its bytes in pieces, then how many there were."""
     CreateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
@@ -51,7 +51,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadFile: _aio.StreamUnaryMultiCallable[_trainer_pb2.UploadFileRequest, _trainer_pb2.UploadFileResponse]  # type: ignore[assignment]
-    """Store a training file: header first, then its bytes in pieces."""
+    """Store a training file: its name, then its bytes in pieces, then how many there were."""
     CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -71,7 +71,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_trainer_pb2.UploadFileRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.UploadFileResponse, _abc.Awaitable[_trainer_pb2.UploadFileResponse]]:
-        """Store a training file: header first, then its bytes in pieces."""
+        """Store a training file: its name, then its bytes in pieces, then how many there were."""
 
     @_abc_1.abstractmethod
     def CreateJob(
