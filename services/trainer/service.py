@@ -12,7 +12,7 @@ from starlette.routing import Route
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
-from services.trainer.blobs import Blobs
+from services.shared.blobs import Blobs
 from services.trainer.create import Drafts, check_form
 from services.trainer.events import read_events
 from services.trainer.jobs import Job, Jobs

@@ -36,7 +36,7 @@ OWNERS = {
     "qdrant_client": ("services.router.qdrant", "services.router.conditions"),
     "qdrant_edge": ("services.router.edge_worker", "services.router.edge_shard"),
     "sqlalchemy": ("services.trainer.jobs",),
-    "fsspec": ("services.trainer.blobs",),
+    "fsspec": ("services.shared.blobs",),
     "matplotlib": ("services.trainer.report",),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": ("services.cli.main",),
