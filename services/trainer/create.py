@@ -8,11 +8,11 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from services.shared.blobs import Blobs
 from services.shared.card import read_card
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, default_id, locate
 from services.shared.safety import check_folder, has_two_towers
-from services.shared.blobs import Blobs
 from services.trainer.data import Pair, read_pairs, split
 from services.trainer.events import Event, EventLog
 from services.trainer.hyperparameters import Wanted, fill

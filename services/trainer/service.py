@@ -9,10 +9,10 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
+from services.shared.blobs import Blobs
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
-from services.shared.blobs import Blobs
 from services.trainer.create import Drafts, check_form
 from services.trainer.events import read_events
 from services.trainer.jobs import Job, Jobs
