@@ -18,6 +18,7 @@ from services.shared.errors import InvalidRequest, NotFound, TooLarge
 
 _ID = re.compile(r"file-[0-9a-f]{32}")
 _TEMPORARY = ".upload-"
+_PIECE_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,20 @@ class Blobs:
         if not self._files.exists(path):
             raise NotFound(f"there is no file {file_id}; upload it first", param)
         self._files.get_file(path, str(target))
+
+    async def read(self, file_id: str) -> AsyncIterator[bytes]:
+        """Yield a stored file's bytes, piece by piece."""
+        stream = await asyncio.to_thread(self._files.open, self._path(file_id), "rb")
+        try:
+            while piece := await asyncio.to_thread(stream.read, _PIECE_BYTES):
+                yield piece
+        finally:
+            stream.close()
+
+    def remove(self, file_id: str) -> None:
+        """Delete a stored file, if it is there."""
+        if _ID.fullmatch(file_id) and self._files.exists(self._path(file_id)):
+            self._files.rm_file(self._path(file_id))
 
     def _path(self, file_id: str) -> str:
         return f"{self._root}/{file_id}"

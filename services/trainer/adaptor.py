@@ -24,6 +24,7 @@ from services.trainer.loss import nested_loss, same_text, targets
 Head = Literal["rotation", "dense"]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
+_CHUNK_ROWS = 8192
 SCALE = 20.0  # sentence-transformers' scale of cosines in this loss
 
 
@@ -122,7 +123,11 @@ def principal_axes(vectors_ND: torch.Tensor) -> torch.Tensor:
     Not centred: cosines are taken from the origin. Fewer vectors than numbers are fine, the axes
     they leave open are any orthogonal ones.
     """
-    vectors_ND = vectors_ND.double()
-    _, axes_DD = torch.linalg.eigh(vectors_ND.T @ vectors_ND)
+    full = vectors_ND.shape[1]
+    products_DD = torch.zeros(full, full, dtype=torch.float64)
+    for chunk_CD in torch.split(vectors_ND, _CHUNK_ROWS):
+        chunk_CD = chunk_CD.double()
+        products_DD.addmm_(chunk_CD.T, chunk_CD)
+    _, axes_DD = torch.linalg.eigh(products_DD)
     ordered_DD: torch.Tensor = axes_DD.flip(1).T.float().contiguous()
     return ordered_DD

@@ -18,8 +18,16 @@ from services.trainer.events import Event, EventLog
 from services.trainer.hyperparameters import Wanted, fill
 from services.trainer.jobs import Job, Jobs
 from services.trainer.layout import full_width
+from services.trainer.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
 from services.trainer.settings import TrainerSettings
-from services.trainer.spec import TRAINING, VALIDATION, Spec, spec_path
+from services.trainer.spec import (
+    TRAINING,
+    TRAINING_VECTORS,
+    VALIDATION,
+    VALIDATION_VECTORS,
+    Spec,
+    spec_path,
+)
 
 MAX_KEY_LENGTH = 128
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -30,10 +38,11 @@ class JobRequest:
     """A job as the caller asked for it."""
 
     base_model: str
-    """Empty: the default model."""
+    """Empty: the default model; nesting has none."""
     training_file: str
+    """Pairs, or vectors of documents to nest."""
     validation_file: str
-    """Empty: hold out a part of the training file."""
+    """Empty: hold out a part of the training file. Nesting: vectors of queries."""
     suffix: str
     hyperparameters: Wanted
 
@@ -58,6 +67,11 @@ def check_form(request: JobRequest, key: str) -> None:
         raise InvalidRequest("suffix must be 1 to 64 letters, digits or '-'", "suffix")
     if not request.training_file:
         raise InvalidRequest("training_file must be the id of an uploaded file", "training_file")
+    if request.hyperparameters.method == "nest" and request.base_model:
+        raise InvalidRequest(
+            "base_model must be empty for METHOD_NEST, which learns from vectors alone",
+            "base_model",
+        )
 
 
 class Drafts:
@@ -84,51 +98,90 @@ class Drafts:
                 wrong data is reported with file and line.
             NotFound: no such file.
         """
-        source = request.base_model or DEFAULT_MODEL
-        base = _locate(source)
-        full = full_width(base)
-        hex_digits = uuid.uuid4().hex
-        folder = self._folder / f"job-{hex_digits}"
+        folder = self._folder / f"job-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         try:
-            pairs = self._fetch(request.training_file, folder / TRAINING, "training_file")
-            if request.validation_file:
-                self._fetch(request.validation_file, folder / VALIDATION, "validation_file")
-            else:
-                pairs = split(pairs, request.hyperparameters.seed).training
-            hyperparameters = fill(request.hyperparameters, full, len(pairs))
-            card = read_card(base)
-            base_model = card.id if card else default_id(base, source)
-            root = (card and card.base_model) or base_model
-            model_id = f"ft:{root}:{request.suffix or 'model'}:{hex_digits[:8]}"
-            Spec(
-                base_dir=str(base),
-                base_model=base_model,
-                model_id=model_id,
-                data_name=self._jobs.filename(request.training_file, "training_file"),
-                hyperparameters=hyperparameters,
-                threads=self._settings.threads,
-                checkpoint_steps=self._settings.checkpoint_steps,
-            ).write(spec_path(folder))
+            is_nest = request.hyperparameters.method == "nest"
+            spec = (self._nest_spec if is_nest else self._model_spec)(request, folder)
+            spec.write(spec_path(folder))
             EventLog(folder).append(Event(status="queued", message="queued"))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return Job(
             id=folder.name,
-            base_model=base_model,
-            model_id=model_id,
-            hyperparameters=hyperparameters.model_dump_json(),
+            base_model=spec.base_model,
+            model_id=spec.model_id,
+            hyperparameters=spec.hyperparameters.model_dump_json(),
         )
 
     def discard(self, job: Job) -> None:
         """Remove the folder of a job that is not queued after all."""
         shutil.rmtree(self._folder / job.id, ignore_errors=True)
 
-    def _fetch(self, file_id: str, target: Path, param: str) -> tuple[Pair, ...]:
+    def _model_spec(self, request: JobRequest, folder: Path) -> Spec:
+        source = request.base_model or DEFAULT_MODEL
+        base = _locate(source)
+        full = full_width(base)
+        pairs = self._fetch_pairs(request.training_file, folder / TRAINING, "training_file")
+        if request.validation_file:
+            self._fetch_pairs(request.validation_file, folder / VALIDATION, "validation_file")
+        else:
+            pairs = split(pairs, request.hyperparameters.seed).training
+        card = read_card(base)
+        base_model = card.id if card else default_id(base, source)
+        root = (card and card.base_model) or base_model
+        return Spec(
+            base_dir=str(base),
+            base_model=base_model,
+            model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",
+            data_name=self._jobs.filename(request.training_file, "training_file"),
+            hyperparameters=fill(request.hyperparameters, full, len(pairs)),
+            threads=self._settings.threads,
+            checkpoint_steps=self._settings.checkpoint_steps,
+        )
+
+    def _nest_spec(self, request: JobRequest, folder: Path) -> Spec:
+        count, full = self._fetch_vectors(
+            request.training_file, folder / TRAINING_VECTORS, "training_file", MIN_VECTORS
+        )
+        if request.validation_file:
+            queries = folder / VALIDATION_VECTORS
+            _, width = self._fetch_vectors(
+                request.validation_file, queries, "validation_file", MIN_QUERIES
+            )
+            if width != full:
+                raise InvalidRequest(
+                    f"validation_file must hold vectors of {full} numbers as training_file does, "
+                    f"got {width}",
+                    "validation_file",
+                )
+        return Spec(
+            base_dir="",
+            base_model="",
+            model_id=f"nest:{request.suffix or 'rotation'}:{_short(folder)}",
+            data_name=self._jobs.filename(request.training_file, "training_file"),
+            hyperparameters=fill(request.hyperparameters, full, count),
+            threads=self._settings.threads,
+            checkpoint_steps=self._settings.checkpoint_steps,
+        )
+
+    def _fetch_vectors(
+        self, file_id: str, target: Path, param: str, at_least: int
+    ) -> tuple[int, int]:
+        filename = self._jobs.filename(file_id, param)
+        self._blobs.fetch(file_id, target, param)
+        return check_vectors(target, filename, param, at_least)
+
+    def _fetch_pairs(self, file_id: str, target: Path, param: str) -> tuple[Pair, ...]:
         filename = self._jobs.filename(file_id, param)
         self._blobs.fetch(file_id, target, param)
         return read_pairs(target, filename, param)
+
+
+def _short(folder: Path) -> str:
+    """Return the first 8 digits of the job's number, for the id of what it makes."""
+    return folder.name.removeprefix("job-")[:8]
 
 
 def _locate(source: str) -> Path:

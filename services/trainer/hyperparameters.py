@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.shared.errors import InvalidRequest
 
-Method = Literal["adaptor", "full"]
+Method = Literal["adaptor", "full", "nest"]
 Head = Literal["rotation", "dense"]
 
 MAX_STEPS = 1_000_000
@@ -20,6 +20,14 @@ _ADAPTOR_BATCH = 1024
 _ADAPTOR_RATE = {"rotation": 1e-2, "dense": 1e-3}
 _FULL_BATCH = 32
 _FULL_RATE = 2e-5  # the usual one for fine-tuning BERT-like encoders
+# See nest.py.
+_NEST_STEPS, _MIN_NEST_STEPS = 250, 40
+_NEST_BATCH = 512
+_NEST_RATE = 4e-3
+_NEST_MULTIPLE = 8
+_MAX_DEFAULT = 512
+MAX_NESTED = 256
+"""Widest size that nesting learns: the principal axes alone keep nearly all at longer ones."""
 
 
 class Wanted(BaseModel):
@@ -67,6 +75,8 @@ class Hyperparameters(BaseModel):
     @property
     def trained_dims(self) -> tuple[int, ...]:
         """Sizes in the loss: a rotation cannot change the full one."""
+        if self.method == "nest":
+            return tuple(dim for dim in self.matryoshka_dims if dim <= MAX_NESTED)
         return self.matryoshka_dims if self.head == "rotation" else self.dims
 
 
@@ -75,15 +85,15 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
 
     Args:
         wanted: see there.
-        full: the base model's width.
-        num_pairs: training pairs, without the held-out ones.
+        full: the base model's width, or the vectors'.
+        num_pairs: training pairs, without the held-out ones; or vectors.
 
     Raises:
         InvalidRequest: names the field and what it may be.
     """
-    adaptor = wanted.method == "adaptor"
-    if wanted.head and not adaptor:
-        raise _wrong("head", "be left out for METHOD_FULL, which trains all weights")
+    method = wanted.method
+    if wanted.head and method != "adaptor":
+        raise _wrong("head", "be left out for a method other than METHOD_ADAPTOR")
     if wanted.steps > MAX_STEPS:
         raise _wrong("steps", f"be at most {MAX_STEPS}, got {wanted.steps}")
     if wanted.batch_size == 1 or wanted.batch_size > MAX_BATCH:
@@ -91,19 +101,43 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
     rate = wanted.learning_rate
     if not math.isfinite(rate) or not 0 <= rate <= 1:
         raise _wrong("learning_rate", f"be above 0 and at most 1, got {rate}")
-    head: Head | None = (wanted.head or "rotation") if adaptor else None
-    batch = wanted.batch_size or (_ADAPTOR_BATCH if adaptor else _FULL_BATCH)
-    batch = min(batch, num_pairs)
+    head: Head | None = (wanted.head or "rotation") if method == "adaptor" else None
+    batches = {"adaptor": _ADAPTOR_BATCH, "full": _FULL_BATCH, "nest": _NEST_BATCH}
+    batch = min(wanted.batch_size or batches[method], num_pairs)
+    steps = {
+        "adaptor": _ADAPTOR_STEPS,
+        "full": -(-num_pairs // batch),
+        "nest": _nest_steps(num_pairs, batch),
+    }
+    rates = {"adaptor": _ADAPTOR_RATE[head or "rotation"], "full": _FULL_RATE, "nest": _NEST_RATE}
+    dims = _check_dims(wanted.matryoshka_dims, full)
+    if method == "nest":
+        dims = _check_nested(dims, full) or nested_dims(full)
     return Hyperparameters(
-        method=wanted.method,
+        method=method,
         head=head,
-        matryoshka_dims=_check_dims(wanted.matryoshka_dims, full) or default_dims(full),
+        matryoshka_dims=dims or default_dims(full),
         full=full,
-        steps=wanted.steps or (_ADAPTOR_STEPS if adaptor else -(-num_pairs // batch)),
+        steps=wanted.steps or steps[method],
         batch_size=batch,
-        learning_rate=rate or (_ADAPTOR_RATE[head] if head else _FULL_RATE),
+        learning_rate=rate or rates[method],
         seed=wanted.seed,
     )
+
+
+def _nest_steps(num_vectors: int, batch: int) -> int:
+    """Few vectors are soon learned by heart: ten times each is enough."""
+    return min(max(_MIN_NEST_STEPS, 10 * num_vectors // batch), _NEST_STEPS)
+
+
+def nested_dims(full: int) -> tuple[int, ...]:
+    """Return the powers of two from 16 to half the full size, at most 512.
+
+    >>> nested_dims(384)
+    (16, 32, 64, 128)
+    """
+    dims = default_dims(full)
+    return tuple(dim for dim in dims if dim <= min(full // 2, _MAX_DEFAULT)) or dims[:1]
 
 
 def default_dims(full: int) -> tuple[int, ...]:
@@ -121,8 +155,18 @@ def _check_dims(dims: tuple[int, ...], full: int) -> tuple[int, ...]:
     if list(dims) != sorted(set(dims)) or len(dims) > MAX_DIMS:
         raise _wrong("matryoshka_dims", f"be at most {MAX_DIMS} sizes, ascending, each once")
     if dims and not (dims[0] >= 1 and dims[-1] <= full):
-        raise _wrong("matryoshka_dims", f"be between 1 and {full}, the base model's full size")
+        raise _wrong("matryoshka_dims", f"be between 1 and {full}, the full size")
     return tuple(dim for dim in dims if dim != full)
+
+
+def _check_nested(dims: tuple[int, ...], full: int) -> tuple[int, ...]:
+    if any(dim % _NEST_MULTIPLE for dim in dims):
+        raise _wrong(
+            "matryoshka_dims", f"be multiples of {_NEST_MULTIPLE} below {full} for METHOD_NEST"
+        )
+    if dims and dims[0] > MAX_NESTED:
+        raise _wrong("matryoshka_dims", f"hold one of at most {MAX_NESTED} for METHOD_NEST")
+    return dims
 
 
 def _wrong(field: str, must: str) -> InvalidRequest:

@@ -71,31 +71,35 @@ def nested_loss(
     dims: Sequence[int],
     targets_BB: torch.Tensor,
     blocked_BB: torch.Tensor,
-    scale: float,
+    scale: float | torch.Tensor,
 ) -> torch.Tensor:
     """Return the mean cross-entropy at each size.
 
     Args:
         queries_BD: not cut, of any length; gradients flow into both.
-        positives_BD: row i belongs to query i.
+        positives_BD: row i belongs to query i; or, where no label is in the targets, any number
+            of documents in any order.
         dims: ascending.
         targets_BB: as `targets`.
         blocked_BB: as `same_text`.
-        scale: times the cosine, before the softmax.
+        scale: times the cosine, before the softmax; or scale_K, one for each size.
 
     Returns:
         losses_K: one number for each size; their sum is what to minimise.
     """
     dots_BB = queries_BD.new_zeros(len(queries_BD), len(positives_BD))
-    query_square_B = positive_square_B = queries_BD.new_full((len(queries_BD),), _EPS)
+    query_square_B = queries_BD.new_full((len(queries_BD),), _EPS)
+    positive_square_B = queries_BD.new_full((len(positives_BD),), _EPS)
+    scale_K = torch.as_tensor(scale).expand(len(dims))
     losses, begin = [], 0
-    for dim in dims:
+    for dim, scale_of_dim in zip(dims, scale_K, strict=True):
         query_BM, positive_BM = queries_BD[:, begin:dim], positives_BD[:, begin:dim]
         begin = dim
         dots_BB = torch.addmm(dots_BB, query_BM, positive_BM.T)
         query_square_B = query_square_B + query_BM.square().sum(dim=1)
         positive_square_B = positive_square_B + positive_BM.square().sum(dim=1)
-        logits_BB = dots_BB * (scale * query_square_B.rsqrt())[:, None] * positive_square_B.rsqrt()
+        query_factors_B1 = (scale_of_dim * query_square_B.rsqrt())[:, None]
+        logits_BB = dots_BB * query_factors_B1 * positive_square_B.rsqrt()
         # The target is zero at blocked places; a large finite number keeps 0 times it zero.
         logits_BB = logits_BB.masked_fill(blocked_BB, -1e4)
         row_losses_B = logits_BB.logsumexp(dim=1) - (targets_BB * logits_BB).sum(dim=1)

@@ -11,12 +11,25 @@ import shutil
 import time
 from pathlib import Path
 
+from services.shared.blobs import Blobs
+from services.trainer.checkpoint import write_atomic
+from services.trainer.download import file_pieces
 from services.trainer.events import Event, EventLog
 from services.trainer.jobs import Job, Jobs, State
 from services.trainer.launcher import LocalLauncher
 from services.trainer.lock import hold_lock
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.spec import LOCK, Failure, Result, failure_path, result_path
+from services.trainer.spec import (
+    LOCK,
+    RESULT_FILE,
+    Failure,
+    Result,
+    Spec,
+    failure_path,
+    result_file_path,
+    result_path,
+    spec_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +44,7 @@ class JobQueue:
 
     Args:
         jobs: their states.
+        blobs: takes what a job makes to be downloaded.
         folder: holds the jobs' folders, under their ids.
         launcher: starts their processes.
         metrics: the service's.
@@ -40,12 +54,14 @@ class JobQueue:
     def __init__(
         self,
         jobs: Jobs,
+        blobs: Blobs,
         folder: Path,
         launcher: LocalLauncher,
         metrics: TrainerMetrics,
         max_concurrent: int,
     ) -> None:
         self._jobs = jobs
+        self._blobs = blobs
         self._folder = folder
         self._launcher = launcher
         self._metrics = metrics
@@ -116,10 +132,25 @@ class JobQueue:
                 break
             log.warning("job %s: its process ended with code %s, starting again", job.id, code)
         state = state or "failed"
+        if state == "succeeded":
+            await self._keep_result_file(self._folder / job.id)
         await asyncio.to_thread(self._append, job.id, state, error or state)
         await asyncio.to_thread(self._jobs.end, job.id, state, error)
         self._metrics.job_seconds.labels(state).observe(time.monotonic() - begin)
         log.info("job %s %s", job.id, state)
+
+    async def _keep_result_file(self, folder: Path) -> None:
+        """Store the file that the job has made to be downloaded, if any, and note its id.
+
+        A service that is killed in between stores it once more; the first copy is never named.
+        """
+        path = folder / RESULT_FILE
+        if path.exists() and not result_file_path(folder).exists():
+            blob = await self._blobs.store(file_pieces(path))
+            await asyncio.to_thread(
+                self._jobs.add_file, blob.id, f"{folder.name}-{path.name}", blob.num_bytes
+            )
+            await asyncio.to_thread(write_atomic, result_file_path(folder), blob.id.encode())
 
     async def _run_process(self, job_id: str) -> int | None:
         """Return the exit code; None if the job was cancelled."""
@@ -140,8 +171,9 @@ class JobQueue:
         folder = self._folder / job_id
         if result := Result.read(result_path(folder)):
             if result.steps_per_second:
-                method = "adaptor" if (folder / "vectors" / "anchors").exists() else "full"
-                self._metrics.step_seconds.labels(method).observe(1 / result.steps_per_second)
+                self._metrics.step_seconds.labels(_method(folder)).observe(
+                    1 / result.steps_per_second
+                )
             return "succeeded", ""
         if code is None:
             return "cancelled", ""
@@ -169,3 +201,8 @@ class JobQueue:
         for path in self._folder.iterdir():
             if path.is_dir() and path.name not in known:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _method(folder: Path) -> str:
+    spec = Spec.read(spec_path(folder))
+    return spec.hyperparameters.method if spec else "unknown"

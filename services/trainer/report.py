@@ -1,12 +1,16 @@
 """What a training changed, for people: the table of each size and its picture."""
 
 import io
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from services.shared.card import Quality
+from services.trainer.shortlist import SHORTLIST, TOP
+from services.trainer.spec import NestScores
 
 _BEFORE, _AFTER, _INK = "#8a93a3", "#0b6bcb", "#1f2733"
 
@@ -26,14 +30,62 @@ def markdown_table(quality: Quality) -> str:
 
 def plot(quality: Quality, model_id: str) -> bytes:
     """Draw nDCG@10 against the size, before and after; return a PNG."""
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     dims = [scores.dim for scores in quality.after]
     before = [scores.ndcg10 for scores in quality.before]
     after = [scores.ndcg10 for scores in quality.after]
-    axes.plot(dims, before, "o--", color=_BEFORE, label="before", linewidth=1.8, markersize=5)
-    axes.plot(dims, after, "o-", color=_AFTER, label="after", linewidth=2.4, markersize=6)
+    counts = f"{quality.num_queries} held-out queries, {quality.num_documents} documents"
+    figure, axes = _frame(dims, "nDCG@10", "What each size keeps", f"{model_id}: {counts}")
+    _draw_lines(axes, dims, (before, after), ("before", "after"))
+    return _png(figure)
+
+
+def plot_nest(
+    rows: Sequence[NestScores], nest_id: str, num_queries: int, num_documents: int
+) -> bytes:
+    """Draw what a shortlist keeps against the size, plain, on PCA's axes, nested; return a PNG."""
+    dims = [row.dim for row in rows]
+    plain, nested = [row.plain for row in rows], [row.nested for row in rows]
+    figure, axes = _frame(
+        dims,
+        f"share of the exact top {TOP} in a shortlist of {SHORTLIST}",
+        "What a shortlist at each size keeps",
+        f"{nest_id}: {num_queries} held-out queries, {num_documents} documents",
+    )
+    axes.plot(dims, [row.pca for row in rows], ":", color=_BEFORE, label="PCA", linewidth=1.8)
+    _draw_lines(axes, dims, (plain, nested), ("plain", "nested"))
+    return _png(figure)
+
+
+def _frame(dims: Sequence[int], what: str, title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """Return an empty picture whose x-axis has the sizes."""
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(dims))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(dim) for dim in dims])
+    axes.set_xlabel("numbers kept of each vector", color=_INK)
+    axes.set_ylabel(what, color=_INK)
+    axes.margins(x=0.06, y=0.16)
+    axes.grid(axis="y", color="#e3e7ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=22)
+    axes.text(0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color=_BEFORE)
+    return figure, axes
+
+
+def _draw_lines(
+    axes: Axes,
+    dims: Sequence[int],
+    lines: tuple[Sequence[float], Sequence[float]],
+    labels: tuple[str, str],
+) -> None:
+    """Draw what was and what is now, each value beside its point."""
+    before, after = lines
+    axes.plot(dims, before, "o--", color=_BEFORE, label=labels[0], linewidth=1.8, markersize=5)
+    axes.plot(dims, after, "o-", color=_AFTER, label=labels[1], linewidth=2.4, markersize=6)
     axes.fill_between(dims, before, after, color=_AFTER, alpha=0.07, linewidth=0)
     for dim, low, high in zip(dims, before, after, strict=True):
         # Each label on the outer side of its line, so that the two never cross.
@@ -44,23 +96,10 @@ def plot(quality: Quality, model_id: str) -> bytes:
                 textcoords="offset points", ha="center", va="bottom" if side > 0 else "top",
                 fontsize=9, color=color,
             )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(dims))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(dim) for dim in dims])
-    axes.set_xlabel("numbers kept of each vector", color=_INK)
-    axes.set_ylabel("nDCG@10", color=_INK)
-    axes.margins(x=0.06, y=0.16)
-    axes.grid(axis="y", color="#e3e7ee", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    axes.set_title("What each size keeps", loc="left", fontsize=13, color=_INK, pad=22)
-    axes.text(
-        0, 1.025,
-        f"{model_id}: {quality.num_queries} held-out queries, {quality.num_documents} documents",
-        transform=axes.transAxes, fontsize=9, color=_BEFORE,
-    )  # fmt: skip
+
+
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()

@@ -14,6 +14,7 @@ from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 from services.trainer.create import Drafts, check_form
+from services.trainer.download import read_pieces
 from services.trainer.events import read_events
 from services.trainer.jobs import Job, Jobs
 from services.trainer.launcher import LocalLauncher
@@ -84,6 +85,7 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         self._drafts = Drafts(self._jobs, self._blobs, self._folder, settings)
         self._queue = JobQueue(
             self._jobs,
+            self._blobs,
             self._folder,
             LocalLauncher(settings.stop_s),
             self._trainer_metrics,
@@ -112,6 +114,15 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         await asyncio.to_thread(self._jobs.add_file, blob.id, filename, blob.num_bytes)
         self._uploaded.inc(blob.num_bytes)
         return pb.UploadFileResponse(file_id=blob.id, num_bytes=blob.num_bytes)
+
+    async def DownloadFile(
+        self, request: pb.DownloadFileRequest, context: _Context
+    ) -> AsyncIterator[pb.DownloadFileResponse]:
+        num_bytes = 0
+        async for piece in read_pieces(self._blobs, request.file_id):
+            num_bytes += len(piece)
+            yield pb.DownloadFileResponse(data=piece)
+        yield pb.DownloadFileResponse(num_bytes=num_bytes)
 
     async def CreateJob(
         self, request: pb.CreateJobRequest, context: _Context

@@ -1,15 +1,16 @@
 """A job's folder: the spec that goes in, and the result or the error that comes out.
 
 spec.json            what to do
-training.jsonl       pairs
-validation.jsonl     pairs to measure on, if the caller gave them
+training.jsonl       pairs; of a nest job training.npy, vectors of documents
+validation.jsonl     pairs to measure on, if the caller gave them; validation.npy, of queries
 lock                 held by the one process that works on the job
 events.jsonl         what happened so far
 vectors/             vectors computed so far
 checkpoints/         the newest two
-model/               the finished model
+model/               the finished model; of a nest job rotation.safetensors instead
 plot.png             picture of its quality
 result.json          written last: its presence means success
+result_file.txt      the id under which the service stored the rotation
 error.json           why it failed
 log.txt              the process's own log
 """
@@ -17,7 +18,7 @@ log.txt              the process's own log
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
 from services.trainer.checkpoint import write_atomic
@@ -25,7 +26,10 @@ from services.trainer.hyperparameters import Hyperparameters
 
 TRAINING = "training.jsonl"
 VALIDATION = "validation.jsonl"
+TRAINING_VECTORS = "training.npy"
+VALIDATION_VECTORS = "validation.npy"
 MODEL = "model"
+RESULT_FILE = "rotation.safetensors"
 PLOT = "plot.png"
 LOG = "log.txt"
 LOCK = "lock"
@@ -54,9 +58,9 @@ class Spec(_JsonFile):
     """What a job's process is to do."""
 
     base_dir: str
-    """Folder of the base model."""
+    """Folder of the base model; empty for a nest job, which has none."""
     base_model: str
-    """Its name, for the card."""
+    """Its name, for the card; or empty."""
     model_id: str
     data_name: str
     """What the user calls the training data."""
@@ -66,13 +70,32 @@ class Spec(_JsonFile):
     checkpoint_steps: int
 
 
+class NestScores(BaseModel):
+    """What a shortlist at one size keeps of the exact result, see `shortlist.py`; each 0..1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int
+    plain: float = Field(ge=0, le=1)
+    """The vectors as they came, cut."""
+    pca: float = Field(ge=0, le=1)
+    """Turned onto their principal axes."""
+    nested: float = Field(ge=0, le=1)
+    """Turned by the rotation."""
+
+
 class Result(_JsonFile):
     """What a job has made."""
 
     model_id: str
-    space_id: str
-    quality: Quality
+    space_id: str = ""
+    """Of the model; a nest job makes none."""
+    quality: Quality | None = None
+    """Of the model."""
+    nest_quality: tuple[NestScores, ...] = ()
+    """Of the rotation of a nest job."""
     num_pairs: int
+    """Or vectors of documents."""
     train_seconds: float
     """Of the last process; one that only resumed a finished training has almost none."""
     steps_per_second: float
@@ -94,3 +117,7 @@ def result_path(job_dir: Path) -> Path:
 
 def failure_path(job_dir: Path) -> Path:
     return job_dir / "error.json"
+
+
+def result_file_path(job_dir: Path) -> Path:
+    return job_dir / "result_file.txt"

@@ -28,7 +28,7 @@ _ADAM_STATES = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Trainee(Protocol):
-    """What is trained: the head of frozen vectors, or a whole text model."""
+    """What is trained: a head or a rotation of frozen vectors, or a whole text model."""
 
     parameters: dict[str, torch.nn.Parameter]
 
@@ -60,18 +60,18 @@ class Course:
 
 def plan(hyper: Hyperparameters, num_pairs: int, checkpoint_steps: int) -> Course:
     """Return how to train with the hyperparameters."""
-    is_adaptor = hyper.method == "adaptor"
+    is_head = hyper.method != "full"
     return Course(
         num_pairs=num_pairs,
         dims=hyper.trained_dims,
         steps=hyper.steps,
         batch_size=min(hyper.batch_size, num_pairs),
         learning_rate=hyper.learning_rate,
-        schedule="one_cycle" if is_adaptor else "linear",
+        schedule="one_cycle" if is_head else "linear",
         seed=hyper.seed,
-        weight_decay=0.0 if is_adaptor else 0.01,
-        # Generous for the adaptor: its loss is a sum over sizes.
-        max_gradient_norm=100.0 if is_adaptor else 1.0,
+        weight_decay=0.0 if is_head else 0.01,
+        # Generous for a head: its loss is a sum over sizes.
+        max_gradient_norm=100.0 if is_head else 1.0,
         checkpoint_steps=checkpoint_steps,
     )
 

@@ -9,19 +9,24 @@ from services.trainer.create import JobRequest
 from services.trainer.events import Event, last_step
 from services.trainer.hyperparameters import Head, Hyperparameters, Method, Wanted
 from services.trainer.jobs import Job
-from services.trainer.spec import MODEL, PLOT, Result, result_path
+from services.trainer.spec import MODEL, PLOT, Result, result_file_path, result_path
 
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: "adaptor",
     pb.METHOD_ADAPTOR: "adaptor",
     pb.METHOD_FULL: "full",
+    pb.METHOD_NEST: "nest",
 }
 _HEADS: dict[int, Head | None] = {
     pb.HEAD_UNSPECIFIED: None,
     pb.HEAD_ROTATION: "rotation",
     pb.HEAD_DENSE: "dense",
 }
-_METHOD_NUMBERS = {"adaptor": pb.METHOD_ADAPTOR, "full": pb.METHOD_FULL}
+_METHOD_NUMBERS = {
+    "adaptor": pb.METHOD_ADAPTOR,
+    "full": pb.METHOD_FULL,
+    "nest": pb.METHOD_NEST,
+}
 _HEAD_NUMBERS = {None: pb.HEAD_UNSPECIFIED, "rotation": pb.HEAD_ROTATION, "dense": pb.HEAD_DENSE}
 
 
@@ -34,7 +39,7 @@ def read_request(message: pb.CreateJobRequest) -> JobRequest:
     given = message.hyperparameters
     if given.method not in _METHODS or given.head not in _HEADS:
         raise InvalidRequest(
-            "hyperparameters.method must be METHOD_ADAPTOR or METHOD_FULL, and head "
+            "hyperparameters.method must be METHOD_ADAPTOR, METHOD_FULL or METHOD_NEST, and head "
             "HEAD_ROTATION or HEAD_DENSE",
             "hyperparameters.method",
         )
@@ -79,11 +84,20 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
     )
     result = Result.read(result_path(folder)) if job.state == "succeeded" else None
     if result:
-        message.model_dir = str(folder / MODEL)
-        quality = zip(result.quality.before, result.quality.after, strict=True)
-        message.quality.extend(
-            pb.DimQuality(dim=before.dim, before=_write_scores(before), after=_write_scores(after))
-            for before, after in quality
+        if result.quality:
+            message.model_dir = str(folder / MODEL)
+            quality = zip(result.quality.before, result.quality.after, strict=True)
+            message.quality.extend(
+                pb.DimQuality(
+                    dim=before.dim, before=_write_scores(before), after=_write_scores(after)
+                )
+                for before, after in quality
+            )
+        if result_file_path(folder).exists():
+            message.result_file = result_file_path(folder).read_text()
+        message.nest_quality.extend(
+            pb.NestQuality(dim=row.dim, plain=row.plain, pca=row.pca, nested=row.nested)
+            for row in result.nest_quality
         )
         if with_plot:
             message.plot_png = (folder / PLOT).read_bytes()

@@ -1,5 +1,6 @@
 """What a job does, from top to bottom: read, encode, train, evaluate, export.
 
+A nest job has neither texts nor a model: `nesting.py` does it.
 In: a job's folder, see `spec.py`. Out: the finished model in it, its picture, its result. Each
 step keeps what it has made in the folder, so that a killed job goes on where it was.
 
@@ -36,6 +37,7 @@ from services.trainer.evaluate import evaluate
 from services.trainer.events import Event, EventLog
 from services.trainer.full import FullModel
 from services.trainer.interrupt import Interrupt
+from services.trainer.nesting import run_nest
 from services.trainer.pilot import choose_label_weight
 from services.trainer.spec import (
     MODEL,
@@ -114,6 +116,9 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
         raise ServiceError("the job's folder has no spec.json")
     torch.set_num_threads(spec.threads or torch.get_num_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if spec.hyperparameters.method == "nest":
+        run_nest(job_dir, spec, interrupt)
+        return
     data = _read_data(job_dir, spec)
     job = Job(job_dir, spec, data, questions(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters

@@ -46,6 +46,17 @@ def test_losses_and_gradients_equal_the_naive_loop(batch, label_weight):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_documents_may_outnumber_queries_and_each_size_have_its_scale(batch):
+    """Distillation on a pool: the naive loop at each size's own scale gives the same."""
+    queries, positives, blocked = batch
+    wanted = targets(queries, positives, blocked, 20.0, 0.0)[:5]
+    scales = torch.tensor([5.0, 10.0, 20.0], dtype=torch.float64)
+    ours = nested_loss(queries[:5], positives, DIMS, wanted, blocked[:5], scales)
+    for place, scale in enumerate(scales):
+        theirs = naive(queries[:5], positives, DIMS, wanted, blocked[:5], scale)[place]
+        torch.testing.assert_close(ours[place], theirs)
+
+
 def test_labels_alone_are_cross_entropy(batch):
     """With the labels as the target the loss is the usual InfoNCE."""
     queries, positives, _ = batch

@@ -3,7 +3,8 @@
 import struct
 
 from services.shared.card import DimScores, Quality
-from services.trainer.report import markdown_table, plot
+from services.trainer.report import markdown_table, plot, plot_nest
+from services.trainer.spec import NestScores
 
 
 def quality(*rows):
@@ -27,3 +28,11 @@ def test_the_picture_is_drawn_for_any_scores():
         png = plot(quality(*rows), "ft:a:b:c")
         assert png.startswith(b"\x89PNG")
         assert struct.unpack(">II", png[16:24]) == (1200, 750)
+
+
+def test_the_picture_of_a_nest_job_is_drawn():
+    """Three lines over the sizes: a PNG of the usual size."""
+    rows = [NestScores(dim=dim, plain=0.5, pca=0.7, nested=0.9) for dim in (16, 64, 384)]
+    png = plot_nest(rows, "nest:a:b", 100, 1000)
+    assert png.startswith(b"\x89PNG")
+    assert struct.unpack(">II", png[16:24]) == (1200, 750)

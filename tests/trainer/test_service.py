@@ -1,13 +1,17 @@
 """The trainer over real gRPC: a real process, real jobs, real kills."""
 
 import asyncio
+import hashlib
+import io
 import os
 import time
 from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import load
 from sentence_transformers import SentenceTransformer
 
 from services.shared.pb import trainer_pb2 as pb
@@ -183,6 +187,8 @@ async def test_running_and_waiting_jobs_can_be_cancelled(stub, process, file_id,
         ({"hyperparameters": {"steps": 10**7}}, "INVALID_ARGUMENT", "steps"),
         ({"hyperparameters": {"method": 2, "head": 1}}, "INVALID_ARGUMENT", "head"),
         ({"hyperparameters": {"method": 9}}, "INVALID_ARGUMENT", "METHOD_ADAPTOR"),
+        ({"hyperparameters": {"method": 3}}, "INVALID_ARGUMENT", "base_model must be empty"),
+        ({"hyperparameters": {"method": 3}, "base_model": ""}, "INVALID_ARGUMENT", "not an .npy"),
     ],
 )
 async def test_what_cannot_work_is_refused_at_the_door(
@@ -207,6 +213,70 @@ async def test_wrong_data_is_refused_with_file_and_line(stub, tiny_model):
         grpc.StatusCode.INVALID_ARGUMENT,
         'my pairs.jsonl:10: "positive" is missing',
     )
+
+
+NEST = {"method": pb.METHOD_NEST, "steps": 5, "batch_size": 32}
+
+
+def npy(rows, full=32) -> bytes:
+    vectors = np.random.default_rng(rows).normal(size=(rows, full)) / np.arange(1, full + 1)
+    data = io.BytesIO()
+    np.save(data, vectors.astype(np.float32))
+    return data.getvalue()
+
+
+async def download(stub, file_id) -> bytes:
+    call = stub.DownloadFile(pb.DownloadFileRequest(file_id=file_id))
+    *pieces, last = [answer async for answer in call]
+    data = b"".join(piece.data for piece in pieces)
+    assert last.num_bytes == len(data)
+    return data
+
+
+async def test_a_nest_job_from_vectors_to_a_rotation(stub):
+    """No model and no text: vectors of documents and queries go up, a rotation comes down."""
+    documents = await upload(stub, npy(1200), "vectors.npy", piece=100_000)
+    queries = await upload(stub, npy(50), "queries.npy")
+    job = await create(stub, documents, "", NEST, validation_file=queries, suffix="docs")
+    assert list(job.hyperparameters.matryoshka_dims) == [16]
+    assert job.result_file == ""
+    assert (await watch(stub, job.id))[-1].status == pb.JOB_STATUS_SUCCEEDED
+    job = await get(stub, job.id)
+    assert (job.model_dir, job.base_model, len(job.quality)) == ("", "", 0)
+    assert job.model_id == f"nest:docs:{job.id[4:12]}"
+    assert [row.dim for row in job.nest_quality] == [16, 32]
+    full = job.nest_quality[1]
+    assert full.plain == full.pca == full.nested == 1
+    assert 0 < job.nest_quality[0].nested <= 1
+    assert job.plot_png.startswith(b"\x89PNG")
+    rotation = load(await download(stub, job.result_file))["rotation"]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(32), atol=1e-6)
+
+
+async def test_what_was_uploaded_can_be_downloaded(stub):
+    """Byte for byte, in several pieces; what is not there is an error, not an empty file."""
+    data = os.urandom(150_000)
+    answer = await download(stub, await upload(stub, data, piece=50_000))
+    assert hashlib.sha256(answer).digest() == hashlib.sha256(data).digest()
+    await refused(download(stub, "file-" + "0" * 32), grpc.StatusCode.NOT_FOUND, "no file")
+    await refused(download(stub, "../jobs.sqlite"), grpc.StatusCode.INVALID_ARGUMENT, "file_id")
+
+
+@pytest.mark.parametrize(
+    ("queries", "dims", "part"),
+    [
+        (npy(50, 16), [], "vectors of 32 numbers"),
+        (npy(10), [], "holds 10 vectors"),
+        (npy(50), [12], "multiples of 8 below 32"),
+        (npy(50), [16, 40], "1 and 32"),
+    ],
+)
+async def test_a_nest_job_that_cannot_work_is_refused(stub, queries, dims, part):
+    """Queries of another width, too few of them, sizes that are none: before it is queued."""
+    file = await upload(stub, npy(1000), "vectors.npy", piece=100_000)
+    asked = await upload(stub, queries, "queries.npy")
+    call = create(stub, file, "", NEST | {"matryoshka_dims": dims}, validation_file=asked)
+    await refused(call, grpc.StatusCode.INVALID_ARGUMENT, part)
 
 
 async def test_uploads_are_whole_or_not_there(stub, process):

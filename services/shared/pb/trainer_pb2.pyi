@@ -31,6 +31,10 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     """A head on frozen vectors: minutes on a CPU."""
     METHOD_FULL: _Method.ValueType  # 2
     """All weights."""
+    METHOD_NEST: _Method.ValueType  # 3
+    """A rotation that nests vectors of any model, learned from the vectors alone, without labels:
+    scores at full size stay as they are, each short size ranks as the full one does.
+    """
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper): ...
 
@@ -40,6 +44,10 @@ METHOD_ADAPTOR: Method.ValueType  # 1
 """A head on frozen vectors: minutes on a CPU."""
 METHOD_FULL: Method.ValueType  # 2
 """All weights."""
+METHOD_NEST: Method.ValueType  # 3
+"""A rotation that nests vectors of any model, learned from the vectors alone, without labels:
+scores at full size stay as they are, each short size ranks as the full one does.
+"""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Head:
@@ -142,6 +150,51 @@ class UploadFileResponse(_message.Message):
 Global___UploadFileResponse: _TypeAlias = UploadFileResponse  # noqa: Y015
 
 @_typing.final
+class DownloadFileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadFileRequest: _TypeAlias = DownloadFileRequest  # noqa: Y015
+
+@_typing.final
+class DownloadFileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Up to 1 MiB each."""
+    num_bytes: _builtins.int
+    """Last message: how many bytes there were. Without it the file was cut off."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        num_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "num_bytes", b"num_bytes", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "num_bytes", b"num_bytes", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["data", "num_bytes"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___DownloadFileResponse: _TypeAlias = DownloadFileResponse  # noqa: Y015
+
+@_typing.final
 class Hyperparameters(_message.Message):
     """Everything left 0 takes a default that fits the method."""
 
@@ -158,13 +211,14 @@ class Hyperparameters(_message.Message):
     head: Global___Head.ValueType
     steps: _builtins.int
     batch_size: _builtins.int
-    """Pairs per step; each pair's negatives are the others of its batch."""
+    """Pairs per step; each pair's negatives are the others of its batch. METHOD_NEST: queries."""
     learning_rate: _builtins.float
     seed: _builtins.int
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes to train for, ascending; the full one is always evaluated. Empty: the powers of two
-        from 16 to below the full size.
+        from 16 to below the full size; METHOD_NEST: to half the full size and at most 512. It takes
+        multiples of 8, learns those up to 256 and leaves longer ones to the principal axes.
         """
 
     def __init__(
@@ -199,11 +253,15 @@ class CreateJobRequest(_message.Message):
     idempotency_key: _builtins.str
     """1 to 128 characters chosen by the caller; empty: every call makes a new job."""
     base_model: _builtins.str
-    """A model folder or hub id; empty: the packaged default model."""
+    """A model folder or hub id; empty: the packaged default model. METHOD_NEST has none: empty."""
     training_file: _builtins.str
-    """JSON lines of {"anchor", "positive"}."""
+    """JSON lines of {"anchor", "positive"}. METHOD_NEST: an .npy file of at least 1000 vectors of
+    documents: little-endian float32 [N, D] in C order, finite, no row of zeros.
+    """
     validation_file: _builtins.str
-    """The same form. Empty: a tenth of the training pairs (1000 at most) is held out."""
+    """The same form. Empty: a tenth of the training pairs (1000 at most) is held out. METHOD_NEST:
+    an .npy file of recent queries' vectors, of the same D; empty: documents stand in for them.
+    """
     suffix: _builtins.str
     """1 to 64 letters, digits or '-', becomes part of the model's id."""
     @_builtins.property
@@ -263,6 +321,8 @@ class Job(_message.Message):
     QUALITY_FIELD_NUMBER: _builtins.int
     PLOT_PNG_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    RESULT_FILE_FIELD_NUMBER: _builtins.int
+    NEST_QUALITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___JobStatus.ValueType
     created_at: _builtins.int
@@ -273,19 +333,29 @@ class Job(_message.Message):
     """Why it failed; empty otherwise."""
     base_model: _builtins.str
     model_dir: _builtins.str
-    """Folder of the trained model, loadable by the encoder; empty until it succeeded."""
+    """Folder of the trained model, loadable by the encoder; empty until it succeeded, and for
+    METHOD_NEST, which makes none.
+    """
     model_id: _builtins.str
-    """Its id, for example "ft:all-MiniLM-L6-v2:docs:9f2c"."""
+    """Its id, for example "ft:all-MiniLM-L6-v2:docs:9f2c"; METHOD_NEST: "nest:docs:9f2c"."""
     plot_png: _builtins.bytes
-    """Picture of the same, a PNG; empty until it succeeded."""
+    """Picture of the quality, a PNG; empty until it succeeded."""
     step: _builtins.int
+    result_file: _builtins.str
+    """METHOD_NEST: names the rotation in DownloadFile; empty until it succeeded. A safetensors file
+    with the tensor "rotation", float32 [D, D], to be applied as `vectors @ rotation.T`.
+    """
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:
         """Defaults filled in."""
 
     @_builtins.property
     def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___DimQuality]:
-        """Quality on the held-out pairs; empty until it succeeded."""
+        """Quality on the held-out pairs; empty until it succeeded, and for METHOD_NEST."""
+
+    @_builtins.property
+    def nest_quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___NestQuality]:
+        """METHOD_NEST: what each size keeps on held-out queries; empty until it succeeded."""
 
     def __init__(
         self,
@@ -303,10 +373,12 @@ class Job(_message.Message):
         quality: _abc.Iterable[Global___DimQuality] | None = ...,
         plot_png: _builtins.bytes = ...,
         step: _builtins.int = ...,
+        result_file: _builtins.str = ...,
+        nest_quality: _abc.Iterable[Global___NestQuality] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "model_dir", b"model_dir", "model_id", b"model_id", "plot_png", b"plot_png", "quality", b"quality", "started_at", b"started_at", "status", b"status", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "started_at", b"started_at", "status", b"status", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,6 +438,39 @@ class Scores(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Scores: _TypeAlias = Scores  # noqa: Y015
+
+@_typing.final
+class NestQuality(_message.Message):
+    """How much of the exact top 10 at full size is among the best 50 at a short size, each 0..1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIM_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
+    PCA_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
+    dim: _builtins.int
+    plain: _builtins.float
+    """The vectors as they came, cut."""
+    pca: _builtins.float
+    """Turned onto their principal axes."""
+    nested: _builtins.float
+    """Turned by the job's rotation."""
+    def __init__(
+        self,
+        *,
+        dim: _builtins.int = ...,
+        plain: _builtins.float = ...,
+        pca: _builtins.float = ...,
+        nested: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "nested", b"nested", "pca", b"pca", "plain", b"plain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestQuality: _TypeAlias = NestQuality  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainerServiceStub:
-    """Trains Matryoshka models and adaptors as jobs that survive a restart.
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart.
     """
 
     def __init__(self, channel):
@@ -39,6 +39,11 @@ class TrainerServiceStub:
                 '/matryoshka.v1.TrainerService/UploadFile',
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.DownloadFile = channel.unary_stream(
+                '/matryoshka.v1.TrainerService/DownloadFile',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.FromString,
                 _registered_method=True)
         self.CreateJob = channel.unary_unary(
                 '/matryoshka.v1.TrainerService/CreateJob',
@@ -68,11 +73,18 @@ class TrainerServiceStub:
 
 
 class TrainerServiceServicer:
-    """Trains Matryoshka models and adaptors as jobs that survive a restart.
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart.
     """
 
     def UploadFile(self, request_iterator, context):
         """Store a training file: its name, then its bytes in pieces, then how many there were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadFile(self, request, context):
+        """A stored file, what a job made for example: its bytes in pieces, then how many there were.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +132,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileResponse.SerializeToString,
             ),
+            'DownloadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadFile,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.SerializeToString,
+            ),
             'CreateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJob,
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CreateJobRequest.FromString,
@@ -154,7 +171,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService:
-    """Trains Matryoshka models and adaptors as jobs that survive a restart.
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart.
     """
 
     @staticmethod
@@ -174,6 +191,33 @@ class TrainerService:
             '/matryoshka.v1.TrainerService/UploadFile',
             services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_trainer__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/DownloadFile',
+            services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

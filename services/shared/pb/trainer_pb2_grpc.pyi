@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainerServiceStub:
-    """Trains Matryoshka models and adaptors as jobs that survive a restart."""
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,6 +35,8 @@ class TrainerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     UploadFile: _grpc.StreamUnaryMultiCallable[_trainer_pb2.UploadFileRequest, _trainer_pb2.UploadFileResponse]
     """Store a training file: its name, then its bytes in pieces, then how many there were."""
+    DownloadFile: _grpc.UnaryStreamMultiCallable[_trainer_pb2.DownloadFileRequest, _trainer_pb2.DownloadFileResponse]
+    """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
     CreateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
@@ -47,11 +49,13 @@ class TrainerServiceStub:
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
-    """Trains Matryoshka models and adaptors as jobs that survive a restart."""
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadFile: _aio.StreamUnaryMultiCallable[_trainer_pb2.UploadFileRequest, _trainer_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Store a training file: its name, then its bytes in pieces, then how many there were."""
+    DownloadFile: _aio.UnaryStreamMultiCallable[_trainer_pb2.DownloadFileRequest, _trainer_pb2.DownloadFileResponse]  # type: ignore[assignment]
+    """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
     CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -63,7 +67,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Stop a job. Cancelling a job that has ended is harmless and changes nothing."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Trains Matryoshka models and adaptors as jobs that survive a restart."""
+    """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart."""
 
     @_abc_1.abstractmethod
     def UploadFile(
@@ -72,6 +76,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.UploadFileResponse, _abc.Awaitable[_trainer_pb2.UploadFileResponse]]:
         """Store a training file: its name, then its bytes in pieces, then how many there were."""
+
+    @_abc_1.abstractmethod
+    def DownloadFile(
+        self,
+        request: _trainer_pb2.DownloadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.DownloadFileResponse], _abc.AsyncIterator[_trainer_pb2.DownloadFileResponse]]:
+        """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
 
     @_abc_1.abstractmethod
     def CreateJob(

@@ -1,0 +1,194 @@
+"""What nesting gains: how much of the exact top 10 a shortlist of 50 keeps, by size.
+
+No labels are used. Learned with the trainer's defaults from a collection's documents alone, and
+from them with questions of its training part; measured with other questions against all
+documents. Then the time it takes, on made vectors of common widths. The last line of stdout is
+one JSON object.
+
+    python -m bench.nest [--max-tokens N] [--cache FOLDER] [--no-made]
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.adaptor import COLLECTIONS, encode, read_lines
+from services.cli.corpus import read_corpus
+from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.model import TextModel
+from services.shared.vectors import Array, normalize
+from services.trainer.hyperparameters import Wanted, fill
+from services.trainer.interrupt import Interrupt
+from services.trainer.nest import Nest
+from services.trainer.sample import Sample
+from services.trainer.shortlist import compare
+from services.trainer.spec import NestScores
+from services.trainer.train import plan, train
+
+DIMS = (16, 32, 64, 128, 256)
+MADE = ((100_000, 384), (20_000, 1536), (10_000, 3072))
+_NUM_QUERIES = 1000
+_MAX_DOCSTRINGS = 100_000
+_ASKED = 5  # of the docstrings' first sentences every fifth is a question
+_SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A collection; no question is both asked in training and measured with."""
+
+    name: str
+    documents: list[str]
+    training: list[str]
+    questions: list[str]
+
+
+def read_collection(folder: Path) -> Texts:
+    def join(line: dict[str, str]) -> str:
+        return ". ".join(filter(None, (line.get("title"), line["text"])))
+
+    questions = [line["text"] for line in read_lines(folder, "queries.jsonl")]
+    training = [line["anchor"] for line in read_lines(folder, "pairs.jsonl")]
+    documents = [join(line) for line in read_lines(folder, "corpus.jsonl")]
+    return Texts(folder.name, distinct(documents), distinct(training), distinct(questions))
+
+
+def read_docstrings() -> Texts:
+    """Docstrings that lie on this machine: first sentences ask for the rest of them."""
+    documents = read_corpus(None, _MAX_DOCSTRINGS)
+    titles = distinct([document.title for document in documents][::_ASKED])
+    bodies = distinct([document.body for document in documents])
+    order = np.random.default_rng(_SEED).permutation(len(titles))
+    held_out = {titles[row] for row in order[:_NUM_QUERIES]}
+    training = [title for title in titles if title not in held_out]
+    return Texts("docstrings", bodies, training, [t for t in titles if t in held_out])
+
+
+def distinct(texts: list[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def learn(data: Sample) -> tuple[tuple[NestScores, ...], dict[str, float]]:
+    """Learn with the defaults; return what each size keeps, and what took how long."""
+    full = data.documents_ND.shape[1]
+    hyper = fill(Wanted(method="nest"), full, len(data.documents_ND))
+    begin = time.perf_counter()
+    nest = Nest(data, hyper.trained_dims, hyper.seed)
+    begin_training = time.perf_counter()
+    with tempfile.TemporaryDirectory() as checkpoints:
+        course = plan(hyper, nest.num_anchors, checkpoint_steps=50)
+        train(nest, course, Path(checkpoints), lambda _: None, Interrupt())
+    end_training = time.perf_counter()
+    rotation_DD = nest.rotation()
+    seconds = {
+        "axes_s": round(begin_training - begin, 1),
+        "train_s": round(end_training - begin_training, 1),
+        "all_s": round(time.perf_counter() - begin, 1),
+    }
+    rows = compare(data.held_out_QD, data.documents_ND, nest.axes_DD, rotation_DD, (*DIMS, full))
+    return rows, seconds
+
+
+def measure(texts: Texts, model: TextModel, cache: Path | None) -> dict[str, object]:
+    """Nest a collection, from its documents alone and with questions."""
+    documents_ND = normalize(encode(model, texts.documents, cache))
+    known = sorted({*texts.training, *texts.questions})
+    rows = {text: row for row, text in enumerate(known)}
+    vectors = normalize(encode(model, known, cache))
+    questions_QD = vectors[[rows[text] for text in texts.questions[:_NUM_QUERIES]]]
+    asked_QD = vectors[[rows[text] for text in texts.training]]
+    alone, seconds = learn(Sample(documents_ND, None, questions_QD))
+    asked, seconds_asked = learn(Sample(documents_ND, asked_QD, questions_QD))
+    result = {
+        "collection": texts.name,
+        "documents": len(documents_ND),
+        "training_questions": len(asked_QD),
+        "questions": len(questions_QD),
+        "plain": {row.dim: round(row.plain, 4) for row in alone},
+        "pca": {row.dim: round(row.pca, 4) for row in alone},
+        "nested": {row.dim: round(row.nested, 4) for row in alone},
+        "nested with questions": {row.dim: round(row.nested, 4) for row in asked},
+        "seconds": seconds,
+        "seconds with questions": seconds_asked,
+    }
+    print(
+        f"\n{texts.name}: {len(documents_ND)} documents, {len(questions_QD)} questions; learned "
+        f"in {seconds['all_s']} s from documents alone, in {seconds_asked['all_s']} s with "
+        f"{len(asked_QD)} other questions"
+    )
+    show(result)
+    return result
+
+
+def show(result: dict[str, object]) -> None:
+    print("recall@10 of 50".ljust(24) + "".join(f"{dim:>8}" for dim in DIMS))
+    for key in ("plain", "pca", "nested", "nested with questions"):
+        if isinstance(scores := result.get(key), dict):
+            print(key.ljust(24) + "".join(f"{scores[dim]:8.3f}" for dim in DIMS))
+
+
+def make_vectors(count: int, full: int) -> Array:
+    """Vectors in 200 topics, with a common lean and a spectrum that falls as those of models do."""
+    random = np.random.default_rng(_SEED)
+    loudness = (np.arange(1, full + 1) ** -0.55).astype(np.float32)
+    topics = random.standard_normal((200, full), dtype=np.float32)
+    own = random.standard_normal((count, full), dtype=np.float32)
+    drawn = (0.8 * topics[random.integers(200, size=count)] + own) * loudness
+    lean = random.standard_normal(full).astype(np.float32)
+    drawn += 0.5 * np.linalg.norm(loudness) * lean / np.linalg.norm(lean)
+    mix, _ = np.linalg.qr(random.standard_normal((full, full)))
+    return normalize(drawn @ mix.astype(np.float32))
+
+
+def time_made(count: int, full: int) -> dict[str, object]:
+    vectors = make_vectors(count + 500, full)
+    rows, seconds = learn(Sample(vectors[:-500], None, vectors[-500:]))
+    print(
+        f"\n{count} made vectors of {full} numbers: axes {seconds['axes_s']} s, training "
+        f"{seconds['train_s']} s, all {seconds['all_s']} s"
+    )
+    result: dict[str, object] = {"made": count, "full": full, "seconds": seconds}
+    for key in ("plain", "pca", "nested"):
+        result[key] = {row.dim: round(getattr(row, key), 4) for row in rows}
+    show(result)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--max-tokens", type=int, help="cut texts earlier than the model does")
+    parser.add_argument("--cache", type=Path, help="keep vectors here, and use those kept")
+    parser.add_argument("--no-made", action="store_true", help="leave out the made vectors")
+    options = parser.parse_args()
+    model = TextModel(locate(DEFAULT_MODEL))
+    model.max_tokens = min(model.max_tokens, options.max_tokens or model.max_tokens)
+    conditions = {
+        "model": DEFAULT_MODEL,
+        "engine": model.engine,
+        "max_tokens": model.max_tokens,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    print("conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items()))
+    folders = [folder for folder in COLLECTIONS if folder.is_dir()]
+    collections = [*map(read_collection, folders), read_docstrings()]
+    results = [measure(texts, model, options.cache) for texts in collections]
+    if not options.no_made:
+        results += [time_made(count, full) for count, full in MADE]
+    print(json.dumps({"bench": "nest", **conditions, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
