@@ -7,6 +7,7 @@ can be cancelled by that.
 """
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        # asyncio does so only where the listening socket was made with IPPROTO_TCP, and
+        # `socket.create_server` makes none such. Without it an answer, which is written in two
+        # parts, waits some 40 ms for the caller's delayed acknowledgement of the first.
+        connected: socket.socket = transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
