@@ -1,0 +1,97 @@
+"""A database of small tables: SQLite by default, any other by URL. What survives a restart.
+
+Everything here is synchronous and short; callers run it in a thread.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Select, create_engine, event
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+
+from services.shared.paging import Page, Paging
+
+
+class Base(DeclarativeBase):
+    """The tables."""
+
+
+class Database:
+    """One database.
+
+    Args:
+        url: as SQLAlchemy names it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        # Each reads before it writes, so writers take turns; none takes long. (SQLite, with its one
+        # writer, would refuse a reader that turns writer while another one writes.)
+        self._turn = threading.Lock()
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _tune_sqlite)
+
+    def open(self) -> None:
+        """Make the tables that are not there."""
+        Base.metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Read in the block, without waiting for those who write."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Do everything in the block, or nothing; when it ends, it is durable."""
+        with (
+            self._turn,
+            Session(self._engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+
+def fetch_page(
+    session: Session,
+    query: Select[Any],
+    number: InstrumentedAttribute[int],
+    paging: Paging,
+    after: int | None,
+    before: int | None,
+) -> Page[Any]:
+    """Read one page of rows, newest first unless the paging says otherwise.
+
+    Args:
+        session: of the transaction.
+        query: the rows that the list is of, in any order.
+        number: the column that counts rows up as they are made.
+        paging: what is asked for.
+        after: number of the row that the page follows.
+        before: number of the row that the page ends before.
+    """
+    ascending = paging.order == "asc"
+    if after is not None:
+        query = query.where(number > after if ascending else number < after)
+    if before is not None:
+        query = query.where(number < before if ascending else number > before)
+    # A page before a row is read from that row on, and turned round.
+    is_backward = before is not None and after is None
+    upward = ascending != is_backward
+    query = query.order_by(number.asc() if upward else number.desc()).limit(paging.limit + 1)
+    rows = list(session.scalars(query))
+    shown = rows[: paging.limit]
+    return Page(shown[::-1] if is_backward else shown, len(rows) > paging.limit)
+
+
+def _tune_sqlite(connection: object, _: object) -> None:
+    """Let reads go on beside a write, and sync every commit: what was acknowledged is not lost."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
