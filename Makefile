@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-int8 clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ bench-encoder: .venv/.installed  ## Encode beside the peers on this CPU (25 minu
 
 bench-overload: .venv/.installed  ## Offer the encoder up to four times what it can do (two minutes)
 	$(BIN)/python -m bench.overload $(ARGS)
+
+bench-router: .venv/.installed  ## Plans beside single-stage settings, and how often promises hold
+	$(BIN)/python -m bench.router $(ARGS)
 
 bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)

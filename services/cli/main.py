@@ -1,4 +1,4 @@
-"""The `matryoshka` command: serve one service or all, show the whole, or measure a model's card.
+"""The `matryoshka` command: serve one service or all, show the whole, measure plans or a card.
 
 Entry points read the environment, build what lives long, and hand it on. Each service is
 imported only when it is asked for: a machine that serves the router needs no torch.
@@ -161,6 +161,45 @@ def demo(
     except (CorpusError, ServiceDied) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def calibrate(
+    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
+    target: Annotated[float, typer.Option(help="Recall that searches shall keep.")] = 0.95,
+    limit: Annotated[int, typer.Option(help="Hits of a search.")] = 10,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Choose by memory; unset: by latency.")
+    ] = False,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help='Queries like those to come: one a line, or JSON lines of {"text", "slice"}; '
+            "unset: recent searches, or documents."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG to write.")] = None,
+    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
+    api_key: Annotated[
+        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
+    ] = None,
+) -> None:
+    """Measure which plans keep which recall on a collection; searches may then state a target."""
+    import grpc
+
+    from services.cli.calibrate import Options
+    from services.cli.calibrate import calibrate as run_calibrate
+    from services.shared.errors import ServiceError
+
+    options = Options(router, api_key, collection, target, limit, memory, queries, plot)
+    try:
+        run_calibrate(options)
+    except (ServiceError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except grpc.aio.AioRpcError as error:
+        print(error.details(), file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -8,8 +8,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from services.router.conditions import to_conditions
 from services.router.edge_folder import EdgeFolder, Stored, remove
@@ -17,10 +20,13 @@ from services.router.edge_process import EdgeWorker, create_shard
 from services.router.filters import Filter
 from services.router.plan import Plan
 from services.router.store import (
+    Answer,
     Collection,
+    KeptQueries,
     Page,
     Point,
     ScoredPoint,
+    Vectors,
     clamp,
     from_payload,
     latest,
@@ -149,9 +155,9 @@ class EdgeStore:
         query_D: Array,
         condition: Filter | None = None,
         with_points: bool = True,
-    ) -> list[ScoredPoint]:
+    ) -> Answer:
         worker = await self._worker(self._open(collection.name))
-        found = await worker.call(
+        seconds, found = await worker.call(
             "search",
             stages=[asdict(stage) for stage in plan.stages],
             query=pack(query_D),
@@ -159,15 +165,39 @@ class EdgeStore:
             with_payload=with_points,
         )
         nothing = Point("", "", {})
-        return [
-            ScoredPoint(from_payload(payload) if payload else nothing, clamp(score))
-            for score, payload in found
+        hits = [
+            ScoredPoint(key, from_payload(payload) if payload else nothing, clamp(score))
+            for key, score, payload in found
         ]
+        return Answer(hits, seconds)
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
         worker = await self._worker(self._open(name))
         payloads, offset = await worker.call("scroll", after=after, limit=limit)
         return Page([from_payload(payload) for payload in payloads], offset)
+
+    async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
+        opened = self._open(name)
+        worker = await self._worker(opened)
+        keys, rows, offset = await worker.call("vectors", after=after, limit=limit)
+        full = opened.stored.collection.full
+        vectors_BD = np.frombuffer(rows, dtype="<f4").reshape(-1, full).astype(np.float32)
+        return Vectors(keys, vectors_BD, offset)
+
+    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
+        opened = self._open(name)
+        async with opened.starting:  # which shard counts is written in the same file
+            if self._collections.get(name) is not opened:  # dropped while we waited
+                raise not_found(name)
+            stored = opened.stored
+            collection = replace(stored.collection, calibration=calibration)
+            opened.stored = await asyncio.to_thread(self._folder.describe, stored, collection)
+
+    async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        await asyncio.to_thread(self._folder.write_queries, self._open(name).stored, queries)
+
+    async def kept_queries(self, name: str) -> KeptQueries:
+        return await asyncio.to_thread(self._folder.read_queries, self._open(name).stored)
 
     async def count(self, name: str, without_text: bool = False) -> int:
         worker = await self._worker(self._open(name))
@@ -195,7 +225,8 @@ class EdgeStore:
             try:
                 await indexer.call("optimize")
                 async with opened.starting:
-                    opened.stored = self._folder.switch_shard(old, copy)
+                    # Not `old`: meanwhile the collection may have been annotated.
+                    opened.stored = self._folder.switch_shard(opened.stored, copy)
                     retired, opened.worker = opened.worker, indexer
             except BaseException:
                 await indexer.stop()

@@ -4,7 +4,8 @@
       .lock             held by the one router that uses the folder
       .aliases.json     {alias: collection}
       <name>/
-        collection.json   model, space, sizes, and which shard counts
+        collection.json   model, space, sizes, what was measured, and which shard counts
+        queries.msgpack   vectors of recent queries, and their slices
         shard-<id>/       Edge's own files
       .new-<id>/        a collection in the making
       .trash-<id>/      a collection being deleted
@@ -22,11 +23,16 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.router.store import Collection, from_metadata, to_metadata
+import msgpack
+import numpy as np
+
+from services.router.store import Collection, KeptQueries, from_metadata, to_metadata
 from services.shared.errors import Unavailable
+from services.shared.vectors import pack, unpack
 
 _ALIASES = ".aliases.json"
 _COLLECTION = "collection.json"
+_QUERIES = "queries.msgpack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class EdgeFolder:
         metadata = json.loads((folder / _COLLECTION).read_bytes())
         shard = folder / metadata["shard"]
         for path in folder.iterdir():
-            if path not in (shard, folder / _COLLECTION):
+            if path not in (shard, folder / _COLLECTION, folder / _QUERIES):
                 remove(path)
         return Stored(from_metadata(metadata), shard)
 
@@ -112,6 +118,25 @@ class EdgeFolder:
         _write_metadata(shard.parent, stored.collection, shard.name)
         return Stored(stored.collection, shard)
 
+    def describe(self, stored: Stored, collection: Collection) -> Stored:
+        """Write what is known of a collection anew."""
+        _write_metadata(stored.shard.parent, collection, stored.shard.name)
+        return Stored(collection, stored.shard)
+
+    def write_queries(self, stored: Stored, queries: KeptQueries) -> None:
+        """Keep recent queries beside a collection's shard."""
+        body: bytes = msgpack.packb({"vectors": pack(queries.vectors_QD), "slices": queries.slices})
+        _write(stored.shard.parent / _QUERIES, body)
+
+    def read_queries(self, stored: Stored) -> KeptQueries:
+        """Return the kept queries; none, if there are none."""
+        full = stored.collection.full
+        path = stored.shard.parent / _QUERIES
+        if not path.exists():
+            return KeptQueries(np.empty((0, full), dtype=np.float32), [])
+        kept = msgpack.unpackb(path.read_bytes())
+        return KeptQueries(unpack(kept["vectors"], full), kept["slices"])
+
     def read_aliases(self) -> dict[str, str]:
         path = self._root / _ALIASES
         aliases: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
@@ -139,12 +164,12 @@ def _write_metadata(folder: Path, collection: Collection, shard_name: str) -> No
     _write(folder / _COLLECTION, json.dumps(metadata, indent=2))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     """Replace a file's content: after a crash it holds the old or the new, never a part."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

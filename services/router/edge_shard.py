@@ -6,14 +6,15 @@ while it works.
 Shapes: B points, M width of one size.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
 
-from services.router.plan import Stage
-from services.router.sizes import Size, cut
+from services.router.plan import Stage, oversampling
+from services.router.sizes import Quantization, Size, cut
 from services.router.store import is_plain_rescoring
 from services.shared.vectors import Array
 
@@ -35,11 +36,6 @@ def create(path: str, sizes: Sequence[Size], indexing_threshold_kb: int) -> None
 
 
 def _vector_params(size: Size) -> edge.EdgeVectorParams:
-    quantization = {
-        "none": None,
-        "int8": edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, always_ram=True),
-        "binary": edge.BinaryQuantizationConfig(always_ram=True),
-    }[size.quantization]
     return edge.EdgeVectorParams(
         size=size.dim,
         distance=edge.Distance.Cosine,
@@ -48,8 +44,24 @@ def _vector_params(size: Size) -> edge.EdgeVectorParams:
             ef_construct=_EF_CONSTRUCT,
             full_scan_threshold=_FULL_SCAN_THRESHOLD_KB,
         ),
-        quantization_config=quantization,
+        quantization_config=_codes(size.quantization),
+        memory=edge.Memory.Cold if size.placement == "cold" else edge.Memory.Cached,
     )
+
+
+def _codes(quantization: Quantization) -> Any:  # noqa: ANN401 (edge's config types)
+    memory = edge.Memory.Pinned
+    match quantization:
+        case "none":
+            return None
+        case "int8":
+            return edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, memory=memory)
+        case "binary":
+            return edge.BinaryQuantizationConfig(memory=memory)
+        case turbo:
+            bits = edge.TurboQuantBitSize
+            size = {"turbo4": bits.Bits4, "turbo2": bits.Bits2, "turbo1": bits.Bits1}[turbo]
+            return edge.TurboQuantQuantizationConfig(bits=size, memory=memory)
 
 
 class Shard:
@@ -84,8 +96,12 @@ class Shard:
         query: bytes,
         conditions: dict[str, Any] | None,
         with_payload: bool,
-    ) -> list[tuple[float, dict[str, Any] | None]]:
-        """Run a plan as one nested query; returns (score, payload), best first."""
+    ) -> tuple[float, list[tuple[str, float, dict[str, Any] | None]]]:
+        """Run a plan as one nested query.
+
+        Returns:
+            The engine's seconds, and (id, score, payload), best first.
+        """
         query_D = np.frombuffer(query, dtype="<f4")
         vectors = cut(query_D[None], tuple(self._sizes.values()))
         plan = [Stage(**stage) for stage in stages]
@@ -102,17 +118,18 @@ class Shard:
                     prefetches=inner,
                 )
             ]
-        found = self._shard.query(
-            edge.QueryRequest(
-                limit=plan[-1].candidates,
-                query=self._near(plan[-1], vectors),
-                params=self._params(plan[-1], is_first=not inner),
-                filter=None if inner else condition,
-                prefetches=inner,
-                with_payload=with_payload,
-            )
+        request = edge.QueryRequest(
+            limit=plan[-1].candidates,
+            query=self._near(plan[-1], vectors),
+            params=self._params(plan[-1], is_first=not inner),
+            filter=None if inner else condition,
+            prefetches=inner,
+            with_payload=with_payload,
         )
-        return [(hit.score, hit.payload) for hit in found]
+        start = time.perf_counter()
+        found = self._shard.query(request)
+        seconds = time.perf_counter() - start
+        return seconds, [(str(hit.id), hit.score, hit.payload) for hit in found]
 
     def _near(self, stage: Stage, vectors: dict[str, Array]) -> Any:  # noqa: ANN401 (edge.Query)
         name = self._sizes[stage.dim].vector_name
@@ -120,12 +137,14 @@ class Shard:
 
     def _params(self, stage: Stage, is_first: bool) -> edge.SearchParams:
         size = self._sizes[stage.dim]
+        times = oversampling(stage, size)
         return edge.SearchParams(
             hnsw_ef=stage.ef or None,
-            exact=stage.exact or is_plain_rescoring(size, is_first),
+            exact=stage.exact or is_plain_rescoring(stage, size, is_first),
             quantization=edge.QuantizationSearchParams(
                 ignore=stage.ignore_quantization,
-                rescore=True if size.quantization == "binary" else None,
+                rescore=times > 0,
+                oversampling=times if times > 1 else None,
             ),
         )
 
@@ -136,6 +155,17 @@ class Shard:
         )
         payloads = [record.payload for record in records if record.payload]
         return payloads, None if offset is None else str(offset)
+
+    def vectors(self, after: str | None, limit: int) -> tuple[list[str], bytes, str | None]:
+        """Return ids and full vectors, float32, and where the next page begins."""
+        full = self._sizes[max(self._sizes)].vector_name
+        records, offset = self._shard.scroll(
+            edge.ScrollRequest(offset=after, limit=limit, with_payload=False, with_vector=[full])
+        )
+        vectors: list[Any] = [record.vector for record in records]
+        rows = np.array([vector[full] for vector in vectors], dtype="<f4")
+        ids = [str(record.id) for record in records]
+        return ids, rows.tobytes(), None if offset is None else str(offset)
 
     def count(self, without_text: bool) -> int:
         wanted = _NO_TEXT if without_text else None

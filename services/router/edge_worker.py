@@ -55,6 +55,7 @@ def serve(shard: edge_shard.Shard, requests: BinaryIO, answers: BinaryIO) -> Non
         "delete": shard.delete,
         "search": shard.search,
         "scroll": shard.scroll,
+        "vectors": shard.vectors,
         "count": shard.count,
         "progress": shard.progress,
         "optimize": shard.optimize,

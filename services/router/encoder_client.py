@@ -24,10 +24,6 @@ from services.shared.vectors import Array, unpack
 Role = Literal["query", "document"]
 
 _ROLES = {"query": encoder_pb2.ROLE_QUERY, "document": encoder_pb2.ROLE_DOCUMENT}
-_PRIORITIES = {
-    "query": encoder_pb2.PRIORITY_INTERACTIVE,
-    "document": encoder_pb2.PRIORITY_BULK,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +36,8 @@ class Model:
     """Width of the full vector."""
     declared_dims: tuple[int, ...]
     """Sizes the model is trained for; empty: it declares none."""
+    max_tokens: int = 0
+    """What the model reads of a text; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,8 @@ class EncoderClient:
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
         found = response.model
-        return Model(found.id, found.space_id, found.dim, tuple(found.matryoshka_dims))
+        dims = tuple(found.matryoshka_dims)
+        return Model(found.id, found.space_id, found.dim, dims, found.max_tokens)
 
     async def embed_query(self, model: str, text: str) -> Encoded:
         """Encode one query.
@@ -109,10 +108,12 @@ class EncoderClient:
             NotFound, Unavailable: see `get_model`.
             Overloaded: the encoder has too much to do; with its time to wait.
         """
-        return await self._embed(model, [text], "query")
+        return await self._embed(model, [text], "query", encoder_pb2.PRIORITY_INTERACTIVE)
 
-    async def embed_documents(self, model: str, texts: Sequence[str]) -> Encoded:
-        """Encode documents, some calls at a time.
+    async def embed_many(
+        self, model: str, texts: Sequence[str], role: Role = "document"
+    ) -> Encoded:
+        """Encode texts that nobody waits for, some calls at a time.
 
         Texts longer than the model reads are cut at their end, and their positions returned.
 
@@ -126,7 +127,7 @@ class EncoderClient:
 
         async def embed(start: int) -> Encoded:
             async with self._documents:
-                return await self._embed_with_patience(model, texts[start : start + step])
+                return await self._embed_with_patience(model, texts[start : start + step], role)
 
         tasks = [asyncio.create_task(embed(start)) for start in starts]
         try:
@@ -147,25 +148,31 @@ class EncoderClient:
             ),
         )
 
-    async def _embed_with_patience(self, model: str, texts: Sequence[str]) -> Encoded:
-        """Encode documents of one call; a caller whose deadline passes is cancelled by gRPC."""
+    async def _embed_with_patience(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
+        """Encode the texts of one call; a caller whose deadline passes is cancelled by gRPC."""
         give_up = time.monotonic() + self._max_wait_s
         while True:
             try:
-                return await self._embed(model, texts, "document")
+                return await self._embed(model, texts, role, encoder_pb2.PRIORITY_BULK)
             except Overloaded as error:
                 wait_s = error.retry_after_s or 1
                 if time.monotonic() + wait_s > give_up:
                     raise
                 await asyncio.sleep(wait_s)
 
-    async def _embed(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
+    async def _embed(
+        self,
+        model: str,
+        texts: Sequence[str],
+        role: Role,
+        priority: "encoder_pb2.Priority.ValueType",
+    ) -> Encoded:
         request = encoder_pb2.EmbedRequest(
             model=model,
             texts=texts,
             role=_ROLES[role],
             truncation=encoder_pb2.TRUNCATION_END,
-            priority=_PRIORITIES[role],
+            priority=priority,
         )
         # gRPC would refuse it with the same status as an encoder that has too much to do.
         if (size := request.ByteSize()) > self._max_message_bytes:

@@ -1,8 +1,13 @@
 """What the router measures besides requests and stages (encode, search, write, settle)."""
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.shared.metrics import ServiceMetrics
+
+if TYPE_CHECKING:
+    from services.router.shadow import Watched
 
 _CANDIDATES_BUCKETS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
 
@@ -12,6 +17,12 @@ class RouterMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("router", registry)
+        self.ingested_files = Counter(
+            "matryoshka_router_ingested_files_total",
+            "Files of vector stores that were read and written, or failed.",
+            ["outcome"],
+            registry=registry,
+        )
         self.written_points = Counter(
             "matryoshka_router_written_points_total",
             "Points written and acknowledged.",
@@ -28,8 +39,53 @@ class RouterMetrics(ServiceMetrics):
             "Edge workers that had died and were started again.",
             registry=registry,
         )
+        self.shadow_dropped = Counter(
+            "matryoshka_router_shadow_dropped_total",
+            "Searches that were to be repeated exactly, but too many waited.",
+            registry=registry,
+        )
+        of_slice = ("collection", "slice")
+        self._recall = Gauge(
+            "matryoshka_router_recall_at_k_ratio",
+            "Share of the exact hits that live searches found, over the last 1,000 measured.",
+            (*of_slice, "statistic"),
+            registry=registry,
+        )
+        self._recall_queries = Gauge(
+            "matryoshka_router_recall_queries_count",
+            "Live searches whose recall was measured since the last calibration.",
+            of_slice,
+            registry=registry,
+        )
+        self._recall_loss = Gauge(
+            "matryoshka_router_recall_loss_ratio",
+            "Mean share of the exact hits lost, by cause.",
+            (*of_slice, "cause"),
+            registry=registry,
+        )
+        self._recall_alarm = Gauge(
+            "matryoshka_router_recall_alarms_count",
+            "Whether the recall of live searches has fallen below what was promised: 1, else 0.",
+            of_slice,
+            registry=registry,
+        )
         self.collections = Gauge(
             "matryoshka_router_collections_count",
             "Collections in the storage, as last seen by this router.",
             registry=registry,
         )
+
+    def show_recall(self, collection: str, slice_: str, watched: "Watched", rings: bool) -> None:
+        """Show what is known of the recall of a slice."""
+        values = {"mean": watched.mean, "lower": watched.lower, "upper": watched.upper}
+        for statistic, value in values.items():
+            self._recall.labels(collection, slice_, statistic).set(value)
+        for cause, lost in watched.losses.items():
+            self._recall_loss.labels(collection, slice_, cause).set(lost)
+        self._recall_queries.labels(collection, slice_).set(watched.num_measured)
+        self._recall_alarm.labels(collection, slice_).set(rings)
+
+    def forget_recall(self, collection: str, slice_: str) -> None:
+        """Show nothing of a slice any more."""
+        for gauge in (self._recall, self._recall_loss, self._recall_queries, self._recall_alarm):
+            gauge.remove_by_labels({"collection": collection, "slice": slice_})

@@ -5,24 +5,30 @@ The router keeps nothing of its own: what a collection is lies in the collection
 """
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
+import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.router.conditions import to_conditions
 from services.router.filters import Filter
-from services.router.plan import Plan, Stage
+from services.router.plan import Plan, Stage, oversampling
 from services.router.sizes import Size, cut
 from services.router.store import (
+    Answer,
     Collection,
+    KeptQueries,
     Page,
     Point,
     ScoredPoint,
+    Vectors,
     clamp,
     from_metadata,
     from_payload,
@@ -35,9 +41,11 @@ from services.router.store import (
     to_payload,
 )
 from services.shared.errors import NotFound, Overloaded, ServiceError, Unavailable, peer_errors
-from services.shared.vectors import Array
+from services.shared.vectors import Array, normalize
 
 _METADATA_KEY = "matryoshka"
+_QUERIES_PREFIX = "matryoshka-queries."
+_QUERIES_PAGE = 1000
 _NO_TEXT = models.Filter(
     must=[models.FieldCondition(key="text", match=models.MatchValue(value=""))]
 )
@@ -116,6 +124,7 @@ class QdrantStore:
         await self.find(name)
         with _engine_errors(name):
             await self._client.delete_collection(name)
+            await self._client.delete_collection(_QUERIES_PREFIX + name)
 
     async def aliases(self) -> dict[str, str]:
         with _engine_errors():
@@ -171,17 +180,22 @@ class QdrantStore:
         query_D: Array,
         condition: Filter | None = None,
         with_points: bool = True,
-    ) -> list[ScoredPoint]:
+    ) -> Answer:
         query = _nested_query(collection, plan, query_D, condition)
+        start = time.perf_counter()
         with _engine_errors(collection.name):
             response = await self._client.query_points(
                 collection.name, limit=plan.limit, with_payload=with_points, **query
             )
+        seconds = time.perf_counter() - start
         nothing = Point("", "", {})
-        return [
-            ScoredPoint(from_payload(hit.payload) if hit.payload else nothing, clamp(hit.score))
+        hits = [
+            ScoredPoint(
+                str(hit.id), from_payload(hit.payload) if hit.payload else nothing, clamp(hit.score)
+            )
             for hit in response.points
         ]
+        return Answer(hits, seconds)
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
         with _engine_errors(name):
@@ -190,6 +204,66 @@ class QdrantStore:
             )
         points = [from_payload(record.payload) for record in records if record.payload]
         return Page(points, None if offset is None else str(offset))
+
+    async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
+        collection = await self.find(name)
+        full = collection.sizes[-1].vector_name
+        with _engine_errors(name):
+            records, offset = await self._client.scroll(
+                name, offset=after, limit=limit, with_payload=False, with_vectors=[full]
+            )
+        rows: list[Any] = [record.vector[full] for record in records]  # type: ignore[index,call-overload]
+        vectors_BD = np.array(rows, dtype=np.float32).reshape(-1, collection.full)
+        # A server keeps cosine vectors at unit length; its twin in memory keeps what it got.
+        return Vectors(
+            [str(record.id) for record in records],
+            normalize(vectors_BD),
+            None if offset is None else str(offset),
+        )
+
+    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
+        collection = replace(await self.find(name), calibration=calibration)
+        with _engine_errors(name):
+            await self._client.update_collection(
+                name, metadata={_METADATA_KEY: to_metadata(collection)}
+            )
+
+    async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        # A collection of its own, without our metadata, so that nobody takes it for a user's.
+        kept, full = _QUERIES_PREFIX + name, queries.vectors_QD.shape[1]
+        with _engine_errors(name):
+            if not await self._client.collection_exists(kept):
+                await self._client.create_collection(
+                    kept,
+                    vectors_config=models.VectorParams(
+                        size=full, distance=models.Distance.DOT, memory=models.Memory.COLD
+                    ),
+                )
+            structs = [
+                models.PointStruct(id=place, vector=vector_D.tolist(), payload={"slice": slice_})
+                for place, (vector_D, slice_) in enumerate(
+                    zip(queries.vectors_QD, queries.slices, strict=True)
+                )
+            ]
+            await self._client.upsert(kept, structs, wait=True)
+
+    async def kept_queries(self, name: str) -> KeptQueries:
+        collection = await self.find(name)
+        kept = _QUERIES_PREFIX + collection.name
+        rows: list[Any] = []
+        slices: list[str] = []
+        offset: Any = None
+        with _engine_errors(name):
+            is_there = await self._client.collection_exists(kept)
+            while is_there:
+                records, offset = await self._client.scroll(
+                    kept, offset=offset, limit=_QUERIES_PAGE, with_vectors=True
+                )
+                rows.extend(record.vector for record in records)
+                slices.extend((record.payload or {})["slice"] for record in records)
+                is_there = offset is not None
+        vectors_QD = np.array(rows, dtype=np.float32).reshape(-1, collection.full)
+        return KeptQueries(vectors_QD, slices)
 
     async def count(self, name: str, without_text: bool = False) -> int:
         with _engine_errors(name):
@@ -223,17 +297,27 @@ def _vector_params(size: Size) -> models.VectorParams:
         distance=models.Distance.COSINE,
         hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
         quantization_config=_quantization(size),
+        memory=models.Memory.COLD if size.placement == "cold" else models.Memory.CACHED,
     )
 
 
 def _quantization(size: Size) -> models.QuantizationConfig | None:
-    if size.quantization == "int8":
-        return models.ScalarQuantization(
-            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        )
-    if size.quantization == "binary":
-        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
-    return None
+    memory = models.Memory.PINNED
+    match size.quantization:
+        case "none":
+            return None
+        case "int8":
+            return models.ScalarQuantization(
+                scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, memory=memory)
+            )
+        case "binary":
+            return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(memory=memory))
+        case turbo:
+            bits = models.TurboQuantBitSize
+            wanted = {"turbo4": bits.BITS4, "turbo2": bits.BITS2, "turbo1": bits.BITS1}[turbo]
+            return models.TurboQuantization(
+                turbo=models.TurboQuantQuantizationConfig(bits=wanted, memory=memory)
+            )
 
 
 def _nested_query(
@@ -268,12 +352,14 @@ def _nested_query(
 
 
 def _search_params(stage: Stage, size: Size, is_first: bool) -> models.SearchParams:
+    times = oversampling(stage, size)
     return models.SearchParams(
         hnsw_ef=stage.ef or None,
-        exact=stage.exact or is_plain_rescoring(size, is_first),
+        exact=stage.exact or is_plain_rescoring(stage, size, is_first),
         quantization=models.QuantizationSearchParams(
             ignore=stage.ignore_quantization,
-            rescore=True if size.quantization == "binary" else None,
+            rescore=times > 0,
+            oversampling=times if times > 1 else None,
         ),
     )
 

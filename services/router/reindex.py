@@ -151,7 +151,7 @@ class Reindexer:
         if not page.points:
             return page, np.empty((0, model.dim), dtype=np.float32)
         with self._metrics.stage("encode"):
-            encoded = await self._encoder.embed_documents(
+            encoded = await self._encoder.embed_many(
                 model.id, [point.text for point in page.points]
             )
         check_space(target, encoded.space_id, f"the encoder's model {model.id!r}")

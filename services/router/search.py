@@ -7,14 +7,17 @@ Shapes: D full width.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.router.encoder_client import EncoderClient
 from services.router.filters import Filter, check_filter
 from services.router.metrics import RouterMetrics
-from services.router.plan import Plan, default_plan, exact_plan, recall, resolve_plan
+from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
+from services.router.promise import Promise, Promises, Wish
+from services.router.shadow import Live
 from services.router.space import check_space
-from services.router.store import Collection, ScoredPoint, Store
+from services.router.store import Answer, Collection, ScoredPoint, Store
 from services.shared.errors import InvalidRequest, NotFound
 from services.shared.vectors import Array, unpack
 
@@ -33,7 +36,15 @@ class Search:
     limit: int = DEFAULT_LIMIT
     condition: Filter | None = None
     plan: Plan | None = None
-    """None: the default plan."""
+    """None: the plan that keeps the recall target; see `promise.py`."""
+    recall_target: float | None = None
+    """None: the collection's own, if it was calibrated."""
+    slice: str = ""
+    """Group of queries that this one belongs to: a tenant, a language; "": none."""
+    max_seconds: float | None = None
+    max_bytes: int | None = None
+    is_live: bool = True
+    """Whether a user waits for it; other searches are not watched, and not kept as recent ones."""
     explain: bool = False
     measure_recall: bool = False
 
@@ -57,7 +68,10 @@ class Found:
     collection: Collection
     encode_seconds: float
     search_seconds: float
+    promise: Promise | None = None
     stages: tuple[StageReport, ...] = ()
+    shortlist_ranks: tuple[int, ...] = ()
+    """With `explain`: each hit's place in the first stage, from 1."""
     recall: float | None = None
     exact_seconds: float = 0.0
 
@@ -69,9 +83,10 @@ class Searcher:
         store: where the collections are.
         encoder: turns query texts into vectors.
         metrics: gets stage times and shortlist sizes.
+        promises: chooses plans.
         max_limit: most hits of one search.
-        max_candidates: most points a stage hands on.
         max_text_chars: longest query.
+        on_live: told of each search that was answered.
     """
 
     def __init__(
@@ -79,15 +94,17 @@ class Searcher:
         store: Store,
         encoder: EncoderClient,
         metrics: RouterMetrics,
+        promises: Promises,
         max_limit: int,
-        max_candidates: int,
         max_text_chars: int,
+        on_live: Callable[[Live], None] = lambda _: None,
     ) -> None:
+        self._on_live = on_live
+        self._promises = promises
         self._store = store
         self._encoder = encoder
         self._metrics = metrics
         self._max_limit = max_limit
-        self._max_candidates = max_candidates
         self._max_text_chars = max_text_chars
 
     async def search(self, search: Search) -> Found:
@@ -110,25 +127,30 @@ class Searcher:
             return await self._search(search, moved_to)
 
     async def _search(self, search: Search, collection: Collection) -> Found:
-        plan = self._plan(search, collection)
+        plan, promise = self._promises.plan(_wish(search), collection)
         query_D, encode_seconds = await self._query(search, collection)
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
-        hits, search_seconds = await self._run(collection, plan, query_D, search.condition)
+        answer = await self._run(collection, plan, query_D, search.condition)
+        hits, search_seconds = answer.hits, answer.seconds
         self._metrics.stage_seconds.labels("search").observe(search_seconds)
         stages: tuple[StageReport, ...] = ()
+        ranks: tuple[int, ...] = ()
         if search.explain:
-            stages = await self._explain(
-                collection, plan, query_D, search.condition, (len(hits), search_seconds)
-            )
+            stages, ranks = await self._explain(collection, plan, query_D, search.condition, answer)
         share, exact_seconds = None, 0.0
         if search.measure_recall:
             truth = exact_plan(collection.sizes, plan.limit)
-            exact, exact_seconds = await self._run(collection, truth, query_D, search.condition)
-            is_full = plan.stages[-1].dim == collection.full
-            share = recall(_ranking(hits), _ranking(exact), is_full)
+            exact = await self._run(collection, truth, query_D, search.condition)
+            exact_seconds = exact.seconds
+            is_cosine = scores_are_cosines(plan, collection.sizes[-1])
+            share = recall(_ranking(hits), _ranking(exact.hits), is_cosine)
+        if search.is_live:
+            target = promise.target if promise else None
+            self._on_live(Live(collection, plan, query_D, search.condition, search.slice, target))
         return Found(
-            hits, plan, collection, encode_seconds, search_seconds, stages, share, exact_seconds
-        )
+            hits, plan, collection, encode_seconds, search_seconds,
+            promise, stages, ranks, share, exact_seconds,
+        )  # fmt: skip
 
     def _check(self, search: Search) -> None:
         if not 1 <= search.limit <= self._max_limit:
@@ -146,11 +168,6 @@ class Searcher:
             raise InvalidRequest("a query vector needs the space_id it is from", "space_id")
         if search.condition is not None:
             check_filter(search.condition)
-
-    def _plan(self, search: Search, collection: Collection) -> Plan:
-        if search.plan is None:
-            return default_plan(collection.sizes, search.limit, self._max_candidates)
-        return resolve_plan(search.plan, collection.sizes, search.limit, self._max_candidates)
 
     async def _query(self, search: Search, collection: Collection) -> tuple[Array, float]:
         """Return the full query vector, and the seconds it took to encode it."""
@@ -171,10 +188,8 @@ class Searcher:
         query_D: Array,
         condition: Filter | None,
         with_points: bool = True,
-    ) -> tuple[list[ScoredPoint], float]:
-        start = time.perf_counter()
-        hits = await self._store.search(collection, plan, query_D, condition, with_points)
-        return hits, time.perf_counter() - start
+    ) -> Answer:
+        return await self._store.search(collection, plan, query_D, condition, with_points)
 
     async def _explain(
         self,
@@ -182,27 +197,33 @@ class Searcher:
         plan: Plan,
         query_D: Array,
         condition: Filter | None,
-        whole: tuple[int, float],
-    ) -> tuple[StageReport, ...]:
+        whole: Answer,
+    ) -> tuple[tuple[StageReport, ...], tuple[int, ...]]:
         """Time each beginning of the plan; a stage's time is what it adds to the one before.
 
         An engine runs the stages as one query and does not tell them apart. Noise may make a
         difference negative; it is shown as 0.
+
+        Returns:
+            One report for each stage; and each hit's place in the first stage, from 1, or 0 for
+            one that came in meanwhile.
         """
+        places: dict[str, int] = {}
         reports: list[StageReport] = []
         before_s = 0.0
         for number, stage in enumerate(plan.stages, start=1):
             if number < len(plan.stages):
                 beginning = plan.beginning(number)
-                handed_on, seconds = await self._run(
+                handed_on = await self._run(
                     collection, beginning, query_D, condition, with_points=False
                 )
-                count = len(handed_on)
             else:
-                count, seconds = whole
+                handed_on = whole
+            count, seconds = len(handed_on.hits), handed_on.seconds
+            places = places or {hit.key: place for place, hit in enumerate(handed_on.hits, 1)}
             reports.append(StageReport(stage.dim, count, max(0.0, seconds - before_s)))
             before_s = seconds
-        return tuple(reports)
+        return tuple(reports), tuple(places.get(hit.key, 0) for hit in whole.hits)
 
 
 def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
@@ -224,6 +245,13 @@ def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
     if not vectors_BD.any(axis=1).all():
         raise InvalidRequest(f"{param} must not hold a vector of zeros", param)
     return vectors_BD
+
+
+def _wish(search: Search) -> Wish:
+    return Wish(
+        search.limit, search.plan, search.recall_target, search.slice,
+        search.max_seconds, search.max_bytes,
+    )  # fmt: skip
 
 
 def _ranking(hits: list[ScoredPoint]) -> list[tuple[str, float]]:

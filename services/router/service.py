@@ -4,30 +4,51 @@ Also where the router's long-lived objects are built, started and closed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.router import wire
+from services.router import calibrate, wire
+from services.router.calibrate import Calibrator
+from services.router.calibration_plot import plot
+from services.router.calibration_wire import read_calibrate, write_calibration, write_watched
 from services.router.catalog import Catalog
 from services.router.edge import EdgeStore
 from services.router.encoder_client import EncoderClient
+from services.router.evaluate import Evaluator
+from services.router.evaluate_wire import read_evaluate, write_evaluation
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
+from services.router.promise import Promises
 from services.router.qdrant import QdrantStore
+from services.router.queries import Queries
+from services.router.recent import Recent
 from services.router.reindex import Reindexer
+from services.router.retrieval import Retrieval
 from services.router.search import Searcher
 from services.router.settings import RouterSettings
-from services.router.store import Store
+from services.router.shadow import Live, Shadow
+from services.router.store import Collection, Store
 from services.router.upsert import Batch, Writer
+from services.router.vector_store_files_http import VectorStoreFilesHttp
+from services.router.vector_stores_http import VectorStoresHttp
+from services.shared.errors import NotFound, ServiceError
+from services.shared.files_http import FilesHttp
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 
 _Context = Any  # grpc.aio's context; used to learn that a caller left, as errors are raised
+log = logging.getLogger(__name__)
+
+_M = TypeVar("_M")
+_PROGRESS_S = 0.2
+"""Between two messages of one step."""
 
 
 class RouterService(pb_grpc.RouterServiceServicer):
@@ -47,7 +68,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self._settings = settings
         self._store = _build_store(settings, router_metrics)
         self._gate = WriteGate(self._store)
-        self._reindexes: set[asyncio.Task[None]] = set()
+        self._long_work: set[asyncio.Task[None]] = set()
+        self._retrieval = Retrieval(settings, router_metrics)
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
@@ -67,24 +89,43 @@ class RouterService(pb_grpc.RouterServiceServicer):
         await store.open()
         self._open.push_async_callback(store.close)
         self._catalog = Catalog(store, encoder, gate, metrics)
+        self._promises = Promises(s.max_candidates)
         self._searcher = Searcher(
-            store, encoder, metrics, s.max_limit, s.max_candidates, s.max_text_chars
+            store, encoder, metrics, self._promises, s.max_limit, s.max_text_chars, self._on_live
         )
+        self._recent = Recent(store, s.recent_queries, s.recent_collections, s.recent_flush_s)
+        self._shadow = Shadow(
+            store, metrics, s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,
+            self._on_alarm,
+        )  # fmt: skip
+        for watcher in (self._recent, self._shadow):
+            watcher.start()
+            self._open.push_async_callback(watcher.stop)
+        queries = Queries(store, encoder, self._recent, s.calibrate_queries)
+        longest = min(s.calibrate_candidates, s.max_candidates)
+        self._calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
+        self._evaluator = Evaluator(self._searcher, s.evaluate_queries)
         self._writer = Writer(store, encoder, gate, metrics, s.max_batch_points, s.max_text_chars)
         self._reindexer = Reindexer(store, encoder, gate, metrics, s.reindex_batch_points)
         await self._catalog.count()
+        self._open.push_async_callback(self._retrieval.stop)
+        await self._retrieval.start(self._catalog, encoder, self._writer, self._searcher)
 
     async def stop(self) -> None:
-        for reindex in self._reindexes:
-            reindex.cancel()
-        await asyncio.gather(*self._reindexes, return_exceptions=True)
+        for task in self._long_work:
+            task.cancel()
+        await asyncio.gather(*self._long_work, return_exceptions=True)
         await self._open.aclose()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         pb_grpc.add_RouterServiceServicer_to_server(self, server)
 
     def routes(self) -> list[Route]:
-        return []
+        s, retrieval = self._settings, self._retrieval
+        files = FilesHttp(lambda: retrieval.files, s.max_upload_s, retrieval.forget_file)
+        stores = VectorStoresHttp(retrieval, s.max_body_bytes)
+        store_files = VectorStoreFilesHttp(retrieval, s.max_body_bytes)
+        return [*files.routes(), *stores.routes(), *store_files.routes()]
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: _Context
@@ -134,6 +175,70 @@ class RouterService(pb_grpc.RouterServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.SearchResponse:
         return wire.write_found(await self._searcher.search(wire.read_search(request)))
 
+    async def Calibrate(
+        self, request: pb.CalibrateRequest, context: _Context
+    ) -> AsyncIterator[pb.CalibrateResponse]:
+        full = (await self._store.find(request.collection)).full
+        wanted = read_calibrate(request, full)
+        steps: asyncio.Queue[pb.CalibrateResponse | None] = asyncio.Queue()
+        last_s, last_step = 0.0, ""
+
+        def on_progress(step: str, done: int, total: int) -> None:
+            nonlocal last_s, last_step
+            now = time.monotonic()
+            if step != last_step or done == total or now - last_s >= _PROGRESS_S:
+                last_s, last_step = now, step
+                steps.put_nowait(pb.CalibrateResponse(step=step, done=done, total=total))
+
+        async def run() -> None:
+            calibration = await self._calibrator.run(wanted, on_progress)
+            steps.put_nowait(pb.CalibrateResponse(calibration=write_calibration(calibration)))
+
+        async for step in self._follow(run(), steps, context):
+            yield step
+
+    async def GetRecall(
+        self, request: pb.GetRecallRequest, context: _Context
+    ) -> pb.GetRecallResponse:
+        collection = await self._store.find(request.collection)
+        seen = self._shadow.seen(collection)
+        return pb.GetRecallResponse(
+            slices=[write_watched(slice_, watched) for slice_, watched in seen.items()]
+        )
+
+    async def GetCalibration(
+        self, request: pb.GetCalibrationRequest, context: _Context
+    ) -> pb.GetCalibrationResponse:
+        collection = await self._store.find(request.collection)
+        calibration = self._promises.calibration(collection)
+        if calibration is None:
+            raise NotFound(f"collection {collection.name!r} is not calibrated; run Calibrate")
+        png = b""
+        if request.with_plot:
+            png = await asyncio.to_thread(plot, calibration, collection.name)
+        return pb.GetCalibrationResponse(calibration=write_calibration(calibration, png))
+
+    async def Evaluate(
+        self, request: pb.EvaluateRequest, context: _Context
+    ) -> AsyncIterator[pb.EvaluateResponse]:
+        steps: asyncio.Queue[pb.EvaluateResponse | None] = asyncio.Queue()
+        queries, contenders, limit = read_evaluate(request)
+        last_s = 0.0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal last_s
+            now = time.monotonic()
+            if done == total or now - last_s >= _PROGRESS_S:
+                last_s = now
+                steps.put_nowait(pb.EvaluateResponse(done=done, total=total))
+
+        async def run() -> None:
+            evaluation = await self._evaluator.run(queries, contenders, limit, on_progress)
+            steps.put_nowait(pb.EvaluateResponse(evaluation=write_evaluation(evaluation)))
+
+        async for step in self._follow(run(), steps, context):
+            yield step
+
     async def Reindex(
         self, request: pb.ReindexRequest, context: _Context
     ) -> AsyncIterator[pb.ReindexResponse]:
@@ -144,17 +249,49 @@ class RouterService(pb_grpc.RouterServiceServicer):
             last.num_points, last.total_points = num_points, total_points
             steps.put_nowait(pb.ReindexResponse(num_points=num_points, total_points=total_points))
 
-        # A task of its own: a generator whose caller left is not told so.
-        reindex = asyncio.create_task(self._reindexer.run(wire.read_reindex(request), on_progress))
-        self._reindexes.add(reindex)
-        reindex.add_done_callback(self._reindexes.discard)
-        reindex.add_done_callback(lambda _: steps.put_nowait(None))
-        context.add_done_callback(lambda _: reindex.cancel())
-        while (step := await steps.get()) is not None:
+        run = self._reindexer.run(wire.read_reindex(request), on_progress)
+        async for step in self._follow(run, steps, context):
             yield step
-        await reindex
         last.done = True
         yield last
+
+    def _on_live(self, live: Live) -> None:
+        """Take note of a search that was answered."""
+        self._recent.observe(live.collection, live.query_D, live.slice)
+        self._shadow.offer(live)
+
+    def _on_alarm(self, collection: Collection) -> None:
+        """Calibrate again, if that is wanted, as it was done before."""
+        calibration = self._promises.calibration(collection)
+        if not self._settings.recalibrate or calibration is None:
+            return
+        wanted = calibrate.Calibrate(
+            collection.name, calibration.limit, calibration.target, calibration.objective,
+            calibration.confidence,
+        )  # fmt: skip
+        task = asyncio.create_task(self._recalibrate(wanted))
+        self._long_work.add(task)
+        task.add_done_callback(self._long_work.discard)
+
+    async def _recalibrate(self, wanted: calibrate.Calibrate) -> None:
+        try:
+            await self._calibrator.run(wanted, lambda *_: None)
+        except ServiceError as error:
+            log.warning("%s could not be calibrated again: %s", wanted.collection, error.message)
+
+    async def _follow(
+        self, work: Coroutine[Any, Any, None], steps: "asyncio.Queue[_M | None]", context: _Context
+    ) -> AsyncIterator[_M]:
+        """Give what long work puts into `steps` until it ends; it ends with its caller."""
+        # A task of its own: a generator whose caller left is not told so.
+        task = asyncio.create_task(work)
+        self._long_work.add(task)
+        task.add_done_callback(self._long_work.discard)
+        task.add_done_callback(lambda _: steps.put_nowait(None))
+        context.add_done_callback(lambda _: task.cancel())
+        while (step := await steps.get()) is not None:
+            yield step
+        await task
 
 
 def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:

@@ -57,3 +57,56 @@ class RouterSettings(ServerSettings):
     """Longest text of a point or a query, in characters."""
     reindex_batch_points: int = Field(default=256, ge=1, le=2048)
     """Points read, encoded and written at once by a reindex; each is one step of its progress."""
+
+    calibrate_queries: int = Field(default=4000, ge=100)
+    """Most queries of a calibration: 600 choose plans, the others bound their recall."""
+    calibrate_points: int = Field(default=2_000_000, ge=1000)
+    """Vectors that a calibration reads; of a larger collection a random sample, and then the truth
+    is asked of the engine."""
+    calibrate_candidates: int = Field(default=5000, ge=10)
+    """Longest shortlist that a calibration tries."""
+
+    evaluate_queries: int = Field(default=10_000, ge=1)
+    """Most labelled queries of an evaluation."""
+    recent_queries: int = Field(default=2000, ge=0)
+    """Vectors of recent queries kept with each collection, for its calibration; 0 keeps none."""
+    recent_collections: int = Field(default=64, ge=1)
+    """Collections that recent queries are held of in memory, the last searched ones."""
+    recent_flush_s: float = Field(default=60.0, gt=0)
+    """Time between two writes of recent queries; a crash loses as much."""
+    shadow_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of live searches that are repeated exactly to see their recall; 0 turns it off."""
+    shadow_max_busy: float = Field(default=0.1, gt=0, le=1)
+    """Most of the time that one search or another is being repeated."""
+    shadow_queue: int = Field(default=64, ge=1)
+    """Searches that wait to be repeated; more are left out, and counted."""
+    shadow_slices: int = Field(default=500, ge=1)
+    """Slices, of all collections, whose recall is told apart; all others are one."""
+    recalibrate: bool = False
+    """Calibrate a collection anew, with its recent queries, when a slice falls below its target."""
+
+    database_url: SecretStr | None = None
+    """Where vector stores and the names of files are kept, as SQLAlchemy names it; unset: SQLite in
+    `data_dir`."""
+    files_url: str | None = None
+    """Where uploaded files are kept, as fsspec names it (s3://...); unset: in `data_dir`."""
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Longest uploaded file."""
+    max_upload_s: float = Field(default=600.0, gt=0)
+    """Time for an uploaded file to arrive; without a pause longer than `max_body_s`."""
+    max_document_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Longest file that is put into a vector store."""
+    max_document_tokens: int = Field(default=5_000_000, ge=1)
+    """Most tokens of a file in a vector store."""
+    max_pages: int = Field(default=5000, ge=1)
+    """Most pages of a PDF."""
+    read_timeout_s: float = Field(default=120.0, gt=0)
+    """Time for a file to be read and cut into chunks, in a process that is killed after it."""
+    read_memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
+    """Address space of that process."""
+    ingest_concurrency: int = Field(default=2, ge=1, le=64)
+    """Files read, encoded and written into vector stores at once."""
+    ingest_retry_s: float = Field(default=3600.0, ge=0)
+    """Longest that a file waits for an encoder or a storage out of reach before it fails."""
+    sweep_s: float = Field(default=60.0, gt=0)
+    """Time between two looks for vector stores and files that have expired."""

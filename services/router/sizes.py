@@ -10,7 +10,13 @@ from typing import Literal
 from services.shared.errors import InvalidRequest
 from services.shared.vectors import Array, truncate
 
-Quantization = Literal["none", "int8", "binary"]
+Quantization = Literal["none", "int8", "turbo4", "turbo2", "turbo1", "binary"]
+Placement = Literal["cached", "cold"]
+
+BITS: dict[Quantization, int] = {
+    "none": 32, "int8": 8, "turbo4": 4, "turbo2": 2, "turbo1": 1, "binary": 1,
+}  # fmt: skip
+"""Bits a number takes in what a search reads."""
 
 DEFAULT_M = 16
 MAX_SIZES = 8
@@ -25,6 +31,14 @@ class Size:
     quantization: Quantization
     hnsw_m: int
     """Links per point of the graph; 0: no graph, this size only reranks or is scanned."""
+    placement: Placement = "cached"
+    """Where the original numbers lie: read into memory at the start, or left on the disk until
+    they are asked for. Codes and graphs are always in memory."""
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether codes are so short that the originals must have the last word on scores."""
+        return BITS[self.quantization] <= 2
 
     @property
     def vector_name(self) -> str:
@@ -40,6 +54,8 @@ class SizeRequest:
     quantization: Quantization = "none"
     hnsw_m: int | None = None
     """None: the default of `resolve_sizes`."""
+    placement: Placement | None = None
+    """None: the default of `resolve_sizes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +64,7 @@ class Memory:
 
     dim: int
     vector_bytes: int
+    """What a search over this size reads: codes, or the originals where there are none."""
     graph_bytes: int
 
 
@@ -83,7 +100,7 @@ def resolve_sizes(
         )
     is_only = len(by_dim) == 1
     return tuple(
-        Size(dim, request.quantization, _resolve_m(request, dim == full and not is_only))
+        _resolve(request, is_rerank=dim == full and not is_only)
         for dim, request in sorted(by_dim.items())
     )
 
@@ -102,12 +119,17 @@ def _check_request(request: SizeRequest, full: int) -> None:
         )
 
 
-def _resolve_m(request: SizeRequest, is_rerank: bool) -> int:
-    if request.hnsw_m is not None:
-        return request.hnsw_m
-    # With a graph, rescoring a long shortlist may walk it and turn approximate; without one it
-    # never does, and the graph's memory is saved.
-    return 0 if is_rerank else DEFAULT_M
+def _resolve(request: SizeRequest, is_rerank: bool) -> Size:
+    m, placement = request.hnsw_m, request.placement
+    if m is None:
+        # With a graph, rescoring a long shortlist may walk it and turn approximate; without one
+        # it never does, and the graph's memory is saved.
+        m = 0 if is_rerank else DEFAULT_M
+    if placement is None:
+        # A search reads a shortlist's originals only, or, beside codes, none.
+        is_seldom_read = (is_rerank and m == 0) or request.quantization != "none"
+        placement = "cold" if is_seldom_read else "cached"
+    return Size(request.dim, request.quantization, m, placement)
 
 
 def cut(vectors_BD: Array, sizes: Sequence[Size]) -> dict[str, Array]:
@@ -123,7 +145,8 @@ def memory(sizes: Sequence[Size], num_points: int) -> tuple[Memory, ...]:
     """Estimate the bytes a vector takes at each size.
 
     Codes (measured on Edge 0.9's `quantized.data`): int8 takes one byte a number, padded to 16,
-    and a 4-byte offset; binary one bit a number, padded to 128 bits.
+    and a 4-byte offset; binary one bit a number, padded to 128 bits; TurboQuant its bits a
+    number and 8 bytes.
     """
     return tuple(
         Memory(size.dim, _vector_bytes(size), _graph_bytes(size.hnsw_m, num_points))
@@ -132,11 +155,15 @@ def memory(sizes: Sequence[Size], num_points: int) -> tuple[Memory, ...]:
 
 
 def _vector_bytes(size: Size) -> int:
-    if size.quantization == "int8":
-        return -(-size.dim // 16) * 16 + 4
-    if size.quantization == "binary":
-        return -(-size.dim // 128) * 16
-    return 4 * size.dim
+    match size.quantization:
+        case "none":
+            return 4 * size.dim
+        case "int8":
+            return -(-size.dim // 16) * 16 + 4
+        case "binary":
+            return -(-size.dim // 128) * 16
+        case turbo:
+            return -(-size.dim * BITS[turbo] // 8) + 8
 
 
 def _graph_bytes(hnsw_m: int, num_points: int) -> int:

@@ -10,13 +10,13 @@ Shapes: B points, D full width.
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.router.attributes import Attributes, from_stored, to_stored
 from services.router.filters import Filter
-from services.router.plan import Plan
-from services.router.sizes import Quantization, Size
+from services.router.plan import Plan, Stage
+from services.router.sizes import Placement, Quantization, Size
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
@@ -35,6 +35,9 @@ class Collection:
     space_id: str
     sizes: tuple[Size, ...]
     """Ascending; the last is the full size."""
+    calibration: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What was measured of it last (`calibration.py`), as JSON; None: nothing yet. Not a part of
+    what it is."""
 
     @property
     def full(self) -> int:
@@ -55,9 +58,42 @@ class Point:
 class ScoredPoint:
     """One hit."""
 
+    key: str
+    """The engine's id of the point."""
     point: Point
     score: float
     """Cosine at the last stage's size, -1..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a search found."""
+
+    hits: list[ScoredPoint]
+    seconds: float
+    """The engine's own time, without the way there; of a server that tells none, with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Some points' full vectors, in the engine's own order.
+
+    It has nothing to do with what they mean or when they came: the first pages are a random sample.
+    """
+
+    keys: list[str]
+    vectors_BD: Array
+    """Of unit length."""
+    after: str | None
+    """As in `Page`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptQueries:
+    """Queries that are kept with a collection."""
+
+    vectors_QD: Array
+    slices: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +142,7 @@ class Store(Protocol):
         query_D: Array,
         condition: Filter | None = None,
         with_points: bool = True,
-    ) -> list[ScoredPoint]:
+    ) -> Answer:
         """Run a resolved plan as one nested query.
 
         Args:
@@ -119,6 +155,21 @@ class Store(Protocol):
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
         """Read points page by page; `after` is the last page's, None begins."""
+
+    async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
+        """Read full vectors page by page, as `scroll`."""
+
+    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
+        """Keep what was measured of a collection with it, durably; `find` returns it from then on.
+
+        None forgets it.
+        """
+
+    async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        """Keep queries with a collection, in place of those kept before; gone when it is."""
+
+    async def kept_queries(self, name: str) -> KeptQueries:
+        """Return what `keep_queries` kept last; nothing, if it never did."""
 
     async def count(self, name: str, without_text: bool = False) -> int:
         """Count points exactly, all or those with an empty text."""
@@ -173,9 +224,15 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
         "model": collection.model,
         "space_id": collection.space_id,
         "sizes": [
-            {"dim": size.dim, "quantization": size.quantization, "hnsw_m": size.hnsw_m}
+            {
+                "dim": size.dim,
+                "quantization": size.quantization,
+                "hnsw_m": size.hnsw_m,
+                "placement": size.placement,
+            }
             for size in collection.sizes
         ],
+        "calibration": collection.calibration,
     }
 
 
@@ -186,11 +243,14 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         metadata["model"],
         metadata["space_id"],
         tuple(_size(**size) for size in metadata["sizes"]),
+        metadata.get("calibration"),
     )
 
 
-def _size(dim: int, quantization: Quantization, hnsw_m: int) -> Size:
-    return Size(int(dim), quantization, int(hnsw_m))
+def _size(
+    dim: int, quantization: Quantization, hnsw_m: int, placement: Placement = "cached"
+) -> Size:
+    return Size(int(dim), quantization, int(hnsw_m), placement)
 
 
 def latest(points: Sequence[Point], vectors_BD: Array) -> tuple[list[Point], Array]:
@@ -207,10 +267,11 @@ def clamp(score: float) -> float:
     return max(-1.0, min(1.0, score))
 
 
-def is_plain_rescoring(size: Size, is_first: bool) -> bool:
+def is_plain_rescoring(stage: Stage, size: Size, is_first: bool) -> bool:
     """Say whether a stage must be told to score all it is handed.
 
     Handed more points than a threshold, the engine may walk a size's graph instead and lose some.
-    Exact scoring would also switch quantisation off, so quantised sizes are left to the engine.
+    Exact scoring would also switch quantisation off, so stages that read codes are left to it.
     """
-    return not is_first and size.hnsw_m > 0 and size.quantization == "none"
+    reads_codes = size.quantization != "none" and not stage.ignore_quantization
+    return not is_first and size.hnsw_m > 0 and not reads_codes

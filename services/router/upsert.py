@@ -136,7 +136,7 @@ class Writer:
             return _Ready(batch, collection, vectors_BD, ())
         texts = [point.text for point in batch.points]
         with self._metrics.stage("encode"):
-            encoded = await self._encoder.embed_documents(collection.model, texts)
+            encoded = await self._encoder.embed_many(collection.model, texts)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         truncated = tuple(batch.points[position].id for position in encoded.truncated)
         return _Ready(batch, collection, encoded.vectors_BD, truncated)

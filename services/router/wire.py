@@ -10,9 +10,10 @@ from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
 from services.router.plan import Plan, Stage
+from services.router.promise import Promise
 from services.router.reindex import Reindex
 from services.router.search import DEFAULT_LIMIT, Found, Search
-from services.router.sizes import Quantization, SizeRequest
+from services.router.sizes import Placement, Quantization, SizeRequest
 from services.router.store import Point, ScoredPoint
 from services.router.upsert import Acknowledged, Batch
 from services.shared.errors import InvalidRequest
@@ -22,6 +23,18 @@ _QUANTIZATION_VALUES: dict[Quantization, "pb.Quantization.ValueType"] = {
     "none": pb.QUANTIZATION_UNSPECIFIED,
     "int8": pb.QUANTIZATION_INT8,
     "binary": pb.QUANTIZATION_BINARY,
+    "turbo4": pb.QUANTIZATION_TURBO4,
+    "turbo2": pb.QUANTIZATION_TURBO2,
+    "turbo1": pb.QUANTIZATION_TURBO1,
+}
+_PLACEMENTS: dict[int, Placement | None] = {
+    pb.PLACEMENT_UNSPECIFIED: None,
+    pb.PLACEMENT_CACHED: "cached",
+    pb.PLACEMENT_COLD: "cold",
+}
+_PLACEMENT_VALUES: dict[Placement, "pb.Placement.ValueType"] = {
+    "cached": pb.PLACEMENT_CACHED,
+    "cold": pb.PLACEMENT_COLD,
 }
 _QUANTIZATIONS: dict[int, Quantization] = {v: name for name, v in _QUANTIZATION_VALUES.items()}
 
@@ -32,11 +45,15 @@ def read_sizes(sizes: Iterable[pb.Size]) -> list[SizeRequest]:
 
 def _read_size(size: pb.Size) -> SizeRequest:
     if size.quantization not in _QUANTIZATIONS:
+        accepted = ", ".join(map(pb.Quantization.Name, _QUANTIZATION_VALUES.values()))
+        raise InvalidRequest(f"sizes: quantization must be unset or one of {accepted}", "sizes")
+    if size.placement not in _PLACEMENTS:
         raise InvalidRequest(
-            "sizes: quantization must be QUANTIZATION_INT8, QUANTIZATION_BINARY or unset", "sizes"
+            "sizes: placement must be unset, PLACEMENT_CACHED or PLACEMENT_COLD", "sizes"
         )
     hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
-    return SizeRequest(size.dim, _QUANTIZATIONS[size.quantization], hnsw_m)
+    quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
+    return SizeRequest(size.dim, quantization, hnsw_m, placement)
 
 
 def write_collection(description: Description) -> pb.Collection:
@@ -50,6 +67,7 @@ def write_collection(description: Description) -> pb.Collection:
                 dim=size.dim,
                 quantization=_QUANTIZATION_VALUES[size.quantization],
                 hnsw_m=size.hnsw_m,
+                placement=_PLACEMENT_VALUES[size.placement],
             )
             for size in collection.sizes
         ],
@@ -142,9 +160,13 @@ def _read_range(message: pb.Range) -> filters.Range:
 def read_plan(message: pb.Plan) -> Plan:
     return Plan(
         tuple(
-            Stage(s.dim, s.candidates, s.exact, s.ef, s.ignore_quantization) for s in message.stages
+            Stage(
+                s.dim, s.candidates, s.exact, s.ef, s.ignore_quantization,
+                s.oversampling if s.HasField("oversampling") else None,
+            )
+            for s in message.stages
         )
-    )
+    )  # fmt: skip
 
 
 def write_plan(plan: Plan) -> pb.Plan:
@@ -156,6 +178,7 @@ def write_plan(plan: Plan) -> pb.Plan:
                 exact=stage.exact,
                 ef=stage.ef,
                 ignore_quantization=stage.ignore_quantization,
+                oversampling=stage.oversampling,
             )
             for stage in plan.stages
         ]
@@ -174,12 +197,21 @@ def read_search(request: pb.SearchRequest) -> Search:
         plan=read_plan(request.plan) if request.HasField("plan") else None,
         explain=request.explain,
         measure_recall=request.measure_recall,
+        recall_target=request.recall_target if request.HasField("recall_target") else None,
+        slice=request.slice,
+        max_seconds=request.max_engine_ms / 1000 if request.HasField("max_engine_ms") else None,
+        max_bytes=(
+            request.max_bytes_per_point if request.HasField("max_bytes_per_point") else None
+        ),
     )
 
 
 def write_found(found: Found) -> pb.SearchResponse:
     return pb.SearchResponse(
-        hits=[_write_hit(hit) for hit in found.hits],
+        hits=[
+            _write_hit(hit, found.shortlist_ranks[place] if found.shortlist_ranks else 0)
+            for place, hit in enumerate(found.hits)
+        ],
         plan=write_plan(found.plan),
         collection=found.collection.name,
         space_id=found.collection.space_id,
@@ -191,16 +223,29 @@ def write_found(found: Found) -> pb.SearchResponse:
         ],
         recall=found.recall,
         exact_seconds=found.exact_seconds,
+        promise=_write_promise(found.promise) if found.promise else None,
     )
 
 
-def _write_hit(hit: ScoredPoint) -> pb.Hit:
+def _write_promise(promise: Promise) -> pb.Promise:
+    return pb.Promise(
+        recall_target=promise.target,
+        recall=promise.recall,
+        met=promise.is_met,
+        exact=promise.basis == "exact",
+        slice=promise.slice,
+        note=promise.note,
+    )
+
+
+def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
     point = hit.point
     return pb.Hit(
         id=point.id,
         score=hit.score,
         text=point.text,
         attributes={key: _write_value(value) for key, value in point.attributes.items()},
+        shortlist_rank=rank,
     )
 
 

@@ -30,7 +30,11 @@ class _QuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantiza
     QUANTIZATION_INT8: _Quantization.ValueType  # 1
     """One byte a number."""
     QUANTIZATION_BINARY: _Quantization.ValueType  # 2
-    """One bit a number."""
+    """One bit a number: its sign."""
+    QUANTIZATION_TURBO4: _Quantization.ValueType  # 3
+    """TurboQuant: four, two or one bit a number, of a rotated vector."""
+    QUANTIZATION_TURBO2: _Quantization.ValueType  # 4
+    QUANTIZATION_TURBO1: _Quantization.ValueType  # 5
 
 class Quantization(_Quantization, metaclass=_QuantizationEnumTypeWrapper):
     """How the vectors of one size are kept in memory for the search; the originals are kept too."""
@@ -40,8 +44,78 @@ QUANTIZATION_UNSPECIFIED: Quantization.ValueType  # 0
 QUANTIZATION_INT8: Quantization.ValueType  # 1
 """One byte a number."""
 QUANTIZATION_BINARY: Quantization.ValueType  # 2
-"""One bit a number."""
+"""One bit a number: its sign."""
+QUANTIZATION_TURBO4: Quantization.ValueType  # 3
+"""TurboQuant: four, two or one bit a number, of a rotated vector."""
+QUANTIZATION_TURBO2: Quantization.ValueType  # 4
+QUANTIZATION_TURBO1: Quantization.ValueType  # 5
 Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
+
+class _Placement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Placement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_UNSPECIFIED: _Placement.ValueType  # 0
+    """Cold where a search reads few of them (beside codes, or to rerank), else cached."""
+    PLACEMENT_CACHED: _Placement.ValueType  # 1
+    """Read into memory when the collection is opened."""
+    PLACEMENT_COLD: _Placement.ValueType  # 2
+    """Left on the disk until they are asked for."""
+
+class Placement(_Placement, metaclass=_PlacementEnumTypeWrapper):
+    """Where the original numbers of a size lie. Codes and graphs are always in memory."""
+
+PLACEMENT_UNSPECIFIED: Placement.ValueType  # 0
+"""Cold where a search reads few of them (beside codes, or to rerank), else cached."""
+PLACEMENT_CACHED: Placement.ValueType  # 1
+"""Read into memory when the collection is opened."""
+PLACEMENT_COLD: Placement.ValueType  # 2
+"""Left on the disk until they are asked for."""
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+class _Objective:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Objective.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECTIVE_UNSPECIFIED: _Objective.ValueType  # 0
+    """The latency."""
+    OBJECTIVE_LATENCY: _Objective.ValueType  # 1
+    OBJECTIVE_MEMORY: _Objective.ValueType  # 2
+
+class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
+    """What a plan is chosen by, among those that keep the target."""
+
+OBJECTIVE_UNSPECIFIED: Objective.ValueType  # 0
+"""The latency."""
+OBJECTIVE_LATENCY: Objective.ValueType  # 1
+OBJECTIVE_MEMORY: Objective.ValueType  # 2
+Global___Objective: _TypeAlias = Objective  # noqa: Y015
+
+class _QuerySource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuerySourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuerySource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUERY_SOURCE_UNSPECIFIED: _QuerySource.ValueType  # 0
+    QUERY_SOURCE_GIVEN: _QuerySource.ValueType  # 1
+    QUERY_SOURCE_RECENT: _QuerySource.ValueType  # 2
+    QUERY_SOURCE_DOCUMENTS: _QuerySource.ValueType  # 3
+    """Documents stood in for queries: real queries may be harder or easier."""
+
+class QuerySource(_QuerySource, metaclass=_QuerySourceEnumTypeWrapper):
+    """Whose vectors asked."""
+
+QUERY_SOURCE_UNSPECIFIED: QuerySource.ValueType  # 0
+QUERY_SOURCE_GIVEN: QuerySource.ValueType  # 1
+QUERY_SOURCE_RECENT: QuerySource.ValueType  # 2
+QUERY_SOURCE_DOCUMENTS: QuerySource.ValueType  # 3
+"""Documents stood in for queries: real queries may be harder or easier."""
+Global___QuerySource: _TypeAlias = QuerySource  # noqa: Y015
 
 @_typing.final
 class Size(_message.Message):
@@ -52,6 +126,7 @@ class Size(_message.Message):
     DIM_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     HNSW_M_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     """Numbers kept, 1..full."""
     quantization: Global___Quantization.ValueType
@@ -59,16 +134,18 @@ class Size(_message.Message):
     """Links per point of the HNSW graph, 4..128; 0: no graph, this size only scores a shortlist or
     is scanned. Absent: 16 for the short sizes and 0 for the longest, or 16 if it is the only one.
     """
+    placement: Global___Placement.ValueType
     def __init__(
         self,
         *,
         dim: _builtins.int = ...,
         quantization: Global___Quantization.ValueType = ...,
         hnsw_m: _builtins.int | None = ...,
+        placement: Global___Placement.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "hnsw_m", b"hnsw_m"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "placement", b"placement", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hnsw_m: _TypeAlias = _typing.Literal["hnsw_m"]  # noqa: Y015
     _WhichOneofArgType__hnsw_m: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m"]  # noqa: Y015
@@ -709,6 +786,7 @@ class Stage(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     EF_FIELD_NUMBER: _builtins.int
     IGNORE_QUANTIZATION_FIELD_NUMBER: _builtins.int
+    OVERSAMPLING_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     """A size of the collection."""
     candidates: _builtins.int
@@ -719,6 +797,11 @@ class Stage(_message.Message):
     """Width of the walk through the graph; 0: the engine's default. More finds more, slower."""
     ignore_quantization: _builtins.bool
     """Score with the original numbers even if this size is quantised."""
+    oversampling: _builtins.float
+    """At a quantised size: the original numbers score this many times `candidates` anew, 1 to 100,
+    found by their codes; 0: the codes have the last word. Absent: 1 for codes of one or two bits,
+    else 0.
+    """
     def __init__(
         self,
         *,
@@ -727,12 +810,15 @@ class Stage(_message.Message):
         exact: _builtins.bool = ...,
         ef: _builtins.int = ...,
         ignore_quantization: _builtins.bool = ...,
+        oversampling: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "oversampling", b"oversampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "dim", b"dim", "ef", b"ef", "exact", b"exact", "ignore_quantization", b"ignore_quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "candidates", b"candidates", "dim", b"dim", "ef", b"ef", "exact", b"exact", "ignore_quantization", b"ignore_quantization", "oversampling", b"oversampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__oversampling: _TypeAlias = _typing.Literal["oversampling"]  # noqa: Y015
+    _WhichOneofArgType__oversampling: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oversampling) -> _WhichOneofReturnType__oversampling | None: ...
 
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
@@ -771,6 +857,10 @@ class SearchRequest(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     MEASURE_RECALL_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    MAX_ENGINE_MS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_POINT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
     text: _builtins.str
@@ -784,11 +874,26 @@ class SearchRequest(_message.Message):
     """Measure each stage. Runs the plan's beginnings one after another, so it costs more."""
     measure_recall: _builtins.bool
     """Also search exactly at full size and report how much of it the plan found."""
+    recall_target: _builtins.float
+    """Share of the exact full-size hits to be found, in the mean over searches: above 0 to 1. Kept by
+    the cheapest plan that was measured to be sure of it, or by exact search if nothing was
+    measured. Absent: the collection's own target, if it was calibrated.
+    """
+    slice: _builtins.str
+    """The group that this query belongs to, for example a tenant or a language: up to 64 characters.
+    Its own measured recall decides where there is enough of it.
+    """
+    max_engine_ms: _builtins.float
+    """Most time in the engine, in the median; needs a calibration."""
+    max_bytes_per_point: _builtins.int
+    """Most bytes in memory per point that the plan may need; needs a calibration."""
     @_builtins.property
     def filter(self) -> Global___Filter: ...
     @_builtins.property
     def plan(self) -> Global___Plan:
-        """Absent: shortlist on the shortest size with a graph, rerank on the full one."""
+        """Absent: the cheapest plan that keeps `recall_target`; of a collection that was not calibrated,
+        without a target, a shortlist on the shortest size with a graph, reranked on the full one.
+        """
 
     def __init__(
         self,
@@ -802,16 +907,74 @@ class SearchRequest(_message.Message):
         plan: Global___Plan | None = ...,
         explain: _builtins.bool = ...,
         measure_recall: _builtins.bool = ...,
+        recall_target: _builtins.float | None = ...,
+        slice: _builtins.str = ...,
+        max_engine_ms: _builtins.float | None = ...,
+        max_bytes_per_point: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "plan", b"plan", "query", b"query", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "filter", b"filter", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "explain", b"explain", "filter", b"filter", "limit", b"limit", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "collection", b"collection", "explain", b"explain", "filter", b"filter", "limit", b"limit", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "slice", b"slice", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes_per_point: _TypeAlias = _typing.Literal["max_bytes_per_point"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes_per_point: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point"]  # noqa: Y015
+    _WhichOneofReturnType__max_engine_ms: _TypeAlias = _typing.Literal["max_engine_ms"]  # noqa: Y015
+    _WhichOneofArgType__max_engine_ms: _TypeAlias = _typing.Literal["_max_engine_ms", b"_max_engine_ms"]  # noqa: Y015
+    _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
+    _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["text", "vector"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes_per_point) -> _WhichOneofReturnType__max_bytes_per_point | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_engine_ms) -> _WhichOneofReturnType__max_engine_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall_target) -> _WhichOneofReturnType__recall_target | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class Promise(_message.Message):
+    """The recall that a search can count on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    MET_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    recall_target: _builtins.float
+    recall: _builtins.float
+    """Recall that the plan is sure to keep in the mean: a lower bound."""
+    met: _builtins.bool
+    """Whether that is as much as was asked for. If not, `note` says what can be had."""
+    exact: _builtins.bool
+    """The plan is exact search, which loses nothing."""
+    slice: _builtins.str
+    """Whose queries were measured; empty: those of the whole collection."""
+    note: _builtins.str
+    """For people: what is missing, and what to do."""
+    def __init__(
+        self,
+        *,
+        recall_target: _builtins.float = ...,
+        recall: _builtins.float = ...,
+        met: _builtins.bool = ...,
+        exact: _builtins.bool = ...,
+        slice: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "met", b"met", "note", b"note", "recall", b"recall", "recall_target", b"recall_target", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Promise: _TypeAlias = Promise  # noqa: Y015
 
 @_typing.final
 class Hit(_message.Message):
@@ -842,10 +1005,13 @@ class Hit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    SHORTLIST_RANK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     score: _builtins.float
     """Cosine at the last stage's size."""
     text: _builtins.str
+    shortlist_rank: _builtins.int
+    """With `explain`: its place in the first stage, from 1; 0: it was not there."""
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]: ...
     def __init__(
@@ -855,10 +1021,11 @@ class Hit(_message.Message):
         score: _builtins.float = ...,
         text: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
+        shortlist_rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "id", b"id", "score", b"score", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "id", b"id", "score", b"score", "shortlist_rank", b"shortlist_rank", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,6 +1070,7 @@ class SearchResponse(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     EXACT_SECONDS_FIELD_NUMBER: _builtins.int
+    PROMISE_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection behind an alias."""
     space_id: _builtins.str
@@ -924,6 +1092,10 @@ class SearchResponse(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageReport]:
         """With `explain`: one for each stage."""
 
+    @_builtins.property
+    def promise(self) -> Global___Promise:
+        """Absent where nothing is promised: the request names a plan, or nothing was measured."""
+
     def __init__(
         self,
         *,
@@ -936,16 +1108,740 @@ class SearchResponse(_message.Message):
         stages: _abc.Iterable[Global___StageReport] | None = ...,
         recall: _builtins.float | None = ...,
         exact_seconds: _builtins.float = ...,
+        promise: Global___Promise | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "plan", b"plan", "recall", b"recall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "plan", b"plan", "promise", b"promise", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "promise", b"promise", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class CalibrateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    SPACE_ID_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    limit: _builtins.int
+    """Hits of a search, 1 to 1000; 0: 10. What is promised holds for up to so many."""
+    recall_target: _builtins.float
+    """Recall of searches that state none, above 0 and below 1; 0: 0.95."""
+    objective: Global___Objective.ValueType
+    confidence: _builtins.float
+    """Share of calibrations whose promises hold, at least; 0: 0.95."""
+    vectors: _builtins.bytes
+    space_id: _builtins.str
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Queries like those that will come, at least 100; as texts, or as vectors of the collection's
+        space: full-size float32 numbers, one after another. Neither: recent searches, or if there were
+        too few, documents in their place.
+        """
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The slice of each query, "" for none; empty: none has one."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        recall_target: _builtins.float = ...,
+        objective: Global___Objective.ValueType = ...,
+        confidence: _builtins.float = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        vectors: _builtins.bytes = ...,
+        space_id: _builtins.str = ...,
+        slices: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "confidence", b"confidence", "limit", b"limit", "objective", b"objective", "recall_target", b"recall_target", "slices", b"slices", "space_id", b"space_id", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateRequest: _TypeAlias = CalibrateRequest  # noqa: Y015
+
+@_typing.final
+class CalibrateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """What is being done, for people."""
+    done: _builtins.int
+    """How much of the step is done, and of how much."""
+    total: _builtins.int
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """In the last message."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        calibration: Global___Calibration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "done", b"done", "step", b"step", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateResponse: _TypeAlias = CalibrateResponse  # noqa: Y015
+
+@_typing.final
+class GetRecallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecallRequest: _TypeAlias = GetRecallRequest  # noqa: Y015
+
+@_typing.final
+class GetRecallResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceRecall]: ...
+    def __init__(
+        self,
+        *,
+        slices: _abc.Iterable[Global___SliceRecall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slices", b"slices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecallResponse: _TypeAlias = GetRecallResponse  # noqa: Y015
+
+@_typing.final
+class SliceRecall(_message.Message):
+    """The recall of a slice's live searches: some are repeated exactly, off their way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_FIELD_NUMBER: _builtins.int
+    NUM_SEARCHES_FIELD_NUMBER: _builtins.int
+    NUM_MEASURED_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    LOST_TO_PREFIX_FIELD_NUMBER: _builtins.int
+    LOST_TO_GRAPH_FIELD_NUMBER: _builtins.int
+    LOST_TO_QUANTIZATION_FIELD_NUMBER: _builtins.int
+    LOST_TO_FILTER_FIELD_NUMBER: _builtins.int
+    slice: _builtins.str
+    """"": searches that name none."""
+    num_searches: _builtins.int
+    num_measured: _builtins.int
+    """How many of them were repeated exactly."""
+    mean: _builtins.float
+    """Mean over the last 1,000 measured, and its bounds at 95 %."""
+    lower: _builtins.float
+    upper: _builtins.float
+    recall_target: _builtins.float
+    """What they were promised; absent where nothing was."""
+    alarm: _builtins.bool
+    """Whether it is below that, beyond chance."""
+    lost_to_prefix: _builtins.float
+    """Mean share of the exact hits lost: to the cut, to the graph, to codes, to filters in the graph."""
+    lost_to_graph: _builtins.float
+    lost_to_quantization: _builtins.float
+    lost_to_filter: _builtins.float
+    def __init__(
+        self,
+        *,
+        slice: _builtins.str = ...,
+        num_searches: _builtins.int = ...,
+        num_measured: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+        recall_target: _builtins.float | None = ...,
+        alarm: _builtins.bool = ...,
+        lost_to_prefix: _builtins.float = ...,
+        lost_to_graph: _builtins.float = ...,
+        lost_to_quantization: _builtins.float = ...,
+        lost_to_filter: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "recall_target", b"recall_target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "alarm", b"alarm", "lost_to_filter", b"lost_to_filter", "lost_to_graph", b"lost_to_graph", "lost_to_prefix", b"lost_to_prefix", "lost_to_quantization", b"lost_to_quantization", "lower", b"lower", "mean", b"mean", "num_measured", b"num_measured", "num_searches", b"num_searches", "recall_target", b"recall_target", "slice", b"slice", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
+    _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall_target) -> _WhichOneofReturnType__recall_target | None: ...
+
+Global___SliceRecall: _TypeAlias = SliceRecall  # noqa: Y015
+
+@_typing.final
+class GetCalibrationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    WITH_PLOT_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    with_plot: _builtins.bool
+    """Also draw it."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        with_plot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "with_plot", b"with_plot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCalibrationRequest: _TypeAlias = GetCalibrationRequest  # noqa: Y015
+
+@_typing.final
+class GetCalibrationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calibration(self) -> Global___Calibration: ...
+    def __init__(
+        self,
+        *,
+        calibration: Global___Calibration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCalibrationResponse: _TypeAlias = GetCalibrationResponse  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SliceQueriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NUM_QUERIES_FIELD_NUMBER: _builtins.int
+    SLICE_QUERIES_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    CURVES_FIELD_NUMBER: _builtins.int
+    PLOT_PNG_FIELD_NUMBER: _builtins.int
+    created_at: _builtins.int
+    """Unix time, seconds."""
+    num_points: _builtins.int
+    limit: _builtins.int
+    confidence: _builtins.float
+    source: Global___QuerySource.ValueType
+    num_queries: _builtins.int
+    """Queries that bounds were measured on; they took no part in choosing plans."""
+    recall_target: _builtins.float
+    objective: Global___Objective.ValueType
+    chosen: _builtins.int
+    """The place in `plans` of the plan that `recall_target` gets."""
+    plot_png: _builtins.bytes
+    """A PNG, if asked for."""
+    @_builtins.property
+    def slice_queries(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredPlan]:
+        """From the safest, exact search, to the boldest."""
+
+    @_builtins.property
+    def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Curve]:
+        """For each short size, what cutting alone loses."""
+
+    def __init__(
+        self,
+        *,
+        created_at: _builtins.int = ...,
+        num_points: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        confidence: _builtins.float = ...,
+        source: Global___QuerySource.ValueType = ...,
+        num_queries: _builtins.int = ...,
+        slice_queries: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        recall_target: _builtins.float = ...,
+        objective: Global___Objective.ValueType = ...,
+        plans: _abc.Iterable[Global___MeasuredPlan] | None = ...,
+        chosen: _builtins.int = ...,
+        curves: _abc.Iterable[Global___Curve] | None = ...,
+        plot_png: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class MeasuredPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RecallsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MeasuredRecall: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MeasuredRecall | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    P50_MS_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    RECALLS_FIELD_NUMBER: _builtins.int
+    p50_ms: _builtins.float
+    """In the engine."""
+    p99_ms: _builtins.float
+    memory_bytes: _builtins.int
+    """Bytes per point that its stages need in memory."""
+    @_builtins.property
+    def plan(self) -> Global___Plan: ...
+    @_builtins.property
+    def recalls(self) -> _containers.MessageMap[_builtins.str, Global___MeasuredRecall]:
+        """By slice; "" for all queries."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___Plan | None = ...,
+        p50_ms: _builtins.float = ...,
+        p99_ms: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        recalls: _abc.Mapping[_builtins.str, Global___MeasuredRecall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "plan", b"plan", "recalls", b"recalls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredPlan: _TypeAlias = MeasuredPlan  # noqa: Y015
+
+@_typing.final
+class MeasuredRecall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    PROMISED_BY_LATENCY_FIELD_NUMBER: _builtins.int
+    PROMISED_BY_MEMORY_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    bound: _builtins.float
+    """Lower bound of the true mean, by itself."""
+    promised_by_latency: _builtins.float
+    """What it is sure of as one of the plans that are the cheapest in time, or in memory, of their
+    recall; absent if it is none of these.
+    """
+    promised_by_memory: _builtins.float
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float = ...,
+        bound: _builtins.float = ...,
+        promised_by_latency: _builtins.float | None = ...,
+        promised_by_memory: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_promised_by_latency", b"_promised_by_latency", "_promised_by_memory", b"_promised_by_memory", "promised_by_latency", b"promised_by_latency", "promised_by_memory", b"promised_by_memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_promised_by_latency", b"_promised_by_latency", "_promised_by_memory", b"_promised_by_memory", "bound", b"bound", "mean", b"mean", "promised_by_latency", b"promised_by_latency", "promised_by_memory", b"promised_by_memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__promised_by_latency: _TypeAlias = _typing.Literal["promised_by_latency"]  # noqa: Y015
+    _WhichOneofArgType__promised_by_latency: _TypeAlias = _typing.Literal["_promised_by_latency", b"_promised_by_latency"]  # noqa: Y015
+    _WhichOneofReturnType__promised_by_memory: _TypeAlias = _typing.Literal["promised_by_memory"]  # noqa: Y015
+    _WhichOneofArgType__promised_by_memory: _TypeAlias = _typing.Literal["_promised_by_memory", b"_promised_by_memory"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__promised_by_latency) -> _WhichOneofReturnType__promised_by_latency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__promised_by_memory) -> _WhichOneofReturnType__promised_by_memory | None: ...
+
+Global___MeasuredRecall: _TypeAlias = MeasuredRecall  # noqa: Y015
+
+@_typing.final
+class Curve(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIM_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    RECALLS_FIELD_NUMBER: _builtins.int
+    dim: _builtins.int
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lengths of a shortlist, and the recall that each leaves."""
+
+    @_builtins.property
+    def recalls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        dim: _builtins.int = ...,
+        candidates: _abc.Iterable[_builtins.int] | None = ...,
+        recalls: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "dim", b"dim", "recalls", b"recalls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Curve: _TypeAlias = Curve  # noqa: Y015
+
+@_typing.final
+class LabelledQuery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RelevantEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    RELEVANT_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    vector: _builtins.bytes
+    """One full-size vector: float32 numbers, little-endian."""
+    slice: _builtins.str
+    @_builtins.property
+    def relevant(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """{id of a point that should be found: grade above 0}."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        vector: _builtins.bytes = ...,
+        relevant: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        slice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "relevant", b"relevant", "slice", b"slice", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["text", "vector"]  # noqa: Y015
+    _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
+
+Global___LabelledQuery: _TypeAlias = LabelledQuery  # noqa: Y015
+
+@_typing.final
+class Contender(_message.Message):
+    """What answers the queries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    SPACE_ID_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    recall_target: _builtins.float
+    space_id: _builtins.str
+    """Of queries that are vectors."""
+    @_builtins.property
+    def plan(self) -> Global___Plan:
+        """Absent: as in SearchRequest."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        plan: Global___Plan | None = ...,
+        recall_target: _builtins.float | None = ...,
+        space_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "plan", b"plan", "recall_target", b"recall_target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "collection", b"collection", "plan", b"plan", "recall_target", b"recall_target", "space_id", b"space_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
+    _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall_target) -> _WhichOneofReturnType__recall_target | None: ...
+
+Global___Contender: _TypeAlias = Contender  # noqa: Y015
+
+@_typing.final
+class EvaluateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERIES_FIELD_NUMBER: _builtins.int
+    CONTENDERS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Hits that are looked at, 1 to 1000; 0: 10."""
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledQuery]: ...
+    @_builtins.property
+    def contenders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contender]:
+        """One, or two to compare: what there is, and what is to come."""
+
+    def __init__(
+        self,
+        *,
+        queries: _abc.Iterable[Global___LabelledQuery] | None = ...,
+        contenders: _abc.Iterable[Global___Contender] | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contenders", b"contenders", "limit", b"limit", "queries", b"queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateRequest: _TypeAlias = EvaluateRequest  # noqa: Y015
+
+@_typing.final
+class EvaluateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    total: _builtins.int
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """In the last message."""
+
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        evaluation: Global___Evaluation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "evaluation", b"evaluation", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateResponse: _TypeAlias = EvaluateResponse  # noqa: Y015
+
+@_typing.final
+class Evaluation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLANS_FIELD_NUMBER: _builtins.int
+    OVERALL_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    WORST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plan]:
+        """Of each contender: what ran, at the last query."""
+
+    @_builtins.property
+    def overall(self) -> Global___SliceScores: ...
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceScores]:
+        """The slices that lose most at the second contender first; of one contender, the lowest first."""
+
+    @_builtins.property
+    def worst(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryChange]:
+        """The queries that lose most."""
+
+    def __init__(
+        self,
+        *,
+        plans: _abc.Iterable[Global___Plan] | None = ...,
+        overall: Global___SliceScores | None = ...,
+        slices: _abc.Iterable[Global___SliceScores] | None = ...,
+        worst: _abc.Iterable[Global___QueryChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overall", b"overall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overall", b"overall", "plans", b"plans", "slices", b"slices", "worst", b"worst"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class SliceScores(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_FIELD_NUMBER: _builtins.int
+    NUM_QUERIES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    NUM_BETTER_FIELD_NUMBER: _builtins.int
+    NUM_WORSE_FIELD_NUMBER: _builtins.int
+    slice: _builtins.str
+    num_queries: _builtins.int
+    num_better: _builtins.int
+    """Queries whose nDCG is higher, or lower, at the second contender than at the first."""
+    num_worse: _builtins.int
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityScores]:
+        """In the order of the contenders."""
+
+    def __init__(
+        self,
+        *,
+        slice: _builtins.str = ...,
+        num_queries: _builtins.int = ...,
+        scores: _abc.Iterable[Global___QualityScores] | None = ...,
+        num_better: _builtins.int = ...,
+        num_worse: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_better", b"num_better", "num_queries", b"num_queries", "num_worse", b"num_worse", "scores", b"scores", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceScores: _TypeAlias = SliceScores  # noqa: Y015
+
+@_typing.final
+class QualityScores(_message.Message):
+    """Means over queries, 0..1 each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NDCG_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    MRR_FIELD_NUMBER: _builtins.int
+    ndcg: _builtins.float
+    recall: _builtins.float
+    mrr: _builtins.float
+    def __init__(
+        self,
+        *,
+        ndcg: _builtins.float = ...,
+        recall: _builtins.float = ...,
+        mrr: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mrr", b"mrr", "ndcg", b"ndcg", "recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualityScores: _TypeAlias = QualityScores  # noqa: Y015
+
+@_typing.final
+class QueryChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    query: _builtins.int
+    """Its place in the request, from 0."""
+    before: _builtins.float
+    """nDCG of the first and of the second contender."""
+    after: _builtins.float
+    def __init__(
+        self,
+        *,
+        query: _builtins.int = ...,
+        before: _builtins.float = ...,
+        after: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryChange: _TypeAlias = QueryChange  # noqa: Y015
 
 @_typing.final
 class ReindexRequest(_message.Message):

@@ -76,6 +76,26 @@ class RouterServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.SearchRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.Calibrate = channel.unary_stream(
+                '/matryoshka.v1.RouterService/Calibrate',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CalibrateResponse.FromString,
+                _registered_method=True)
+        self.GetRecall = channel.unary_unary(
+                '/matryoshka.v1.RouterService/GetRecall',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.FromString,
+                _registered_method=True)
+        self.GetCalibration = channel.unary_unary(
+                '/matryoshka.v1.RouterService/GetCalibration',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationResponse.FromString,
+                _registered_method=True)
+        self.Evaluate = channel.unary_stream(
+                '/matryoshka.v1.RouterService/Evaluate',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.FromString,
+                _registered_method=True)
         self.Reindex = channel.unary_stream(
                 '/matryoshka.v1.RouterService/Reindex',
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexRequest.SerializeToString,
@@ -140,6 +160,36 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Calibrate(self, request, context):
+        """Measure which plans keep which recall on this collection, and keep the result with it: from
+        then on searches may state a recall target. Searches go on meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecall(self, request, context):
+        """The recall of live searches since the last calibration, as seen by this router.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCalibration(self, request, context):
+        """What was measured last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evaluate(self, request, context):
+        """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
+        first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reindex(self, request, context):
         """Build a collection again in another model's space from the stored texts, then point an alias
         at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -190,6 +240,26 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.SearchRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_router__pb2.SearchResponse.SerializeToString,
+            ),
+            'Calibrate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CalibrateRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.CalibrateResponse.SerializeToString,
+            ),
+            'GetRecall': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecall,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.SerializeToString,
+            ),
+            'GetCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCalibration,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationResponse.SerializeToString,
+            ),
+            'Evaluate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.SerializeToString,
             ),
             'Reindex': grpc.unary_stream_rpc_method_handler(
                     servicer.Reindex,
@@ -415,6 +485,114 @@ class RouterService:
             '/matryoshka.v1.RouterService/Search',
             services_dot_shared_dot_pb_dot_router__pb2.SearchRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_router__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/Calibrate',
+            services_dot_shared_dot_pb_dot_router__pb2.CalibrateRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.CalibrateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/GetRecall',
+            services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/GetCalibration',
+            services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evaluate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/Evaluate',
+            services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.FromString,
             options,
             channel_credentials,
             insecure,

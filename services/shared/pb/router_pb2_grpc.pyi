@@ -48,6 +48,18 @@ class RouterServiceStub:
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]
     Search: _grpc.UnaryUnaryMultiCallable[_router_pb2.SearchRequest, _router_pb2.SearchResponse]
+    Calibrate: _grpc.UnaryStreamMultiCallable[_router_pb2.CalibrateRequest, _router_pb2.CalibrateResponse]
+    """Measure which plans keep which recall on this collection, and keep the result with it: from
+    then on searches may state a recall target. Searches go on meanwhile.
+    """
+    GetRecall: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetRecallRequest, _router_pb2.GetRecallResponse]
+    """The recall of live searches since the last calibration, as seen by this router."""
+    GetCalibration: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetCalibrationRequest, _router_pb2.GetCalibrationResponse]
+    """What was measured last."""
+    Evaluate: _grpc.UnaryStreamMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]
+    """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
+    first.
+    """
     Reindex: _grpc.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]
     """Build a collection again in another model's space from the stored texts, then point an alias
     at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -73,6 +85,18 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """
     Delete: _aio.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]  # type: ignore[assignment]
     Search: _aio.UnaryUnaryMultiCallable[_router_pb2.SearchRequest, _router_pb2.SearchResponse]  # type: ignore[assignment]
+    Calibrate: _aio.UnaryStreamMultiCallable[_router_pb2.CalibrateRequest, _router_pb2.CalibrateResponse]  # type: ignore[assignment]
+    """Measure which plans keep which recall on this collection, and keep the result with it: from
+    then on searches may state a recall target. Searches go on meanwhile.
+    """
+    GetRecall: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRecallRequest, _router_pb2.GetRecallResponse]  # type: ignore[assignment]
+    """The recall of live searches since the last calibration, as seen by this router."""
+    GetCalibration: _aio.UnaryUnaryMultiCallable[_router_pb2.GetCalibrationRequest, _router_pb2.GetCalibrationResponse]  # type: ignore[assignment]
+    """What was measured last."""
+    Evaluate: _aio.UnaryStreamMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]  # type: ignore[assignment]
+    """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
+    first.
+    """
     Reindex: _aio.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]  # type: ignore[assignment]
     """Build a collection again in another model's space from the stored texts, then point an alias
     at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -143,6 +167,42 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.SearchResponse, _abc.Awaitable[_router_pb2.SearchResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Calibrate(
+        self,
+        request: _router_pb2.CalibrateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.CalibrateResponse], _abc.AsyncIterator[_router_pb2.CalibrateResponse]]:
+        """Measure which plans keep which recall on this collection, and keep the result with it: from
+        then on searches may state a recall target. Searches go on meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRecall(
+        self,
+        request: _router_pb2.GetRecallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.GetRecallResponse, _abc.Awaitable[_router_pb2.GetRecallResponse]]:
+        """The recall of live searches since the last calibration, as seen by this router."""
+
+    @_abc_1.abstractmethod
+    def GetCalibration(
+        self,
+        request: _router_pb2.GetCalibrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.GetCalibrationResponse, _abc.Awaitable[_router_pb2.GetCalibrationResponse]]:
+        """What was measured last."""
+
+    @_abc_1.abstractmethod
+    def Evaluate(
+        self,
+        request: _router_pb2.EvaluateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.EvaluateResponse], _abc.AsyncIterator[_router_pb2.EvaluateResponse]]:
+        """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
+        first.
+        """
 
     @_abc_1.abstractmethod
     def Reindex(
