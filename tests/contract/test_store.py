@@ -1,6 +1,7 @@
 """What every engine behind the router does alike: Edge in a folder, Qdrant in memory and served."""
 
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,12 +16,13 @@ from services.router import filters
 from services.router.edge import EdgeStore
 from services.router.plan import Plan, Stage, default_plan, exact_plan
 from services.router.qdrant import QdrantStore
-from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.sizes import BITS, Quantization, SizeRequest, resolve_sizes
 from services.router.store import Collection, Point, Store
 from services.shared.errors import AlreadyExists, NotFound
 from services.shared.vectors import Array, truncate
 
 FULL = 32
+CODES: list[Quantization] = [quantization for quantization in BITS if quantization != "none"]
 
 # The in-memory twin always searches exactly and says so once; that is what we want of it here.
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
@@ -40,6 +42,19 @@ def make_points(rows: int) -> list[Point]:
 def make_collection(name: str, *requests: SizeRequest, space_id: str = "space-1") -> Collection:
     requests = requests or (SizeRequest(8), SizeRequest(16))
     return Collection(name, "model-1", space_id, resolve_sizes(requests, FULL))
+
+
+def is_in_memory(store: QdrantStore) -> bool:
+    return type(store._client._client).__name__ == "AsyncQdrantLocal"
+
+
+async def reopened(store: Store) -> Store:
+    """The same storage, seen by a store that knows nothing of before."""
+    if isinstance(store, QdrantStore):
+        return QdrantStore(store._client)
+    await store.close()
+    await store.open()
+    return store
 
 
 @pytest.fixture(params=["edge", "memory", "server"])
@@ -73,10 +88,16 @@ def name() -> str:
 async def test_a_collection_is_created_found_listed_and_dropped(store: Store, name: str) -> None:
     """What was said at creation comes back by name and in the list, until the drop."""
     collection = make_collection(
-        name, SizeRequest(8, "int8", 8), SizeRequest(16, "binary"), SizeRequest(FULL, "int8", 4)
+        name,
+        SizeRequest(4, "turbo1", 0, "cached"),
+        SizeRequest(8, "int8", 8),
+        SizeRequest(16, "binary", placement="cold"),
+        SizeRequest(24, "turbo2"),
+        SizeRequest(FULL, "turbo4", 4),
     )
     await store.create(collection)
     assert await store.find(name) == collection
+    assert (await store.find(name)).calibration is None
     assert collection in await store.collections()
     with pytest.raises(AlreadyExists):
         await store.create(collection)
@@ -117,7 +138,7 @@ async def test_a_point_comes_back_as_it_was_written(store: Store, name: str) -> 
     points = [Point("a/b c?#ü\n" + "x" * 500, "text ü", attributes), Point("1", "", {})]
     vectors_BD = random_vectors(2)
     await store.upsert(name, points, vectors_BD)
-    hits = await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[0])
+    hits = (await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[0])).hits
     assert hits[0].point == points[0]
     assert {key: type(value) for key, value in hits[0].point.attributes.items()} == {
         key: type(value) for key, value in attributes.items()
@@ -137,7 +158,7 @@ async def test_the_same_id_again_replaces_the_point(store: Store, name: str) -> 
     twice = [Point("doc/0", "older", {"a": 1}), Point("doc/0", "newer", {"b": 2})]
     await store.upsert(name, twice, vectors_BD[1:])
     assert await store.count(name) == 2
-    [hit] = await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[2])
+    [hit] = (await store.search(collection, exact_plan(collection.sizes, 1), vectors_BD[2])).hits
     assert hit.point == twice[1]
 
 
@@ -192,7 +213,7 @@ async def test_a_plan_over_all_candidates_equals_numpy(
             Stage(dims[-1], 10, exact=len(dims) == 1),
         )
     )
-    hits = await store.search(collection, plan, query_D)
+    hits = (await store.search(collection, plan, query_D)).hits
     cosines = truncate(vectors_BD, dims[-1]) @ truncate(query_D[None], dims[-1])[0]
     order = np.argsort(-cosines)[:10]
     assert [hit.point for hit in hits] == [points[row] for row in order]
@@ -207,7 +228,7 @@ async def test_a_shortlist_bounds_what_the_rerank_can_find(store: Store, name: s
     points, vectors_BD, query_D = make_points(80), random_vectors(80), random_vectors(1, 9)[0]
     await store.upsert(name, points, vectors_BD)
     plan = Plan((Stage(8, 12, exact=True), Stage(FULL, 5)))
-    hits = await store.search(collection, plan, query_D)
+    hits = (await store.search(collection, plan, query_D)).hits
     short = truncate(vectors_BD, 8) @ truncate(query_D[None], 8)[0]
     full = truncate(vectors_BD, FULL) @ truncate(query_D[None], FULL)[0]
     shortlist = np.argsort(-short)[:12]
@@ -216,15 +237,13 @@ async def test_a_shortlist_bounds_what_the_rerank_can_find(store: Store, name: s
     assert set(expected) != set(np.argsort(-full)[:5]), "the case must tell the two apart"
 
 
-@pytest.mark.parametrize("quantization", ["int8", "binary"])
+@pytest.mark.parametrize("quantization", CODES)
 async def test_quantised_sizes_find_a_point_by_itself(
-    store: Store, name: str, quantization: str
+    store: Store, name: str, quantization: Quantization
 ) -> None:
     """With codes on every size a stored vector is still its own nearest point."""
     collection = make_collection(
-        name,
-        SizeRequest(8, quantization),
-        SizeRequest(FULL, quantization),  # type: ignore[arg-type]
+        name, SizeRequest(8, quantization), SizeRequest(FULL, quantization)
     )
     await store.create(collection)
     vectors_BD = random_vectors(300)
@@ -234,11 +253,114 @@ async def test_quantised_sizes_find_a_point_by_itself(
     ignoring = Plan(
         (Stage(8, 100, ignore_quantization=True), Stage(FULL, 5, ignore_quantization=True))
     )
-    for plan in (plain, ignoring):
+    oversampled = Plan((Stage(8, 100, oversampling=2.5), Stage(FULL, 5, oversampling=1.0)))
+    for plan in (plain, ignoring, oversampled):
         for row in (0, 150, 299):
-            hits = await store.search(collection, plan, vectors_BD[row])
+            hits = (await store.search(collection, plan, vectors_BD[row])).hits
             assert hits[0].point.id == f"doc/{row}"
             assert -1.0 <= hits[0].score <= 1.0
+
+
+@pytest.mark.parametrize("quantization", CODES)
+async def test_codes_whose_candidates_are_all_scored_anew_lose_nothing(
+    store: Store, name: str, quantization: Quantization
+) -> None:
+    """An oversampling that reaches every point gives numpy's ranking, with a graph and without."""
+    collection = make_collection(
+        name, SizeRequest(16, quantization, 8), SizeRequest(FULL, quantization, 0)
+    )
+    await store.create(collection)
+    points, vectors_BD, query_D = make_points(300), random_vectors(300), random_vectors(1, 9)[0]
+    await store.upsert(name, points, vectors_BD)
+    await store.settle(name)
+    oversampled = [Stage(16, 10, ef=300, oversampling=30), Stage(FULL, 10, oversampling=30)]
+    # The exact plan reads the originals, whatever codes there are.
+    for plan in (*(Plan((stage,)) for stage in oversampled), exact_plan(collection.sizes, 10)):
+        dim = plan.stages[0].dim
+        cosines = truncate(vectors_BD, dim) @ truncate(query_D[None], dim)[0]
+        order = np.argsort(-cosines)[:10]
+        hits = (await store.search(collection, plan, query_D)).hits
+        assert [hit.point for hit in hits] == [points[row] for row in order]
+        np.testing.assert_allclose([hit.score for hit in hits], cosines[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", CODES)
+async def test_codes_with_the_last_word_score_by_themselves(
+    store: Store, name: str, quantization: Quantization
+) -> None:
+    """Without oversampling a plan ranks by the codes, which are not the cosines."""
+    if isinstance(store, QdrantStore) and is_in_memory(store):
+        pytest.skip("the in-memory twin keeps no codes")
+    collection = make_collection(name, SizeRequest(FULL, quantization, 0))
+    await store.create(collection)
+    vectors_BD, query_D = random_vectors(300), random_vectors(1, 9)[0]
+    await store.upsert(name, make_points(300), vectors_BD)
+    await store.settle(name)
+    hits = (await store.search(collection, Plan((Stage(FULL, 10, oversampling=0),)), query_D)).hits
+    cosines = truncate(vectors_BD, FULL) @ truncate(query_D[None], FULL)[0]
+    off = [abs(hit.score - cosines[hit.point.attributes["row"]]) for hit in hits]  # type: ignore[index]
+    assert max(off) > 1e-4
+    assert len(hits) == 10
+
+
+async def test_vectors_come_back_page_by_page(store: Store, name: str) -> None:
+    """Every point's full vector comes once, of unit length, under the key that its hits carry."""
+    collection = make_collection(name)
+    await store.create(collection)
+    assert (await store.vectors(name, None, 5)).vectors_BD.shape == (0, FULL)
+    points, vectors_BD = make_points(25), random_vectors(25) * 7
+    await store.upsert(name, points, vectors_BD)
+    await store.settle(name)
+    for limit in (7, 25, 100):
+        keys: list[str] = []
+        blocks: list[Array] = []
+        after = None
+        while True:
+            page = await store.vectors(name, after, limit)
+            assert len(page.keys) == len(page.vectors_BD) <= limit
+            keys += page.keys
+            blocks.append(page.vectors_BD)
+            if (after := page.after) is None:
+                break
+        assert len(set(keys)) == len(keys) == 25
+        read_BD = np.concatenate(blocks)
+        assert read_BD.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(read_BD, axis=1), 1, atol=1e-5)
+        for key, vector_D in zip(keys, read_BD, strict=True):
+            [hit] = (await store.search(collection, exact_plan(collection.sizes, 1), vector_D)).hits
+            row = int(hit.point.id.removeprefix("doc/"))
+            assert hit.key == key
+            np.testing.assert_allclose(vector_D, truncate(vectors_BD[[row]], FULL)[0], atol=1e-5)
+
+
+async def test_what_was_measured_is_kept_until_it_is_forgotten(store: Store, name: str) -> None:
+    """A calibration survives a reopening with all its numbers; None forgets it as durably."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.set_alias(f"{name}-alias", name)
+    await store.upsert(name, make_points(3), random_vectors(3))
+    measured = {
+        "created_at": 2**40, "recall": 0.1 + 0.2, "plans": [{"exact": True, "note": None}, []],
+        "slices": {"de": 1, "": 2},
+    }  # fmt: skip
+    for calibration in ({"older": 1}, measured, None):
+        await store.annotate(name, calibration)
+        assert (await store.find(name)).calibration == calibration
+        store = await reopened(store)
+        for found in (await store.find(name), await store.find(f"{name}-alias")):
+            assert found.calibration == calibration
+            assert found == collection
+    assert await store.count(name) == 3
+
+
+async def test_an_answer_tells_the_engine_s_time(store: Store, name: str) -> None:
+    """A search says how long the engine took, which is some time and no longer than the call."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.upsert(name, make_points(60), random_vectors(60))
+    start = time.perf_counter()
+    answer = await store.search(collection, exact_plan(collection.sizes, 3), random_vectors(1)[0])
+    assert 0 < answer.seconds < time.perf_counter() - start
 
 
 async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
@@ -249,7 +371,7 @@ async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
     await store.settle(name)
     plan = Plan((Stage(8, 10), Stage(FULL, 10)))
     condition = filters.Range("row", gte=50)
-    hits = await store.search(collection, plan, random_vectors(1, 9)[0], condition)
+    hits = (await store.search(collection, plan, random_vectors(1, 9)[0], condition)).hits
     assert {hit.point.id for hit in hits} == {f"doc/{row}" for row in range(50, 60)}
 
 
@@ -259,9 +381,9 @@ async def test_hits_without_points_carry_scores_only(store: Store, name: str) ->
     await store.create(collection)
     await store.upsert(name, make_points(9), random_vectors(9))
     plan, query_D = exact_plan(collection.sizes, 4), random_vectors(1, 9)[0]
-    with_points = await store.search(collection, plan, query_D)
-    bare = await store.search(collection, plan, query_D, with_points=False)
-    assert [hit.score for hit in bare] == [hit.score for hit in with_points]
+    with_points = (await store.search(collection, plan, query_D)).hits
+    bare = (await store.search(collection, plan, query_D, with_points=False)).hits
+    assert [(hit.key, hit.score) for hit in bare] == [(hit.key, hit.score) for hit in with_points]
     assert {hit.point.id for hit in bare} == {""}
 
 
@@ -271,7 +393,8 @@ async def test_an_empty_collection_answers_with_nothing(store: Store, name: str)
     await store.create(collection)
     await store.settle(name)
     query_D = random_vectors(1)[0]
-    assert await store.search(collection, default_plan(collection.sizes, 3, 100), query_D) == []
+    answer = await store.search(collection, default_plan(collection.sizes, 3, 100), query_D)
+    assert answer.hits == []
     assert (await store.scroll(name, None, 5)).points == []
     assert await store.count(name) == 0
 
@@ -284,6 +407,8 @@ async def test_a_missing_collection_is_not_found_by_any_call(store: Store, name:
         store.delete(name, ["a"]),
         store.search(collection, exact_plan(collection.sizes, 1), random_vectors(1)[0]),
         store.scroll(name, None, 1),
+        store.vectors(name, None, 1),
+        store.annotate(name, {}),
         store.count(name),
         store.settle(name),
     ]
@@ -345,6 +470,6 @@ async def test_filters_mean_the_same_as_their_definition(store: Store, name: str
 
     collect()
     for condition in cases:
-        hits = await store.search(collection, plan, random_vectors(1)[0], condition)
+        hits = (await store.search(collection, plan, random_vectors(1)[0], condition)).hits
         expected = {p.id for p in points if filters.matches(condition, p.attributes)}
         assert {hit.point.id for hit in hits} == expected, condition

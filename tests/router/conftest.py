@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,21 +119,24 @@ async def encoder() -> AsyncIterator[tuple[Encoder, str]]:
     await server.stop(None)
 
 
-@pytest.fixture
-async def router(encoder: tuple[Encoder, str], tmp_path: Path) -> AsyncIterator[Running]:
+@asynccontextmanager
+async def running(
+    encoder: tuple[Encoder, str], data_dir: Path, **changes: Any
+) -> AsyncIterator[Running]:
+    """A router on a folder, from its start to its stop; the next one finds what it left there."""
     servicer, address = encoder
     registry = CollectorRegistry()
-    settings = RouterSettings(
-        encoder_address=address,
-        data_dir=tmp_path,
-        encoder_batch_texts=16,
-        reindex_batch_points=10,
-        edge_indexing_threshold_kb=1,
-        max_candidates=500,
-        max_batch_points=100,
-        max_text_chars=1000,
-    )
-    service = RouterService(settings, registry)
+    values: dict[str, Any] = {
+        "encoder_address": address,
+        "data_dir": data_dir,
+        "encoder_batch_texts": 16,
+        "reindex_batch_points": 10,
+        "edge_indexing_threshold_kb": 1,
+        "max_candidates": 500,
+        "max_batch_points": 100,
+        "max_text_chars": 1000,
+    }
+    service = RouterService(RouterSettings(**(values | changes)), registry)
     state = State(True, True)
     door = Door({service.grpc_name: service.metrics}, state, None)
     server = grpc.aio.server(interceptors=[door])
@@ -145,3 +149,9 @@ async def router(encoder: tuple[Encoder, str], tmp_path: Path) -> AsyncIterator[
         yield Running(service, stub, servicer, registry, state)
     await server.stop(5)
     await service.stop()
+
+
+@pytest.fixture
+async def router(encoder: tuple[Encoder, str], tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(encoder, tmp_path) as router:
+        yield router

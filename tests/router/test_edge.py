@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.router.edge import EdgeStore
-from services.router.plan import exact_plan
+from services.router.plan import Plan, Stage, exact_plan, for_fewer_hits
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.store import Collection, Point
 from services.shared.errors import NotFound, Overloaded, Unavailable
@@ -72,7 +72,35 @@ async def test_a_request_in_flight_when_the_worker_dies_fails_as_retryable(store
     for outcome in await asyncio.gather(*searches, return_exceptions=True):
         assert isinstance(outcome, Unavailable)
         assert outcome.retry_after_s
-    assert len(await store.search(COLLECTION, PLAN, vectors(1)[0])) == 3
+    assert len((await store.search(COLLECTION, PLAN, vectors(1)[0])).hits) == 3
+
+
+async def test_fewer_hits_of_codes_are_as_sure_as_more(store):
+    """A plan cut to its nearest hit keeps what it kept of ten, as `for_fewer_hits` cuts it."""
+    collection = Collection(
+        "coded", "model", "space", resolve_sizes([SizeRequest(32, "turbo1", 0)], 32)
+    )
+    await store.create(collection)
+    await store.upsert("coded", points(0, 1500), vectors(1500))
+    await store.settle("coded")
+    queries = np.random.default_rng(1).standard_normal((150, 32)).astype(np.float32)
+    of_ten = Plan((Stage(32, 10, oversampling=15.0),))
+
+    async def keys(plan: Plan, query_D) -> list[str]:
+        return [hit.key for hit in (await store.search(collection, plan, query_D)).hits]
+
+    kept = {"ten": 0.0, "one": 0.0, "one, cut naively": 0.0}
+    for query_D in queries:
+        exact = await keys(exact_plan(collection.sizes, 10), query_D)
+        found = {
+            "ten": await keys(of_ten, query_D),
+            "one": await keys(for_fewer_hits(of_ten, collection.sizes[-1], 1), query_D),
+            "one, cut naively": await keys(Plan((Stage(32, 1, oversampling=15.0),)), query_D),
+        }
+        for name, hits in found.items():
+            kept[name] += len({*exact[: len(hits)]} & {*hits}) / len(hits) / len(queries)
+    assert kept["one"] >= kept["ten"] - 0.02 > 0.8
+    assert kept["one, cut naively"] < kept["ten"] - 0.1, "the case must tell the two apart"
 
 
 async def test_a_full_queue_refuses_at_once(store):
@@ -120,7 +148,7 @@ async def test_searches_go_on_while_a_copy_is_indexed(store):
     answered = 0
     settling = asyncio.create_task(store.settle("docs"))
     while not settling.done():
-        assert len(await store.search(COLLECTION, PLAN, vectors(1)[0])) == 3
+        assert len((await store.search(COLLECTION, PLAN, vectors(1)[0])).hits) == 3
         answered += 1
     await settling
     assert answered > 10
@@ -129,6 +157,38 @@ async def test_searches_go_on_while_a_copy_is_indexed(store):
     assert await worker_of(store).call("progress") == [2000, 0]
     assert await store.count("docs") == 2000
     assert len(list((store._folder._root / "docs").glob("shard-*"))) == 1
+
+
+async def test_what_is_measured_while_a_copy_is_indexed_is_kept(store):
+    """The new shard takes over from the old one without forgetting what was noted meanwhile."""
+    await store.upsert("docs", points(0, 2000), vectors(2000))
+    first = worker_of(store)
+    settling = asyncio.create_task(store.settle("docs"))
+    while len(list((store._folder._root / "docs").glob("shard-*"))) < 2:
+        await asyncio.sleep(0.001)
+    await store.annotate("docs", {"recall": 0.95})
+    assert not settling.done()
+    await settling
+    assert worker_of(store).pid != first.pid
+    assert (await store.find("docs")).calibration == {"recall": 0.95}
+    await store.close()
+    await store.open()
+    assert (await store.find("docs")).calibration == {"recall": 0.95}
+    assert await store.count("docs") == 2000
+
+
+async def test_a_collection_dropped_while_it_is_measured_is_not_found(store):
+    """What was measured has no place to go, and nothing comes back to life."""
+    starting = asyncio.create_task(store.count("docs"))  # the others wait for the worker
+    await asyncio.sleep(0)
+    dropping = asyncio.create_task(store.drop("docs"))
+    await asyncio.sleep(0)
+    noting = asyncio.create_task(store.annotate("docs", {"recall": 0.95}))
+    await dropping
+    assert await starting == 0
+    with pytest.raises(NotFound):
+        await noting
+    assert [path.name for path in store._folder._root.iterdir()] == [".lock"]
 
 
 async def test_a_few_new_points_are_not_worth_indexing(store):

@@ -82,7 +82,7 @@ async def test_documents_wait_for_a_bounded_time(client, encoder):
     """An encoder that never has room is asked as long as its times to wait fit, and no longer."""
     encoder[0].refusals = itertools.repeat(2)
     with pytest.raises(Overloaded, match="much work"):
-        await client.embed_documents("small", ["a"])
+        await client.embed_many("small", ["a"])
     assert len(encoder[0].embeds) == 2
 
 
@@ -102,7 +102,7 @@ async def test_nobody_waits_for_a_caller_whose_deadline_has_passed(router):
 async def test_texts_too_long_for_a_message_are_refused_at_once(client, encoder):
     """They would be as long after any wait; what just fits is encoded."""
     with pytest.raises(TooLarge, match="at most 4096"):
-        await client.embed_documents("small", ["x" * 4096])
+        await client.embed_many("small", ["x" * 4096])
     assert not encoder[0].embeds
-    encoded = await client.embed_documents("small", ["x" * 4000])
+    encoded = await client.embed_many("small", ["x" * 4000])
     assert encoded.vectors_BD[0].tolist() == encode("small", "x" * 100, 32).tolist()

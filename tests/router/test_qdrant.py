@@ -15,7 +15,7 @@ from qdrant_client.conversions.conversion import (
 from services.router.filters import All, AnyOf, Equals, Negated
 from services.router.plan import Plan, Stage
 from services.router.qdrant import QdrantStore, _nested_query, _vector_params
-from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
 from services.router.store import (
     Collection,
     Point,
@@ -31,13 +31,19 @@ COLLECTION = Collection(
     "model",
     "space",
     resolve_sizes([SizeRequest(8, "int8"), SizeRequest(16, "binary", 8), SizeRequest(32)], 32),
+    {"recall": 0.95, "plans": [None, {"exact": True}]},
+)
+CODED = tuple(
+    Size(8 * place, quantization, 0, "cold") for place, quantization in enumerate(BITS, start=1)
 )
 
 
 def test_metadata_and_payload_survive_grpc():
     """Ints, doubles and nesting come back from protobuf as they were."""
     sent = grpc.CreateCollection(metadata=payload_to_grpc({"m": to_metadata(COLLECTION)}))
-    assert from_metadata(grpc_to_payload(sent.metadata)["m"]) == COLLECTION
+    found = from_metadata(grpc_to_payload(sent.metadata)["m"])
+    assert found == COLLECTION
+    assert found.calibration == COLLECTION.calibration
     point = Point("a", "t", {"i": 1, "big": 2**62 + 1, "f": 1.0, "t": True, "s": ""})
     stored = grpc.PointStruct(payload=payload_to_grpc(to_payload(point)))
     back = from_payload(grpc_to_payload(stored.payload))
@@ -48,11 +54,15 @@ def test_metadata_and_payload_survive_grpc():
 
 
 def test_sizes_survive_grpc():
-    """Links and quantisation reach the server as they were chosen; the rerank size has m=0."""
-    for size in COLLECTION.sizes:
+    """Links, codes and their place reach the server as chosen; the rerank size has m=0."""
+    for size in (*COLLECTION.sizes, *CODED):
         params = _vector_params(size)
         assert GrpcToRest.convert_vector_params(RestToGrpc.convert_vector_params(params)) == params
     assert _vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
+    assert _vector_params(COLLECTION.sizes[-1]).memory == models.Memory.COLD
+    assert _vector_params(Size(8, "none", 16, "cached")).memory == models.Memory.CACHED
+    codes = [_vector_params(size).quantization_config for size in CODED]
+    assert len({repr(code) for code in codes}) == len(BITS), "each kind of code is its own"
 
 
 def test_a_nested_query_survives_grpc():
@@ -70,6 +80,20 @@ def test_a_nested_query_survives_grpc():
     assert inner_sent.HasField("filter")
     assert not outer_sent.HasField("filter")
     assert query["query_filter"] is None
+
+
+@pytest.mark.parametrize(
+    ("times", "rescore", "oversampling"),
+    [(None, True, None), (0.0, False, None), (1.0, True, None), (2.5, True, 2.5)],
+)
+def test_oversampling_survives_grpc(times, rescore, oversampling):
+    """Whether codes have the last word, and how many candidates if not, reaches the server."""
+    plan = Plan((Stage(16, 20, oversampling=times), Stage(32, 5)))
+    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None)
+    [first] = query["prefetch"]
+    sent = RestToGrpc.convert_prefetch_query(first).params.quantization
+    assert (sent.rescore, sent.ignore) == (rescore, False)
+    assert (sent.oversampling if sent.HasField("oversampling") else None) == oversampling
 
 
 async def test_a_server_that_is_away_is_unavailable():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.shared.pb import router_pb2 as pb
-from services.shared.vectors import pack
+from services.shared.vectors import pack, truncate
 from tests.router.conftest import encode
 
 DIM = 32
@@ -142,6 +142,47 @@ async def test_recall_shows_what_a_short_shortlist_loses(router):
     silent = await router.stub.Search(pb.SearchRequest(collection="docs", text="q"))
     assert not silent.HasField("recall")
     assert not silent.stages
+
+
+async def test_hits_tell_their_place_in_the_shortlist(router):
+    """Explained, each hit says where the first stage had it; else nothing is said."""
+    await create(router)
+    await fill(router, 90)
+    query_D = encode("small", "where", DIM)
+    points_ND = np.stack([encode("small", f"text of p{row}", DIM) for row in range(90)])
+    order = np.argsort(-(truncate(points_ND, 8) @ truncate(query_D[None], 8)[0]))
+    ranks = {f"p{row}": rank for rank, row in enumerate(order.tolist(), start=1)}
+    plan = pb.Plan(stages=[pb.Stage(dim=8, candidates=30, exact=True), pb.Stage(dim=32)])
+    search = pb.SearchRequest(collection="docs", text="where", limit=6, plan=plan)
+    assert {hit.shortlist_rank for hit in (await router.stub.Search(search)).hits} == {0}
+    search.explain = True
+    answer = await router.stub.Search(search)
+    assert [hit.shortlist_rank for hit in answer.hits] == [ranks[hit.id] for hit in answer.hits]
+    assert max(hit.shortlist_rank for hit in answer.hits) > 6, "the rerank must change the order"
+    alone = pb.SearchRequest(
+        collection="docs", text="where", limit=3, plan=pb.Plan(stages=[pb.Stage(dim=32)]),
+        explain=True,
+    )  # fmt: skip
+    assert [hit.shortlist_rank for hit in (await router.stub.Search(alone)).hits] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "quantization", [q for q in pb.Quantization.values() if q != pb.QUANTIZATION_UNSPECIFIED]
+)
+async def test_recall_counts_hits_not_what_codes_score_them(router, quantization):
+    """Codes that overrate a wrong hit do not make it a right one."""
+    await create(router, sizes=[pb.Size(dim=32, quantization=quantization, hnsw_m=0)])
+    await fill(router, 90)
+    plan = pb.Plan(stages=[pb.Stage(dim=32, oversampling=0)])
+    exact = pb.Plan(stages=[pb.Stage(dim=32, exact=True)])
+    recalls, shares = [], []
+    for i in range(10):
+        asked = {"collection": "docs", "text": f"q{i}"}
+        found = await router.stub.Search(pb.SearchRequest(**asked, plan=plan, measure_recall=True))
+        true = await router.stub.Search(pb.SearchRequest(**asked, plan=exact))
+        recalls.append(found.recall)
+        shares.append(len({hit.id for hit in found.hits} & {hit.id for hit in true.hits}) / 10)
+    assert recalls == pytest.approx(shares)
 
 
 async def test_vectors_are_taken_as_they_are(router):

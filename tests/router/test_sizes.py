@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.router.sizes import SizeRequest, cut, memory, resolve_sizes
+from services.router.sizes import BITS, Size, SizeRequest, cut, memory, resolve_sizes
 from services.shared.errors import InvalidRequest
 
 
@@ -59,6 +59,40 @@ def test_memory_counts_codes_and_links():
         (1536, 0),
     ]
     assert memory(sizes, 0)[0].graph_bytes >= 0
+
+
+@pytest.mark.parametrize(
+    ("quantization", "num_bytes"), [("turbo4", 58), ("turbo2", 33), ("turbo1", 21)]
+)
+def test_memory_of_turboquant_is_its_bits_and_eight_bytes(quantization, num_bytes):
+    """A vector that does not fill its last byte still takes it."""
+    (size, _) = resolve_sizes([SizeRequest(99, quantization)], 384)
+    assert memory([size], 1000)[0].vector_bytes == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("requests", "placements"),
+    [
+        ([SizeRequest(64), SizeRequest(128)], ["cached", "cached", "cold"]),
+        ([SizeRequest(64, "turbo1"), SizeRequest(384, hnsw_m=8)], ["cold", "cached"]),
+        ([SizeRequest(64, "int8", 0), SizeRequest(384, "turbo4", 8)], ["cold", "cold"]),
+        ([SizeRequest(384)], ["cached"]),
+        ([SizeRequest(384, hnsw_m=0)], ["cached"]),
+        (
+            [SizeRequest(64, placement="cold"), SizeRequest(384, "int8", placement="cached")],
+            ["cold", "cached"],
+        ),
+    ],
+)
+def test_originals_that_a_search_seldom_reads_stay_on_disk(requests, placements):
+    """Beside codes, and where they only rerank, unless it was said where they go."""
+    assert [size.placement for size in resolve_sizes(requests, 384)] == placements
+
+
+def test_codes_of_up_to_two_bits_are_coarse():
+    """Their scores are not the last word, unless a plan says so."""
+    coarse = {name for name in BITS if Size(64, name, 0).is_coarse}
+    assert coarse == {"binary", "turbo1", "turbo2"}
 
 
 def test_every_cut_has_unit_length():
