@@ -2,10 +2,10 @@
 
 Four steps. Read: every vector passes once, and each query's true neighbours and their ranks at
 each size come out (`ranks.py`). Screen: the plans that could be good (`candidates.py`) answer
-some queries on the engine, and what another plan beats at every cost is dropped. Select: the rest
-answer half of the queries; that gives the order, from safest to boldest. Certify: those that are
-left answer the other half, which took no part in choosing them, and that gives the bounds
-(`calibration.py`).
+some queries on the engine, and what another plan beats at every cost is dropped, and what is
+slower than exact search. Select: the rest answer more of them; that gives the order, from safest
+to boldest. Certify: those that are left answer the other queries, which took no part in choosing
+them, and that gives the bounds (`calibration.py`).
 
 Plans take turns query by query, so that a busy moment of the machine hits all alike. Searches of
 others go on between any two of these.
@@ -22,7 +22,7 @@ from itertools import accumulate
 
 from services.router.calibration import Calibration, Objective
 from services.router.candidates import candidate_plans
-from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
+from services.router.plan import Plan, exact_plan, reads_codes, recall, scores_are_cosines
 from services.router.queries import Queries, QuerySource
 from services.router.ranks import Neighbours, Scan
 from services.router.sizes import memory
@@ -302,12 +302,9 @@ class _Run:
         total = 0
         for number, stage in enumerate(plan.stages):
             size, cost = sizes[stage.dim], costs[stage.dim]
-            reads_codes = size.quantization != "none" and not (
-                stage.exact or stage.ignore_quantization
-            )
             if number == 0 and not stage.exact:
                 total += cost.graph_bytes
-            if reads_codes:
+            if reads_codes(stage, size):
                 total += cost.vector_bytes
             elif number == 0 or size.placement == "cached":
                 total += 4 * size.dim

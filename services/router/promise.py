@@ -31,6 +31,7 @@ class Wish:
     """Median time in the engine."""
     max_bytes: int | None = None
     """Bytes in memory per point."""
+    is_filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Promises:
                 f"no plan within the budgets is sure of {target:g}; the best of them is sure of "
                 f"{choice.promised:.3f}, exact search would be of 1"
             )
+        elif wish.is_filtered and choice.row is not calibration.plans[0]:
+            note = "measured without a filter; GetRecall shows what live searches keep"
         basis: Basis = "exact" if choice.row is calibration.plans[0] else "measured"
         promise = Promise(target, choice.promised, choice.is_met, basis, choice.slice, note)
         measured = choice.row.plan(calibration.limit)

@@ -250,7 +250,7 @@ def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
 def _wish(search: Search) -> Wish:
     return Wish(
         search.limit, search.plan, search.recall_target, search.slice,
-        search.max_seconds, search.max_bytes,
+        search.max_seconds, search.max_bytes, search.condition is not None,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from services.router.attributes import Attributes, from_stored, to_stored
 from services.router.filters import Filter
-from services.router.plan import Plan, Stage
+from services.router.plan import Plan, Stage, reads_codes
 from services.router.sizes import Placement, Quantization, Size
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
@@ -273,5 +273,4 @@ def is_plain_rescoring(stage: Stage, size: Size, is_first: bool) -> bool:
     Handed more points than a threshold, the engine may walk a size's graph instead and lose some.
     Exact scoring would also switch quantisation off, so stages that read codes are left to it.
     """
-    reads_codes = size.quantization != "none" and not stage.ignore_quantization
-    return not is_first and size.hnsw_m > 0 and not reads_codes
+    return not is_first and size.hnsw_m > 0 and not reads_codes(stage, size)

@@ -123,6 +123,14 @@ def test_budgets_need_a_calibration(collection, limit, target, budget):
         plan_of(collection, limit, recall_target=target, **budget)
 
 
+def test_a_filter_is_said_not_to_have_been_measured():
+    """A plan that was measured without one says so; exact search loses nothing with one."""
+    _, promise = plan_of(recall_target=0.9, is_filtered=True)
+    assert "without a filter" in promise.note
+    _, promise = plan_of(recall_target=1.0, is_filtered=True)
+    assert not promise.note
+
+
 def test_a_target_beyond_the_budgets_is_said_to_be_missed():
     """The best plan within them answers, and the note says what it is sure of."""
     plan, promise = plan_of(recall_target=0.97, max_seconds=0.0015)
