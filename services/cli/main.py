@@ -199,6 +199,8 @@ def calibrate(
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
         print(error.details(), file=sys.stderr)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            print(f"--router is {router}: host:port of the router's gRPC", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

@@ -14,6 +14,7 @@ Shapes: Q queries, D full width.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from services.router.sizes import memory
 from services.router.store import Collection, Store
 from services.router.trials import OBJECTIVES, Trial, front, is_near, plan_rows, thin
 from services.shared.errors import InvalidRequest, WrongState
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Told the step, how much of it is done, and of how much."""
@@ -105,6 +108,7 @@ class Calibrator:
         if collection.name in self._running:
             raise WrongState(f"collection {collection.name!r} is being calibrated already")
         self._running.add(collection.name)
+        log.info("calibrating %s for a recall of %g", collection.name, wanted.target)
         try:
             calibration = await _Run(
                 self._store, self._queries, collection, wanted, on_progress,
@@ -113,6 +117,12 @@ class Calibrator:
             await self._store.annotate(collection.name, calibration.model_dump(mode="json"))
         finally:
             self._running.discard(collection.name)
+        choice = calibration.choose(wanted.target)
+        log.info(
+            "calibrated %s with %d queries (%s): sure of %.3f in %.2f ms and %d bytes a point",
+            collection.name, calibration.num_queries, calibration.source, choice.promised,
+            choice.row.seconds_p50 * 1000, choice.row.memory_bytes,
+        )  # fmt: skip
         return calibration
 
     def _check(self, wanted: Calibrate) -> None:

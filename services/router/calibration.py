@@ -98,7 +98,7 @@ class Calibration(_Frozen):
         """Choose the cheapest plan that meets a target within the budgets.
 
         If none does, the one within the budgets that promises most; if none is within them, the
-        exact one.
+        cheapest.
         """
         objective = objective or self.objective
         basis = slice_ if self._says_enough(slice_, target) else ""
@@ -118,9 +118,15 @@ class Calibration(_Frozen):
                 key=lambda one: one[1],
             )
         else:
-            row, promise = self.plans[0], 1.0
+            by: Objective = "latency" if max_seconds is not None else "memory"
+            row = min(self.plans, key=lambda row: _cost(row, by))
+            promise = max(row.recalls[basis].promised.values())
         return Choice(
-            row=row, promised=promise, slice=basis, is_met=bool(affordable) and promise >= target
+            row=row,
+            promised=promise,
+            slice=basis,
+            is_met=bool(affordable) and promise >= target,
+            is_affordable=bool(affordable),
         )
 
     def _says_enough(self, slice_: str, target: float) -> bool:
@@ -143,6 +149,8 @@ class Choice(_Frozen):
     """Whose queries say so; "": all."""
     is_met: bool
     """Whether that is what was asked for."""
+    is_affordable: bool
+    """Whether it is within the budgets."""
 
 
 def _cost(row: PlanRow, objective: Objective) -> tuple[float, float]:

@@ -8,7 +8,7 @@ within the caller's budgets is said to be broken, never passed over.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from services.router.calibration import Calibration
+from services.router.calibration import Calibration, Choice
 from services.router.plan import Plan, default_plan, exact_plan, for_fewer_hits, resolve_plan
 from services.router.store import Collection
 from services.shared.errors import InvalidRequest, WrongState
@@ -77,14 +77,7 @@ class Promises:
             return self._unmeasured(wish, collection, calibration)
         target = wish.recall_target or calibration.target
         choice = calibration.choose(target, wish.slice, wish.max_seconds, wish.max_bytes)
-        note = ""
-        if not choice.is_met:
-            note = (
-                f"no plan within the budgets is sure of {target:g}; the best of them is sure of "
-                f"{choice.promised:.3f}, exact search would be of 1"
-            )
-        elif wish.is_filtered and choice.row is not calibration.plans[0]:
-            note = "measured without a filter; GetRecall shows what live searches keep"
+        note = _note(choice, calibration, target, wish.is_filtered)
         basis: Basis = "exact" if choice.row is calibration.plans[0] else "measured"
         promise = Promise(target, choice.promised, choice.is_met, basis, choice.slice, note)
         measured = choice.row.plan(calibration.limit)
@@ -117,6 +110,30 @@ class Promises:
             return default_plan(collection.sizes, wish.limit, self._max_candidates), None
         plan = exact_plan(collection.sizes, wish.limit)
         return plan, Promise(wish.recall_target, 1.0, True, "exact", note=missing)
+
+
+def _note(choice: Choice, calibration: Calibration, target: float, is_filtered: bool) -> str:
+    """Say what a caller should know of a plan that was chosen."""
+    row = choice.row
+    if not choice.is_affordable:
+        return (
+            f"no plan is within the budgets; the cheapest, which ran, takes "
+            f"{row.seconds_p50 * 1000:.2f} ms and {row.memory_bytes} bytes a point, and is sure of "
+            f"{choice.promised:.3f}"
+        )
+    if not choice.is_met:
+        return (
+            f"no plan within the budgets is sure of {target:g}; the best of them, which ran, is "
+            f"sure of {choice.promised:.3f}"
+        )
+    if row is calibration.plans[0]:
+        return ""
+    notes = []
+    if calibration.source == "documents":
+        notes.append("measured with documents in place of queries; real ones may be harder")
+    if is_filtered:
+        notes.append("measured without a filter; GetRecall shows what live searches keep")
+    return "; ".join(notes)
 
 
 def _check(wish: Wish) -> None:

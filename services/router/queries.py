@@ -106,7 +106,7 @@ class Queries:
         vectors_QD = await self._given(collection, given)
         if vectors_QD is None:
             kept = await self._recent.of(collection)
-            if len(kept.slices) < _MIN_RECENT:
+            if len(np.unique(kept.vectors_QD, axis=0)) < _MIN_RECENT:
                 return await self._documents(collection)
             return self._choose(kept.vectors_QD, kept.slices, "recent")
         num_queries = len(vectors_QD)
@@ -124,8 +124,12 @@ class Queries:
         return self._choose(vectors_QD, slices, "given")
 
     def _choose(self, vectors_QD: Array, slices: Sequence[str], source: Source) -> Asked:
-        """Take a random choice, in random order, of more queries than are measured with."""
-        rows = np.random.default_rng(_SEED).permutation(len(slices))[: self._max_queries]
+        """Take a random choice, in random order, of more queries than are measured with.
+
+        Each once: one that chose a plan must not certify it, too, because it was asked often.
+        """
+        _, distinct = np.unique(vectors_QD, axis=0, return_index=True)
+        rows = np.random.default_rng(_SEED).permutation(np.sort(distinct))[: self._max_queries]
         return Asked(
             normalize(vectors_QD[rows]), [""] * len(rows), [slices[row] for row in rows], source
         )

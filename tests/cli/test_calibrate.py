@@ -45,7 +45,8 @@ def test_it_shows_the_plans_and_draws_them(process, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "exact search at 384" in ended.stdout
-    assert "bounds from 75 of the given queries; for a recall of 0.9:" in ended.stdout
+    assert "bounds from 75 of the given queries, others chose the plans" in ended.stdout
+    assert "for a recall of 0.9:" in ended.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -56,6 +57,7 @@ def test_it_shows_the_plans_and_draws_them(process, tmp_path):
         (["docs", "--target", "1.5"], "target must be above 0 and below 1"),
         (["docs", "--limit", "100000"], "limit must be between 1 and 1000"),
         (["docs", "--queries", "no-such-file"], "No such file"),
+        (["docs", "--plot", "no-such-folder/x.png"], "is not a folder"),
     ],
 )
 def test_a_mistake_is_one_sentence(process, arguments, says):
@@ -71,6 +73,12 @@ def test_queries_are_read_with_their_slices(tmp_path):
     path = tmp_path / "queries.jsonl"
     path.write_text('{"text": "a", "slice": "s"}\n\n{"text": "b"}\n')
     assert read_queries(path) == (["a", "b"], ["s", ""])
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        read_queries(path)
+    path.write_text("\n")
+    with pytest.raises(InvalidRequest, match="holds no queries"):
+        read_queries(path)
     path.write_text('{"text": "a"}\n{"txt": "b"}\n')
     with pytest.raises(InvalidRequest, match=r"queries.jsonl:2: each line must be"):
         read_queries(path)

@@ -8,7 +8,15 @@ from services.router.promise import Promises, Wish
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.store import Collection
 from services.shared.errors import InvalidRequest, WrongState
-from tests.router.test_calibration import BOLD, MEASURED, QUICK, SAFE, make_calibration, make_row
+from tests.router.test_calibration import (
+    BOLD,
+    MEASURED,
+    QUICK,
+    SAFE,
+    SMALL,
+    make_calibration,
+    make_row,
+)
 
 SIZES = resolve_sizes([SizeRequest(8)], 32)
 
@@ -140,12 +148,20 @@ def test_a_target_beyond_the_budgets_is_said_to_be_missed():
     assert "0.920" in promise.note
 
 
-def test_budgets_that_even_exact_search_breaks_are_said_to_be_broken():
-    """It answers, with the promise not met."""
+def test_budgets_that_every_plan_breaks_are_said_to_be_broken():
+    """The cheapest answers, with the promise not met, and the note says what it takes."""
     plan, promise = plan_of(recall_target=0.9, max_bytes=1)
-    assert plan == exact_plan(SIZES, 10)
-    assert (promise.is_met, promise.basis) == (False, "exact")
-    assert promise.note
+    assert plan == SMALL.plan(10)
+    assert (promise.is_met, promise.basis) == (False, "measured")
+    assert "no plan is within the budgets" in promise.note
+    assert "20 bytes" in promise.note
+
+
+def test_documents_in_place_of_queries_are_said_to_have_been():
+    """Real queries may be harder, and the caller should know."""
+    by_documents = make_collection(MEASURED.model_copy(update={"source": "documents"}))
+    _, promise = plan_of(by_documents, recall_target=0.9)
+    assert "documents in place of queries" in promise.note
 
 
 def test_a_slice_is_promised_what_its_own_queries_showed():
