@@ -126,5 +126,14 @@ def test_a_collection_of_one_size_has_plans_if_it_has_a_graph_or_codes():
     walks = [plan.stages[0].ef for plan in plans("none", 16)]
     assert walks == sorted(set(walks))
     assert (min(walks), max(walks)) == (24, 1024)
-    assert {plan.stages[0].oversampling for plan in plans("turbo1", 0)} == {0, 1, 1.5, 2, 3, 4, 6, 10}
+    assert {plan.stages[0].oversampling for plan in plans("turbo1", 0)} == {
+        0,
+        1,
+        1.5,
+        2,
+        3,
+        4,
+        6,
+        10,
+    }
     assert plans("none", 0) == []
