@@ -9,7 +9,6 @@ Shapes: Q queries, D full width.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.router.store import Collection, KeptQueries, Store
+from services.router.store import Collection, KeptQueries, Store, not_found
 from services.shared.errors import NotFound, ServiceError
 from services.shared.vectors import Array
 
@@ -69,7 +68,8 @@ class Recent:
         self._max_queries = max_queries
         self._max_collections = max_collections
         self._flush_s = flush_s
-        self._reservoirs: OrderedDict[str, _Reservoir] = OrderedDict()
+        # By name and space: a collection may be dropped and made again for another model.
+        self._reservoirs: OrderedDict[tuple[str, str], _Reservoir] = OrderedDict()
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,20 +88,20 @@ class Recent:
         """Take note of a search's query."""
         if not self._max_queries:
             return
-        reservoir = self._reservoirs.setdefault(collection.name, _Reservoir())
-        self._reservoirs.move_to_end(collection.name)
+        reservoir = self._of(collection)
+        self._reservoirs.move_to_end((collection.name, collection.space_id))
         reservoir.add(query_D, slice_, self._max_queries)
         reservoir.is_new = True
 
     async def of(self, collection: Collection) -> KeptQueries:
         """Return a collection's recent queries, those from before a restart too."""
-        reservoir = self._reservoirs.setdefault(collection.name, _Reservoir())
+        reservoir = self._of(collection)
         await self._load(collection.name, reservoir)
-        vectors = [v for v in reservoir.vectors if len(v) == collection.full]
-        if len(vectors) < len(reservoir.vectors):  # of another collection that had this name
-            return KeptQueries(np.empty((0, collection.full), dtype=np.float32), [])
-        vectors_QD = np.array(vectors, dtype=np.float32).reshape(-1, collection.full)
+        vectors_QD = np.array(reservoir.vectors, dtype=np.float32).reshape(-1, collection.full)
         return KeptQueries(vectors_QD, list(reservoir.slices))
+
+    def _of(self, collection: Collection) -> _Reservoir:
+        return self._reservoirs.setdefault((collection.name, collection.space_id), _Reservoir())
 
     async def _load(self, name: str, reservoir: _Reservoir) -> None:
         if reservoir.is_loaded:
@@ -120,21 +120,22 @@ class Recent:
 
     async def _flush(self) -> None:
         async with self._writing:
-            for name, reservoir in list(self._reservoirs.items()):
+            for (name, space_id), reservoir in list(self._reservoirs.items()):
                 if reservoir.is_new:
-                    await self._write(name, reservoir)
+                    await self._write(name, space_id, reservoir)
             while len(self._reservoirs) > self._max_collections:
                 self._reservoirs.popitem(last=False)
 
-    async def _write(self, name: str, reservoir: _Reservoir) -> None:
+    async def _write(self, name: str, space_id: str, reservoir: _Reservoir) -> None:
         try:
             collection = await self._store.find(name)
+            if collection.space_id != space_id:
+                raise not_found(name)  # the one that was asked is gone
             kept = await self.of(collection)
             reservoir.is_new = False
-            if len(kept.slices):
-                await self._store.keep_queries(name, kept)
+            await self._store.keep_queries(name, kept)
         except NotFound:
-            with contextlib.suppress(KeyError):
-                del self._reservoirs[name]
+            self._reservoirs.pop((name, space_id), None)
         except ServiceError as error:
+            reservoir.is_new = True
             log.warning("recent queries of %s could not be kept: %s", name, error.message)

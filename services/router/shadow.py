@@ -164,6 +164,8 @@ class Shadow:
                 self._forget(live.collection.name)
             except ServiceError as error:
                 log.warning("a search could not be repeated exactly: %s", error.message)
+            except Exception:  # our bug; it must not end the watch for good
+                log.exception("a search could not be repeated exactly")
             busy_s = time.monotonic() - start
             await asyncio.sleep(busy_s * (1.0 / self._max_busy - 1.0))
 

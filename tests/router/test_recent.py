@@ -65,6 +65,19 @@ async def test_a_dropped_collection_is_no_error(store):
     assert (await recent.of(other)).slices == []
 
 
+async def test_queries_of_two_spaces_never_meet(store):
+    """Of a collection made again for another model of the same width, old queries are gone."""
+    recent = Recent(store, 20, 4, 60.0)
+    recent.observe(COLLECTION, query(1), "old")
+    await store.drop("asked")
+    again = Collection("asked", "other", "other-space", COLLECTION.sizes)
+    await store.create(again)
+    recent.observe(again, query(2), "new")
+    await recent.stop()
+    assert (await recent.of(again)).slices == ["new"]
+    assert (await store.kept_queries("asked")).slices == ["new"]
+
+
 async def test_nothing_is_kept_when_it_is_turned_off(store):
     """0 queries means none."""
     recent = Recent(store, 0, 4, 60.0)
