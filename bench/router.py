@@ -30,16 +30,16 @@ from rich.progress import Progress
 from bench.adaptor import COLLECTIONS, encode
 from bench.nest import Texts, read_collection, read_docstrings
 from bench.report import cpu
-from services.router.calibrate import Calibrate, Calibrator
-from services.router.candidates import candidate_plans
-from services.router.edge import EdgeStore
 from services.router.plan import Plan, Stage, exact_plan, recall
-from services.router.queries import Queries, QuerySource
-from services.router.ranks import Neighbours, Scan
-from services.router.recent import Recent
+from services.router.recall.calibrate import Calibrate, Calibrator
+from services.router.recall.candidates import candidate_plans
+from services.router.recall.queries import Queries, QuerySource
+from services.router.recall.ranks import Neighbours, Scan
+from services.router.recall.recent import Recent
+from services.router.recall.trials import OBJECTIVES, Trial, front, plan_rows, thin
 from services.router.sizes import Quantization, SizeRequest, memory, resolve_sizes
-from services.router.store import Collection, Point
-from services.router.trials import OBJECTIVES, Trial, front, plan_rows, thin
+from services.router.storage.edge import EdgeStore
+from services.router.storage.store import Collection, Point
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.pb import router_pb2 as pb

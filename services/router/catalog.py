@@ -8,7 +8,7 @@ from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
-from services.router.store import Collection, Store, check_name
+from services.router.storage.store import Collection, Store, check_name
 from services.shared.errors import NotFound, WrongState
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.router.store import Collection, Store
+from services.router.storage.store import Collection, Store
 from services.shared.errors import Unavailable, WrongState
 
 

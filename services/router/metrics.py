@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from services.shared.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
-    from services.router.shadow import Watched
+    from services.router.recall.shadow import Watched
 
 _CANDIDATES_BUCKETS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
 

@@ -16,7 +16,7 @@ from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.space import check_space
-from services.router.store import Collection, Page, Store, check_name, taken
+from services.router.storage.store import Collection, Page, Store, check_name, taken
 from services.shared.errors import AlreadyExists, NotFound, ServiceError, WrongState
 from services.shared.vectors import Array
 

@@ -14,10 +14,10 @@ from services.router.encoder_client import EncoderClient
 from services.router.filters import Filter, check_filter
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
-from services.router.promise import Promise, Promises, Wish
-from services.router.shadow import Live
+from services.router.recall.promise import Promise, Promises, Wish
+from services.router.recall.shadow import Live
 from services.router.space import check_space
-from services.router.store import Answer, Collection, ScoredPoint, Store
+from services.router.storage.store import Answer, Collection, ScoredPoint, Store
 from services.shared.errors import InvalidRequest, NotFound
 from services.shared.vectors import Array, unpack
 

@@ -14,30 +14,31 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.router import calibrate, wire
-from services.router.calibrate import Calibrator
-from services.router.calibration_plot import plot
-from services.router.calibration_wire import read_calibrate, write_calibration, write_watched
+from services.router import wire
 from services.router.catalog import Catalog
-from services.router.edge import EdgeStore
 from services.router.encoder_client import EncoderClient
-from services.router.evaluate import Evaluator
-from services.router.evaluate_wire import read_evaluate, write_evaluation
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
-from services.router.promise import Promises
-from services.router.qdrant import QdrantStore
-from services.router.queries import Queries
-from services.router.recent import Recent
+from services.router.recall import calibrate
+from services.router.recall.calibrate import Calibrator
+from services.router.recall.calibration_plot import plot
+from services.router.recall.calibration_wire import read_calibrate, write_calibration, write_watched
+from services.router.recall.evaluate import Evaluator
+from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
+from services.router.recall.promise import Promises
+from services.router.recall.queries import Queries
+from services.router.recall.recent import Recent
+from services.router.recall.shadow import Live, Shadow
 from services.router.reindex import Reindexer
-from services.router.retrieval import Retrieval
 from services.router.search import Searcher
 from services.router.settings import RouterSettings
-from services.router.shadow import Live, Shadow
-from services.router.store import Collection, Store
+from services.router.storage.edge import EdgeStore
+from services.router.storage.qdrant import QdrantStore
+from services.router.storage.store import Collection, Store
 from services.router.upsert import Batch, Writer
-from services.router.vector_store_files_http import VectorStoreFilesHttp
-from services.router.vector_stores_http import VectorStoresHttp
+from services.router.vector_stores.files_http import VectorStoreFilesHttp
+from services.router.vector_stores.retrieval import Retrieval
+from services.router.vector_stores.stores_http import VectorStoresHttp
 from services.shared.errors import NotFound, ServiceError
 from services.shared.files_http import FilesHttp
 from services.shared.pb import router_pb2 as pb

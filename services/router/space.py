@@ -1,6 +1,6 @@
 """Vectors of two spaces never meet: the one check, in one place."""
 
-from services.router.store import Collection
+from services.router.storage.store import Collection
 from services.shared.errors import WrongState
 
 

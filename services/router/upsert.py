@@ -15,7 +15,7 @@ from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.search import read_vectors
 from services.router.space import check_space
-from services.router.store import Collection, Point, Store
+from services.router.storage.store import Collection, Point, Store
 from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.vectors import Array
 

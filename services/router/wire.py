@@ -10,11 +10,11 @@ from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
 from services.router.plan import Plan, Stage
-from services.router.promise import Promise
+from services.router.recall.promise import Promise
 from services.router.reindex import Reindex
 from services.router.search import DEFAULT_LIMIT, Found, Search
 from services.router.sizes import Placement, Quantization, SizeRequest
-from services.router.store import Point, ScoredPoint
+from services.router.storage.store import Point, ScoredPoint
 from services.router.upsert import Acknowledged, Batch
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb

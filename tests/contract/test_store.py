@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
 from services.router import filters
-from services.router.edge import EdgeStore
 from services.router.plan import Plan, Stage, default_plan, exact_plan
-from services.router.qdrant import QdrantStore
 from services.router.sizes import BITS, Quantization, SizeRequest, resolve_sizes
-from services.router.store import Collection, Point, Store
+from services.router.storage.edge import EdgeStore
+from services.router.storage.qdrant import QdrantStore
+from services.router.storage.store import Collection, Point, Store
 from services.shared.errors import AlreadyExists, NotFound
 from services.shared.vectors import Array, truncate
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from services.router.bounds import Alarm, lower_bound, upper_bound
+from services.router.recall.bounds import Alarm, lower_bound, upper_bound
 
 CONFIDENCE = 0.95
 NUM_TRIALS = 300

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.bounds import lower_bound
-from services.router.calibration import Calibration, PlanRow, Recall, StageRow, promises
 from services.router.plan import Plan, Stage
+from services.router.recall.bounds import lower_bound
+from services.router.recall.calibration import Calibration, PlanRow, Recall, StageRow, promises
 
 EXACT = Recall(mean=1.0, bound=1.0, promised={"latency": 1.0, "memory": 1.0})
 

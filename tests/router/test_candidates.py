@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.candidates import candidate_plans
 from services.router.plan import exact_plan, resolve_plan
-from services.router.ranks import Neighbours
+from services.router.recall.candidates import candidate_plans
+from services.router.recall.ranks import Neighbours
 from services.router.sizes import BITS, SizeRequest, resolve_sizes
 
 FULL = 64

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from services.router.chunks import AUTO_TOKENS, Chunking, auto_chunking, cut, token_ends
+from services.router.vector_stores.chunks import (
+    AUTO_TOKENS,
+    Chunking,
+    auto_chunking,
+    cut,
+    token_ends,
+)
 
 TEXTS = st.text() | st.text(alphabet="ab \n.#\f漢é1", max_size=600)
 

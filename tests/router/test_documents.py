@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.router.chunks import Chunking
-from services.router.documents import InvalidFile, UnsupportedFile, read_parts
-from services.router.reader import CannotRead, Reader
+from services.router.vector_stores.chunks import Chunking
+from services.router.vector_stores.documents import InvalidFile, UnsupportedFile, read_parts
+from services.router.vector_stores.reader import CannotRead, Reader
 from tests.router.pdfs import write_pdf
 
 

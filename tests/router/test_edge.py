@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.router.edge import EdgeStore
 from services.router.plan import Plan, Stage, exact_plan, for_fewer_hits
 from services.router.sizes import SizeRequest, resolve_sizes
-from services.router.store import Collection, Point
+from services.router.storage.edge import EdgeStore
+from services.router.storage.store import Collection, Point
 from services.shared.errors import NotFound, Overloaded, Unavailable
 
 COLLECTION = Collection("docs", "model", "space", resolve_sizes([SizeRequest(8)], 32))

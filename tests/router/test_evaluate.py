@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.evaluate import score
+from services.router.recall.evaluate import score
 from services.shared.pb import router_pb2 as pb
 from tests.router.test_service import INVALID, create, fill, refused
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from services.router.calibration import StageRow
 from services.router.plan import Plan, Stage, default_plan, exact_plan
-from services.router.promise import Promises, Wish
+from services.router.recall.calibration import StageRow
+from services.router.recall.promise import Promises, Wish
 from services.router.sizes import SizeRequest, resolve_sizes
-from services.router.store import Collection
+from services.router.storage.store import Collection
 from services.shared.errors import InvalidRequest, WrongState
 from tests.router.test_calibration import (
     BOLD,

@@ -14,9 +14,9 @@ from qdrant_client.conversions.conversion import (
 
 from services.router.filters import All, AnyOf, Equals, Negated
 from services.router.plan import Plan, Stage
-from services.router.qdrant import QdrantStore, _nested_query, _vector_params
 from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
-from services.router.store import (
+from services.router.storage.qdrant import QdrantStore, _nested_query, _vector_params
+from services.router.storage.store import (
     Collection,
     Point,
     from_metadata,

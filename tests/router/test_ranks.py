@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.ranks import Neighbours, Scan
+from services.router.recall.ranks import Neighbours, Scan
 from services.shared.vectors import Array, normalize, truncate
 
 DIMS = (2, 5, 8)

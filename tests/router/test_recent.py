@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from services.router.edge import EdgeStore
-from services.router.recent import Recent
+from services.router.recall.recent import Recent
 from services.router.sizes import SizeRequest, resolve_sizes
-from services.router.store import Collection
+from services.router.storage.edge import EdgeStore
+from services.router.storage.store import Collection
 
 COLLECTION = Collection("asked", "m", "space", resolve_sizes([SizeRequest(4)], 8))
 

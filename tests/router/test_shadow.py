@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.router.edge import EdgeStore
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, Stage, exact_plan
-from services.router.shadow import CAUSES, Live, Shadow
+from services.router.recall.shadow import CAUSES, Live, Shadow
 from services.router.sizes import SizeRequest, resolve_sizes
-from services.router.store import Collection, Point
+from services.router.storage.edge import EdgeStore
+from services.router.storage.store import Collection, Point
 from services.shared.vectors import normalize
 
 FULL = 32

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.filters import matches
-from services.router.vector_store_attributes import point_key, read_attributes, to_point
-from services.router.vector_store_filters import read_filters
+from services.router.vector_stores.attributes import point_key, read_attributes, to_point
+from services.router.vector_stores.filters import read_filters
 from services.shared.errors import InvalidRequest
 
 KEYS = st.sampled_from(["lang", "in stock", "größe", "x-" + "0" * 32, "a.b"])

@@ -9,7 +9,7 @@ import grpc
 import openai
 import pytest
 
-from services.router.chunks import Chunking, cut, token_ends
+from services.router.vector_stores.chunks import Chunking, cut, token_ends
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc
 from tests.conftest import Process, serve

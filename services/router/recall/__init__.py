@@ -1,0 +1,1 @@
+"""What plans keep and cost: measured, promised, and watched live."""

@@ -1,0 +1,119 @@
+"""Plans while they are being measured: which are dropped, and what is promised of the others."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from services.router.plan import Plan
+from services.router.recall.bounds import lower_bound
+from services.router.recall.calibration import Objective, PlanRow, Recall, StageRow, promises
+
+OBJECTIVES: tuple[Objective, ...] = ("latency", "memory")
+# Bolder plans than this are worth no promise.
+_LEAST_RECALL = 0.88
+# What is near a demanding target: it loses this share of what the target allows to lose.
+_DEMANDING = 0.99
+_NEAR = (0.35, 1.6)
+
+
+@dataclass(slots=True, eq=False)
+class Trial:
+    """A plan and how it did so far."""
+
+    plan: Plan
+    memory_bytes: int
+    recalls: list[float]
+    seconds: list[float]
+    recall_chosen: float = 0.0
+    """Over the queries that chose it."""
+
+    @property
+    def recall(self) -> float:
+        return float(np.mean(self.recalls))
+
+    @property
+    def p50(self) -> float:
+        return float(np.median(self.seconds))
+
+    def beats(self, other: "Trial", objective: Objective, slack: float) -> bool:
+        """Whether this is cheaper, times by the inverse of `slack` at least."""
+        if objective == "memory" and self.memory_bytes != other.memory_bytes:
+            return self.memory_bytes < other.memory_bytes
+        return self.p50 < slack * other.p50
+
+
+def front(trials: Sequence[Trial], objective: Objective, slack: float = 1.0) -> list[Trial]:
+    """Drop what another plan beats at the objective's cost with as much recall."""
+    return [
+        trial
+        for trial in trials
+        if not any(
+            other.recall >= trial.recall and other.beats(trial, objective, slack)
+            for other in trials
+        )
+    ]
+
+
+def is_near(lost: float, target: float) -> bool:
+    """Tell whether a plan's lost recall is about what a demanding target allows."""
+    return any(_NEAR[0] < lost / (1.0 - demanding) < _NEAR[1] for demanding in (_DEMANDING, target))
+
+
+def thin(trials: list[Trial], most: int) -> list[Trial]:
+    """Keep plans spread evenly over the recall that they lose, the fastest of each step."""
+    trials = [trial for trial in trials if trial.recall >= _LEAST_RECALL]
+    kept, step = trials, 1.05
+    while len(kept) > most:
+        fastest: dict[int, Trial] = {}
+        for trial in trials:
+            place = round(math.log(max(1.0 - trial.recall, 1e-4)) / math.log(step))
+            if place not in fastest or trial.p50 < fastest[place].p50:
+                fastest[place] = trial
+        kept = list(fastest.values())
+        step **= 1.25
+    return kept
+
+
+def plan_rows(
+    exact: Trial,
+    trials: Sequence[Trial],
+    sequences: dict[Objective, list[Trial]],
+    slices: dict[str, list[int]],
+    confidence: float,
+) -> tuple[PlanRow, ...]:
+    """Return the exact plan, which needs no bound, and the certified ones, safest first."""
+    sure = Recall(mean=1.0, bound=1.0, promised=dict.fromkeys(OBJECTIVES, 1.0))
+    longest = max((len(trial.recalls) for trial in trials), default=0)
+    places = {"": list(range(longest)), **slices}
+    recalls: list[dict[str, Recall]] = [{} for _ in trials]
+    for name, of_slice in places.items():
+        measured = [
+            [trial.recalls[place] for place in of_slice if place < len(trial.recalls)]
+            for trial in trials
+        ]
+        means = [float(np.mean(some)) if some else 0.0 for some in measured]
+        bounds = [lower_bound(some, confidence) for some in measured]
+        promised: list[dict[Objective, float]] = [{} for _ in trials]
+        for objective, sequence in sequences.items():
+            tested = [number for number, trial in enumerate(trials) if trial in sequence]
+            least = promises([bounds[number] for number in tested])
+            for number, promise in zip(tested, least, strict=True):
+                promised[number][objective] = promise
+        for number, (mean, bound) in enumerate(zip(means, bounds, strict=True)):
+            recalls[number][name] = Recall(mean=mean, bound=bound, promised=promised[number])
+    return (
+        _row(exact, dict.fromkeys(places, sure)),
+        *(_row(trial, found) for trial, found in zip(trials, recalls, strict=True)),
+    )
+
+
+def _row(trial: Trial, recalls: dict[str, Recall]) -> PlanRow:
+    return PlanRow(
+        stages=tuple(StageRow(**asdict(stage)) for stage in trial.plan.stages),
+        seconds_p50=trial.p50,
+        seconds_p99=float(np.quantile(trial.seconds, 0.99)),
+        memory_bytes=trial.memory_bytes,
+        recalls=recalls,
+    )

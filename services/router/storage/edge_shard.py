@@ -1,0 +1,207 @@
+"""One collection in Qdrant Edge. The only file that knows `qdrant_edge`; runs in a worker only.
+
+Edge never gives up Python's global lock: loaded in the router it would stop every other call
+while it works.
+
+Shapes: B points, M width of one size.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import qdrant_edge as edge
+
+from services.router.plan import Stage, oversampling
+from services.router.sizes import Quantization, Size, cut
+from services.router.storage.store import is_plain_rescoring
+from services.shared.vectors import Array
+
+_EF_CONSTRUCT = 100
+# KiB of vectors under which a filtered search scans instead of walking the graph: Qdrant's own.
+_FULL_SCAN_THRESHOLD_KB = 10_000
+_NO_TEXT = edge.Filter(must=[edge.FieldCondition("text", match=edge.MatchValue(""))])
+
+
+def create(path: str, sizes: Sequence[Size], indexing_threshold_kb: int) -> None:
+    """Create an empty shard on disk and close it."""
+    config = edge.EdgeConfig(
+        vectors={size.vector_name: _vector_params(size) for size in sizes},
+        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=indexing_threshold_kb),
+        # An update that returned must survive kill -9.
+        wal_enabled=True,
+    )
+    edge.EdgeShard.create(path, config).close()
+
+
+def _vector_params(size: Size) -> edge.EdgeVectorParams:
+    return edge.EdgeVectorParams(
+        size=size.dim,
+        distance=edge.Distance.Cosine,
+        hnsw_config=edge.HnswIndexConfig(
+            m=size.hnsw_m,
+            ef_construct=_EF_CONSTRUCT,
+            full_scan_threshold=_FULL_SCAN_THRESHOLD_KB,
+        ),
+        quantization_config=_codes(size.quantization),
+        memory=edge.Memory.Cold if size.placement == "cold" else edge.Memory.Cached,
+    )
+
+
+def _codes(quantization: Quantization) -> Any:  # noqa: ANN401 (edge's config types)
+    memory = edge.Memory.Pinned
+    match quantization:
+        case "none":
+            return None
+        case "int8":
+            return edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, memory=memory)
+        case "binary":
+            return edge.BinaryQuantizationConfig(memory=memory)
+        case turbo:
+            bits = edge.TurboQuantBitSize
+            size = {"turbo4": bits.Bits4, "turbo2": bits.Bits2, "turbo1": bits.Bits1}[turbo]
+            return edge.TurboQuantQuantizationConfig(bits=size, memory=memory)
+
+
+class Shard:
+    """An open collection.
+
+    Raises (all methods): Exception, as Edge has no finer kind; its text says what happened.
+    """
+
+    def __init__(self, path: str, sizes: Sequence[Size]) -> None:
+        self._shard = edge.EdgeShard.load(path)
+        self._sizes = {size.dim: size for size in sizes}
+
+    def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: bytes) -> None:
+        """Write points; `vectors` are full rows, float32."""
+        vectors_BD = np.frombuffer(vectors, dtype="<f4").reshape(len(ids), -1)
+        rows = {
+            name: vectors_BM.tolist()
+            for name, vectors_BM in cut(vectors_BD, tuple(self._sizes.values())).items()
+        }
+        points = [
+            edge.Point(id_, {name: vectors[row] for name, vectors in rows.items()}, payload)
+            for row, (id_, payload) in enumerate(zip(ids, payloads, strict=True))
+        ]
+        self._shard.update(edge.UpdateOperation.upsert_points(points))
+
+    def delete(self, ids: list[str]) -> None:
+        self._shard.update(edge.UpdateOperation.delete_points(list(ids)))
+
+    def search(
+        self,
+        stages: list[dict[str, Any]],
+        query: bytes,
+        conditions: dict[str, Any] | None,
+        with_payload: bool,
+    ) -> tuple[float, list[tuple[str, float, dict[str, Any] | None]]]:
+        """Run a plan as one nested query.
+
+        Returns:
+            The engine's seconds, and (id, score, payload), best first.
+        """
+        query_D = np.frombuffer(query, dtype="<f4")
+        vectors = cut(query_D[None], tuple(self._sizes.values()))
+        plan = [Stage(**stage) for stage in stages]
+        condition = _filter(conditions) if conditions else None
+        inner: list[edge.Prefetch] = []
+        for stage in plan[:-1]:
+            inner = [
+                edge.Prefetch(
+                    limit=stage.candidates,
+                    query=self._near(stage, vectors),
+                    params=self._params(stage, is_first=not inner),
+                    # What the first stage hands on is filtered already.
+                    filter=None if inner else condition,
+                    prefetches=inner,
+                )
+            ]
+        request = edge.QueryRequest(
+            limit=plan[-1].candidates,
+            query=self._near(plan[-1], vectors),
+            params=self._params(plan[-1], is_first=not inner),
+            filter=None if inner else condition,
+            prefetches=inner,
+            with_payload=with_payload,
+        )
+        start = time.perf_counter()
+        found = self._shard.query(request)
+        seconds = time.perf_counter() - start
+        return seconds, [(str(hit.id), hit.score, hit.payload) for hit in found]
+
+    def _near(self, stage: Stage, vectors: dict[str, Array]) -> Any:  # noqa: ANN401 (edge.Query)
+        name = self._sizes[stage.dim].vector_name
+        return edge.Query.Nearest(vectors[name][0].tolist(), using=name)
+
+    def _params(self, stage: Stage, is_first: bool) -> edge.SearchParams:
+        size = self._sizes[stage.dim]
+        times = oversampling(stage, size)
+        return edge.SearchParams(
+            hnsw_ef=stage.ef or None,
+            exact=stage.exact or is_plain_rescoring(stage, size, is_first),
+            quantization=edge.QuantizationSearchParams(
+                ignore=stage.ignore_quantization,
+                rescore=times > 0,
+                oversampling=times if times > 1 else None,
+            ),
+        )
+
+    def scroll(self, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return payloads, and where the next page begins."""
+        records, offset = self._shard.scroll(
+            edge.ScrollRequest(offset=after, limit=limit, with_payload=True)
+        )
+        payloads = [record.payload for record in records if record.payload]
+        return payloads, None if offset is None else str(offset)
+
+    def vectors(self, after: str | None, limit: int) -> tuple[list[str], bytes, str | None]:
+        """Return ids and full vectors, float32, and where the next page begins."""
+        full = self._sizes[max(self._sizes)].vector_name
+        records, offset = self._shard.scroll(
+            edge.ScrollRequest(offset=after, limit=limit, with_payload=False, with_vector=[full])
+        )
+        vectors: list[Any] = [record.vector for record in records]
+        rows = np.array([vector[full] for vector in vectors], dtype="<f4")
+        ids = [str(record.id) for record in records]
+        return ids, rows.tobytes(), None if offset is None else str(offset)
+
+    def count(self, without_text: bool) -> int:
+        wanted = _NO_TEXT if without_text else None
+        return self._shard.count(edge.CountRequest(exact=True, filter=wanted))
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many points there are, and how many of them no index holds yet."""
+        info = self._shard.info()
+        # Each vector of an indexed point is counted, those without a graph too.
+        indexed = info.indexed_vectors_count // len(self._sizes)
+        return info.points_count, max(0, info.points_count - indexed)
+
+    def optimize(self) -> None:
+        """Index what is not yet; blocks until it is done (10,000 points at 64, 128, 384: 4 s)."""
+        self._shard.optimize()
+        self._shard.flush()
+
+    def flush(self) -> None:
+        self._shard.flush()
+
+    def close(self) -> None:
+        self._shard.close()
+
+
+def _filter(conditions: dict[str, Any]) -> edge.Filter:
+    arms = {clause: [_condition(arm) for arm in some] for clause, some in conditions.items()}
+    return edge.Filter(
+        must=arms.get("must"), should=arms.get("should"), must_not=arms.get("must_not")
+    )
+
+
+def _condition(condition: dict[str, Any]) -> Any:  # noqa: ANN401 (edge's condition types)
+    if "key" not in condition:
+        return _filter(condition)
+    if "range" in condition:
+        return edge.FieldCondition(condition["key"], range=edge.RangeFloat(**condition["range"]))
+    match = condition["match"]
+    wanted = edge.MatchAny(match["any"]) if "any" in match else edge.MatchValue(match["value"])
+    return edge.FieldCondition(condition["key"], match=wanted)
