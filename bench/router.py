@@ -37,7 +37,7 @@ from services.router.recall.queries import Queries, QuerySource
 from services.router.recall.ranks import Neighbours, Scan
 from services.router.recall.recent import Recent
 from services.router.recall.trials import OBJECTIVES, Trial, front, plan_rows, thin
-from services.router.sizes import Quantization, SizeRequest, memory, resolve_sizes
+from services.router.sizes import Quantization, Size, SizeRequest, memory, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point
 from services.shared.folder import DEFAULT_MODEL, locate
@@ -117,9 +117,10 @@ async def build(
 
 
 async def read_truth(
-    store: EdgeStore, collection: Collection, queries_QD: Array, dims: Sequence[int], depth: int
+    store: EdgeStore, collection: Collection, queries_QD: Array, sizes: Sequence[Size], depth: int
 ) -> Neighbours:
-    scan = Scan(queries_QD, [""] * len(queries_QD), dims, depth)
+    rotation = await store.rotation(collection)
+    scan = Scan(queries_QD, [""] * len(queries_QD), sizes, depth, rotation)
     after: str | None = None
     while True:
         page = await store.vectors(collection.name, after, 1000)
@@ -218,8 +219,7 @@ async def compare(store: EdgeStore, data: Vectors, progress: Progress) -> dict[s
         lambda *_: None,
     )
     calibrated_s = time.perf_counter() - begin
-    dims = [size.dim for size in ours.sizes]
-    truth = await read_truth(store, ours, data.timed_QD, dims[-1:], LIMIT)
+    truth = await read_truth(store, ours, data.timed_QD, ours.sizes[-1:], LIMIT)
     settings = [("exact search", ours, exact_plan(ours.sizes, LIMIT), 4.0 * full)]
     for collection in single:
         # Keys are the points' ids, so they are the same in all collections.
@@ -296,9 +296,9 @@ async def promises(
     num_points = len(data.documents_ND)
     rng = np.random.default_rng(0)
     questions_QD = data.known_QD[rng.permutation(len(data.known_QD))[:pool]]
-    dims = [size.dim for size in collection.sizes]
-    ranks = await read_truth(store, collection, questions_QD[:400], dims, _MAX_CANDIDATES)
-    truth = await read_truth(store, collection, questions_QD, dims[-1:], LIMIT)
+    sizes = collection.sizes
+    ranks = await read_truth(store, collection, questions_QD[:400], sizes, _MAX_CANDIDATES)
+    truth = await read_truth(store, collection, questions_QD, sizes[-1:], LIMIT)
     plans = candidate_plans(collection.sizes, ranks, num_points, LIMIT, _MAX_CANDIDATES)
     exact = Trial(exact_plan(collection.sizes, LIMIT), 4 * collection.full, [], [])
     trials = [Trial(plan, plan.stages[0].dim, [], []) for plan in plans]

@@ -158,7 +158,8 @@ def describe(stages: Iterable[pb.Stage]) -> str:
     """Return a plan in a few words."""
     *first, last = stages
     parts = [
-        f"{stage.candidates} by {stage.dim} ({'scan' if not stage.ef else f'ef {stage.ef}'})"
+        f"{stage.candidates} by {stage.dim}{' nested' if stage.nested else ''} "
+        f"({'scan' if not stage.ef else f'ef {stage.ef}'})"
         for stage in first
     ]
     if not first:

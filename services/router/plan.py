@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from services.router.sizes import Size
+from services.router.sizes import Key, Size, label
 from services.shared.errors import InvalidRequest
 
 MAX_EF = 10_000
@@ -40,6 +40,13 @@ class Stage:
     oversampling: float | None = None
     """At a quantised size: the original numbers score this many times `candidates` anew, found by
     their codes. 0: the codes have the last word. None: 1 for codes of one or two bits, else 0."""
+    is_nested: bool = False
+    """Whether it is the nested size of that width."""
+
+    @property
+    def key(self) -> Key:
+        """Which size of its collection it looks at."""
+        return self.dim, self.is_nested
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ def default_plan(sizes: Sequence[Size], limit: int, max_candidates: int) -> Plan
     if short.dim == full.dim:
         return Plan((Stage(full.dim, limit),))
     shortlist = min(max(_MIN_SHORTLIST, _SHORTLIST_FACTOR * limit), max_candidates)
-    return Plan((Stage(short.dim, max(shortlist, limit)), rerank(full, limit)))
+    first = Stage(short.dim, max(shortlist, limit), is_nested=short.is_nested)
+    return Plan((first, rerank(full, limit)))
 
 
 def rerank(full: Size, limit: int) -> Stage:
@@ -85,17 +93,19 @@ def resolve_plan(plan: Plan, sizes: Sequence[Size], limit: int, max_candidates: 
         InvalidRequest: one sentence that says what is accepted.
     """
     stages = plan.stages
-    dims = [size.dim for size in sizes]
-    if not 1 <= len(stages) <= len(dims):
-        raise _refuse(f"it needs 1 to {len(dims)} stages, one a size at most, got {len(stages)}")
+    by_key = {size.key: size for size in sizes}
+    if not 1 <= len(stages) <= len(sizes):
+        raise _refuse(f"it needs 1 to {len(sizes)} stages, one a size at most, got {len(stages)}")
     for stage in stages:
-        if stage.dim not in dims:
-            allowed = ", ".join(map(str, dims))
-            raise _refuse(f"dim must be a size of this collection ({allowed}), got {stage.dim}")
+        if stage.key not in by_key:
+            allowed = ", ".join(map(label, by_key))
+            raise _refuse(
+                f"dim must be a size of this collection ({allowed}), got {label(stage.key)}"
+            )
         if stage.ef > MAX_EF:
             raise _refuse(f"ef must be at most {MAX_EF}, got {stage.ef}")
     for stage in stages:
-        _check_oversampling(stage, next(size for size in sizes if size.dim == stage.dim))
+        _check_oversampling(stage, by_key[stage.key])
     if any(later.dim <= earlier.dim for earlier, later in pairwise(stages)):
         raise _refuse("the dims of its stages must ascend")
     if any(stage.exact or stage.ef for stage in stages[1:]):

@@ -16,6 +16,7 @@ from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
 from services.router.recall.promise import Promise, Promises, Wish
 from services.router.recall.shadow import Live
+from services.router.sizes import Key
 from services.router.space import check_space
 from services.router.storage.store import Answer, Collection, ScoredPoint, Store
 from services.shared.errors import InvalidRequest, NotFound
@@ -53,7 +54,7 @@ class Search:
 class StageReport:
     """What one stage did."""
 
-    dim: int
+    size: Key
     candidates: int
     """Points it really handed on."""
     seconds: float
@@ -221,7 +222,7 @@ class Searcher:
                 handed_on = whole
             count, seconds = len(handed_on.hits), handed_on.seconds
             places = places or {hit.key: place for place, hit in enumerate(handed_on.hits, 1)}
-            reports.append(StageReport(stage.dim, count, max(0.0, seconds - before_s)))
+            reports.append(StageReport(stage.key, count, max(0.0, seconds - before_s)))
             before_s = seconds
         return tuple(reports), tuple(places.get(hit.key, 0) for hit in whole.hits)
 

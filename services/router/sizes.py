@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from services.router.rotation import Rotation
 from services.shared.errors import InvalidRequest
 from services.shared.vectors import Array, truncate
 
@@ -21,6 +22,11 @@ BITS: dict[Quantization, int] = {
 DEFAULT_M = 16
 MAX_SIZES = 8
 _GRAPH_M = range(4, 129)
+# The trainer learns rotations in steps of so many numbers.
+_NESTED_STEP = 8
+
+Key = tuple[int, bool]
+"""What names a size within its collection: its width, and whether it is nested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,18 @@ class Size:
     placement: Placement = "cached"
     """Where the original numbers lie: read into memory at the start, or left on the disk until
     they are asked for. Codes and graphs are always in memory."""
+    nesting: str = ""
+    """Id of the rotation that vectors are turned by before they are cut; "": they are not."""
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether vectors are turned before they are cut."""
+        return bool(self.nesting)
+
+    @property
+    def key(self) -> Key:
+        """What plans call it by."""
+        return self.dim, self.is_nested
 
     @property
     def is_coarse(self) -> bool:
@@ -43,7 +61,7 @@ class Size:
     @property
     def vector_name(self) -> str:
         """Name of the vector in the engine."""
-        return f"d{self.dim}"
+        return f"n{self.dim}-{self.nesting}" if self.nesting else f"d{self.dim}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +74,21 @@ class SizeRequest:
     """None: the default of `resolve_sizes`."""
     placement: Placement | None = None
     """None: the default of `resolve_sizes`."""
+    is_nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes that one vector of a size takes in memory while it is searched."""
 
-    dim: int
+    key: Key
     vector_bytes: int
     """What a search over this size reads: codes, or the originals where there are none."""
     graph_bytes: int
 
 
 def resolve_sizes(
-    requested: Sequence[SizeRequest], full: int, declared: Sequence[int] = ()
+    requested: Sequence[SizeRequest], full: int, declared: Sequence[int] = (), nesting: str = ""
 ) -> tuple[Size, ...]:
     """Fill in what the user left open.
 
@@ -78,9 +97,10 @@ def resolve_sizes(
             and a half of the full one.
         full: the model's full width; always kept.
         declared: the sizes that the model is trained for.
+        nesting: id of the collection's rotation; "": it has none.
 
     Returns:
-        Ascending; the last is the full one.
+        Ascending, of two of one width the nested one first; the last is the full one.
 
     Raises:
         InvalidRequest: a size is out of bounds or given twice; the message says what is accepted.
@@ -88,24 +108,24 @@ def resolve_sizes(
     if not requested:
         dims = declared or [full // 4, full // 2]
         requested = [SizeRequest(dim) for dim in dims if 1 <= dim <= full]
-    by_dim = {request.dim: request for request in requested}
-    if len(by_dim) < len(requested):
-        raise InvalidRequest("sizes: each dim may be given once", "sizes")
+    by_key = {(request.dim, request.is_nested): request for request in requested}
+    if len(by_key) < len(requested):
+        raise InvalidRequest("sizes: each dim may be given once, and once nested", "sizes")
     for request in requested:
-        _check_request(request, full)
-    by_dim.setdefault(full, SizeRequest(full))
-    if len(by_dim) > MAX_SIZES:
+        _check_request(request, full, nesting)
+    by_key.setdefault((full, False), SizeRequest(full))
+    if len(by_key) > MAX_SIZES:
         raise InvalidRequest(
             f"sizes: at most {MAX_SIZES} sizes a collection, the full one included", "sizes"
         )
-    is_only = len(by_dim) == 1
+    is_only = len(by_key) == 1
     return tuple(
-        _resolve(request, is_rerank=dim == full and not is_only)
-        for dim, request in sorted(by_dim.items())
+        _resolve(request, is_rerank=request.dim == full and not is_only, nesting=nesting)
+        for request in sorted(by_key.values(), key=lambda r: (r.dim, not r.is_nested))
     )
 
 
-def _check_request(request: SizeRequest, full: int) -> None:
+def _check_request(request: SizeRequest, full: int, nesting: str) -> None:
     if not 1 <= request.dim <= full:
         raise InvalidRequest(
             f"sizes: dim must be between 1 and {full}, the model's full size, got {request.dim}",
@@ -117,9 +137,21 @@ def _check_request(request: SizeRequest, full: int) -> None:
             f"got {request.hnsw_m}",
             "sizes",
         )
+    if request.is_nested and not nesting:
+        raise InvalidRequest(
+            "sizes: nested ones need a rotation, which NestCollection learns from the vectors of a "
+            "collection and adds them",
+            "sizes",
+        )
+    if request.is_nested and (request.dim % _NESTED_STEP or request.dim >= full):
+        raise InvalidRequest(
+            f"sizes: the dim of a nested one must be a multiple of {_NESTED_STEP} below {full}, "
+            f"got {request.dim}",
+            "sizes",
+        )
 
 
-def _resolve(request: SizeRequest, is_rerank: bool) -> Size:
+def _resolve(request: SizeRequest, is_rerank: bool, nesting: str) -> Size:
     m, placement = request.hnsw_m, request.placement
     if m is None:
         # With a graph, rescoring a long shortlist may walk it and turn approximate; without one
@@ -129,16 +161,38 @@ def _resolve(request: SizeRequest, is_rerank: bool) -> Size:
         # A search reads a shortlist's originals only, or, beside codes, none.
         is_seldom_read = (is_rerank and m == 0) or request.quantization != "none"
         placement = "cold" if is_seldom_read else "cached"
-    return Size(request.dim, request.quantization, m, placement)
+    rotation = nesting if request.is_nested else ""
+    return Size(request.dim, request.quantization, m, placement, rotation)
 
 
-def cut(vectors_BD: Array, sizes: Sequence[Size]) -> dict[str, Array]:
+def label(key: Key) -> str:
+    """Return a size as people read it: "64", "64 nested"."""
+    dim, is_nested = key
+    return f"{dim} nested" if is_nested else str(dim)
+
+
+def cut(
+    vectors_BD: Array, sizes: Sequence[Size], rotation: Rotation | None = None
+) -> dict[str, Array]:
     """Cut full vectors to every size, each row of unit length.
+
+    Args:
+        vectors_BD: of the model's own space.
+        sizes: what to cut to.
+        rotation: turns the vectors of nested sizes; needed if there are any.
 
     Returns:
         {vector name: vectors_BM}, float32.
     """
-    return {size.vector_name: truncate(vectors_BD, size.dim) for size in sizes}
+    turned_BM = vectors_BD
+    if any(size.nesting for size in sizes):
+        assert rotation is not None, "nested sizes come with their rotation"
+        assert {size.nesting for size in sizes} <= {"", rotation.id}
+        turned_BM = rotation.turn(vectors_BD)
+    return {
+        size.vector_name: truncate(turned_BM if size.nesting else vectors_BD, size.dim)
+        for size in sizes
+    }
 
 
 def memory(sizes: Sequence[Size], num_points: int) -> tuple[Memory, ...]:
@@ -149,7 +203,7 @@ def memory(sizes: Sequence[Size], num_points: int) -> tuple[Memory, ...]:
     number and 8 bytes.
     """
     return tuple(
-        Memory(size.dim, _vector_bytes(size), _graph_bytes(size.hnsw_m, num_points))
+        Memory(size.key, _vector_bytes(size), _graph_bytes(size.hnsw_m, num_points))
         for size in sizes
     )
 

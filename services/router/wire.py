@@ -53,7 +53,7 @@ def _read_size(size: pb.Size) -> SizeRequest:
         )
     hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
     quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
-    return SizeRequest(size.dim, quantization, hnsw_m, placement)
+    return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
 
 
 def write_collection(description: Description) -> pb.Collection:
@@ -68,13 +68,19 @@ def write_collection(description: Description) -> pb.Collection:
                 quantization=_QUANTIZATION_VALUES[size.quantization],
                 hnsw_m=size.hnsw_m,
                 placement=_PLACEMENT_VALUES[size.placement],
+                nested=size.is_nested,
             )
             for size in collection.sizes
         ],
         num_points=description.num_points,
         aliases=description.aliases,
         memory=[
-            pb.SizeMemory(dim=m.dim, vector_bytes=m.vector_bytes, graph_bytes=m.graph_bytes)
+            pb.SizeMemory(
+                dim=m.key[0],
+                nested=m.key[1],
+                vector_bytes=m.vector_bytes,
+                graph_bytes=m.graph_bytes,
+            )
             for m in description.memory
         ],
     )
@@ -162,7 +168,7 @@ def read_plan(message: pb.Plan) -> Plan:
         tuple(
             Stage(
                 s.dim, s.candidates, s.exact, s.ef, s.ignore_quantization,
-                s.oversampling if s.HasField("oversampling") else None,
+                s.oversampling if s.HasField("oversampling") else None, s.nested,
             )
             for s in message.stages
         )
@@ -179,6 +185,7 @@ def write_plan(plan: Plan) -> pb.Plan:
                 ef=stage.ef,
                 ignore_quantization=stage.ignore_quantization,
                 oversampling=stage.oversampling,
+                nested=stage.is_nested,
             )
             for stage in plan.stages
         ]
@@ -218,7 +225,9 @@ def write_found(found: Found) -> pb.SearchResponse:
         encode_seconds=found.encode_seconds,
         search_seconds=found.search_seconds,
         stages=[
-            pb.StageReport(dim=s.dim, candidates=s.candidates, seconds=s.seconds)
+            pb.StageReport(
+                dim=s.size[0], nested=s.size[1], candidates=s.candidates, seconds=s.seconds
+            )
             for s in found.stages
         ],
         recall=found.recall,

@@ -1,10 +1,12 @@
 """What every engine behind the router does alike: Edge in a folder, Qdrant in memory and served."""
 
+import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from qdrant_client import AsyncQdrantClient
 
 from services.router import filters
 from services.router.plan import Plan, Stage, default_plan, exact_plan
+from services.router.rotation import Rotation
 from services.router.sizes import BITS, Quantization, SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.qdrant import QdrantStore
@@ -48,10 +51,26 @@ def is_in_memory(store: QdrantStore) -> bool:
     return type(store._client._client).__name__ == "AsyncQdrantLocal"
 
 
+def in_memory() -> AsyncQdrantClient:
+    """A client whose calls give way to others, as those to a server do."""
+    client = AsyncQdrantClient(":memory:")
+    for method in ("scroll", "retrieve", "update_vectors", "upsert", "delete", "query_points"):
+        setattr(client, method, giving_way(getattr(client, method)))
+    return client
+
+
+def giving_way(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def given(*arguments: object, **options: object) -> Any:
+        await asyncio.sleep(0.002)
+        return await call(*arguments, **options)
+
+    return given
+
+
 async def reopened(store: Store) -> Store:
     """The same storage, seen by a store that knows nothing of before."""
     if isinstance(store, QdrantStore):
-        return QdrantStore(store._client)
+        return QdrantStore(store._client, retire_s=0)
     await store.close()
     await store.open()
     return store
@@ -65,7 +84,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         # Everything is indexed at once, so that graphs and codes take part.
         opened = EdgeStore(tmp_path / "collections", indexing_threshold_kb=1)
     elif request.param == "memory":
-        opened = QdrantStore(AsyncQdrantClient(":memory:"))
+        opened = QdrantStore(in_memory(), retire_s=0)
     elif url is None:
         pytest.skip("QDRANT_URL is not set: no Qdrant server to test against")
     else:
@@ -363,6 +382,131 @@ async def test_an_answer_tells_the_engine_s_time(store: Store, name: str) -> Non
     assert 0 < answer.seconds < time.perf_counter() - start
 
 
+def random_rotation(rows: int, seed: int = 3) -> Rotation:
+    square = np.random.default_rng(seed).standard_normal((FULL, FULL))
+    return Rotation.of(np.linalg.qr(square)[0][:rows].astype(np.float32))
+
+
+NESTED = random_rotation(16)
+RESIZED = resolve_sizes(
+    [SizeRequest(4, "turbo4"), SizeRequest(8, hnsw_m=0), SizeRequest(8, is_nested=True),
+     SizeRequest(16, "turbo2", is_nested=True)],
+    FULL, nesting=NESTED.id,
+)  # fmt: skip
+
+
+async def check_sizes(store: Store, name: str, vectors: dict[str, Array]) -> None:
+    """Every size scores every point as numpy does, so each holds what it should."""
+    collection = await store.find(name)
+    query_D = random_vectors(1, 77)[0]
+    ids, vectors_ND = list(vectors), np.stack(list(vectors.values()))
+    for size in collection.sizes:
+        stage = Stage(size.dim, len(ids) + 5, exact=True, is_nested=size.is_nested)
+        hits = (await store.search(collection, Plan((stage,)), query_D)).hits
+        rows = NESTED.rows_MD if size.is_nested else np.eye(FULL, dtype=np.float32)
+        points_NM = truncate(vectors_ND @ rows.T, size.dim)
+        wanted = points_NM @ truncate(query_D[None] @ rows.T, size.dim)[0]
+        found = {hit.point.id: hit.score for hit in hits}
+        assert found.keys() == vectors.keys(), size
+        np.testing.assert_allclose([found[id_] for id_ in ids], wanted, atol=2e-5)
+
+
+async def test_other_sizes_are_made_of_the_full_vectors(store: Store, name: str) -> None:
+    """Sizes come, nested ones among them, and go; every point is at each, also after a reopening,
+    and what is written later is too."""
+    await store.create(make_collection(name))
+    points, vectors_BD = make_points(400), random_vectors(400)
+    await store.upsert(name, points, vectors_BD)
+    await store.settle(name)
+    told: list[tuple[int, int]] = []
+    changed = await store.resize(name, RESIZED, NESTED, lambda *step: told.append(step))
+    assert changed == await store.find(name)
+    assert changed.sizes == RESIZED
+    assert (told[0], told[-1]) == ((0, 400), (400, 400))
+    store = await reopened(store)
+    vectors = {point.id: row for point, row in zip(points, vectors_BD, strict=True)}
+    await check_sizes(store, name, vectors)
+    found = await store.rotation(await store.find(name))
+    assert found is not None
+    assert found.id == NESTED.id == Rotation.of(found.rows_MD).id
+    more_BD = random_vectors(3, 5)
+    more = [Point(id_, "new", {}) for id_ in ("doc/7", "new/1", "new/2")]
+    await store.upsert(name, more, more_BD)
+    vectors |= {point.id: row for point, row in zip(more, more_BD, strict=True)}
+    await check_sizes(store, name, vectors)
+    turned_again = random_rotation(8, seed=4)
+    sizes = resolve_sizes([SizeRequest(8, is_nested=True)], FULL, nesting=turned_again.id)
+    assert (await store.resize(name, sizes, turned_again, lambda *_: None)).sizes == sizes
+    plain = make_collection(name).sizes
+    await store.resize(name, plain, None, lambda *_: None)
+    await check_sizes(store, name, vectors)
+    assert await store.rotation(await store.find(name)) is None
+    page = await store.scroll(name, None, 500)
+    assert {point.id for point in page.points} == vectors.keys()
+
+
+async def test_what_is_written_while_sizes_change_is_at_each_of_them(
+    store: Store, name: str
+) -> None:
+    """Writes and deletes go on during it, and none is missing or old in the end."""
+    await store.create(make_collection(name))
+    rows = 3000
+    points, vectors_BD = make_points(rows), random_vectors(rows)
+    await store.upsert(name, points, vectors_BD)
+    await store.settle(name)
+    vectors = {point.id: row for point, row in zip(points, vectors_BD, strict=True)}
+    resizing = asyncio.create_task(store.resize(name, RESIZED, NESTED, lambda *_: None))
+    chance = np.random.default_rng(1)
+    num_writes = 0
+    while not resizing.done():
+        ids = [f"doc/{row}" for row in chance.integers(0, rows + 200, 12)]
+        new_BD = random_vectors(len(ids), seed=num_writes + 100)
+        await store.upsert(name, [Point(id_, "new", {}) for id_ in ids], new_BD)
+        vectors |= dict(zip(ids, new_BD, strict=True))
+        gone = [f"doc/{row}" for row in chance.integers(0, rows + 200, 3)]
+        await store.delete(name, gone)
+        for id_ in gone:
+            vectors.pop(id_, None)
+        num_writes += 1
+        await asyncio.sleep(0.01)
+    await resizing
+    assert num_writes > 3
+    await check_sizes(store, name, vectors)
+
+
+async def test_searches_go_on_while_sizes_change(store: Store, name: str) -> None:
+    """A search by what `find` said is answered, or told to look again; never wrongly."""
+    await store.create(make_collection(name))
+    await store.upsert(name, make_points(1500), random_vectors(1500))
+    await store.settle(name)
+    resizing = asyncio.create_task(store.resize(name, RESIZED, NESTED, lambda *_: None))
+    before, num_answers = await store.find(name), 0
+    query_D = random_vectors(1, 8)[0]
+    while not resizing.done():
+        collection = await store.find(name)
+        plan = default_plan(collection.sizes, 3, 100)
+        assert len((await store.search(collection, plan, query_D)).hits) == 3
+        num_answers += 1
+        await asyncio.sleep(0.001)
+    await resizing
+    assert num_answers > 3
+    with pytest.raises(NotFound):
+        await store.search(before, Plan((Stage(16, 3),)), query_D)
+
+
+async def test_what_was_measured_holds_while_its_sizes_are_there(store: Store, name: str) -> None:
+    """More sizes leave a calibration as it is; one size less, or another, and it is forgotten."""
+    collection = make_collection(name)
+    await store.create(collection)
+    await store.upsert(name, make_points(30), random_vectors(30))
+    await store.annotate(name, {"recall": 0.95})
+    more = resolve_sizes([SizeRequest(4), SizeRequest(8), SizeRequest(16)], FULL)
+    assert (await store.resize(name, more, None, lambda *_: None)).calibration == {"recall": 0.95}
+    other = resolve_sizes([SizeRequest(4), SizeRequest(8, "int8"), SizeRequest(16)], FULL)
+    assert (await store.resize(name, other, None, lambda *_: None)).calibration is None
+    assert (await store.find(name)).calibration is None
+
+
 async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
     """A filtered shortlist is full of points that fulfil the filter, so none is missing later."""
     collection = make_collection(name)
@@ -411,6 +555,7 @@ async def test_a_missing_collection_is_not_found_by_any_call(store: Store, name:
         store.annotate(name, {}),
         store.count(name),
         store.settle(name),
+        store.resize(name, collection.sizes, None, lambda *_: None),
     ]
     for call in calls:
         with pytest.raises(NotFound, match=name):

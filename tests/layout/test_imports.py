@@ -33,7 +33,14 @@ OWNERS = {
     "sentence_transformers": ("services.shared.loading", "services.trainer"),
     "numba": ("services.shared.kernels",),
     "PIL": ("services.shared.images",),
-    "qdrant_client": ("services.router.storage.qdrant", "services.router.storage.conditions"),
+    "qdrant_client": (
+        "services.router.storage.qdrant",
+        "services.router.storage.qdrant_companions",
+        "services.router.storage.qdrant_config",
+        "services.router.storage.qdrant_errors",
+        "services.router.storage.qdrant_resize",
+        "services.router.storage.conditions",
+    ),
     "qdrant_edge": ("services.router.storage.edge_worker", "services.router.storage.edge_shard"),
     "sqlalchemy": (
         "services.shared.database",

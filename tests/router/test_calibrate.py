@@ -124,7 +124,7 @@ async def test_what_is_promised_is_kept_for_new_queries(router):
     for curve in calibration.curves:
         assert list(curve.recalls) == sorted(curve.recalls)
         assert curve.recalls[-1] > 0.99
-    assert [curve.dim for curve in calibration.curves] == [16, 32]
+    assert [curve.size for curve in calibration.curves] == ["16", "32"]
 
     chosen = calibration.plans[calibration.chosen]
     answer = await search(router, queries_QD[0])
@@ -206,7 +206,7 @@ async def test_documents_stand_in_for_queries(router):
     assert (calibration.num_queries, dict(calibration.slice_queries)) == (200, {})
     assert (calibration.limit, calibration.objective) == (1, pb.OBJECTIVE_MEMORY)
     # A document's nearest neighbour is itself at every size: had it counted, nothing were lost.
-    shortest = {curve.dim: curve.recalls[0] for curve in calibration.curves}
+    shortest = {int(curve.size): curve.recalls[0] for curve in calibration.curves}
     assert shortest[16] < shortest[32] < 0.95
     recall, promise = await mean_recall(router, draw(5, 300), limit=1)
     assert promise.met

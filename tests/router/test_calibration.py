@@ -51,7 +51,7 @@ def make_calibration(*rows, slice_queries=(), target=0.95, objective="latency"):
         target=target,
         objective=objective,
         plans=(exact, *rows),
-        curves={8: ((10, 0.5), (100, 0.9))},
+        curves={"8": ((10, 0.5), (100, 0.9))},
     )
 
 

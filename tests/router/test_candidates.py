@@ -14,8 +14,8 @@ FULL = 64
 def neighbours_at(sizes, ranks) -> Neighbours:
     """Queries with one true neighbour each, at the same ranks in every size."""
     num = len(ranks)
-    at_each = {size.dim: [[rank] for rank in ranks] for size in sizes[:-1]}
-    return Neighbours([["key"]] * num, [[1.0]] * num, {**at_each, FULL: [[1]] * num})
+    at_each = {size.key: [[rank] for rank in ranks] for size in sizes[:-1]}
+    return Neighbours([["key"]] * num, [[1.0]] * num, {**at_each, (FULL, False): [[1]] * num})
 
 
 def describe(plans):
@@ -27,12 +27,15 @@ _request = st.builds(
     dim=st.sampled_from([4, 8, 16, 32, 48, FULL]),
     quantization=st.sampled_from(sorted(BITS)),
     hnsw_m=st.sampled_from([None, 0, 8]),
-)
+    is_nested=st.booleans(),
+).filter(lambda request: not request.is_nested or (request.dim % 8 == 0 and request.dim < FULL))
 
 
 @settings(max_examples=150, database=None, derandomize=True, deadline=None)
 @given(
-    requests=st.lists(_request, min_size=1, max_size=4, unique_by=lambda request: request.dim),
+    requests=st.lists(
+        _request, min_size=1, max_size=4, unique_by=lambda request: (request.dim, request.is_nested)
+    ),
     ranks=st.lists(st.integers(0, 400), max_size=40),
     limit=st.integers(1, 60),
     more_points=st.sampled_from([1, 20, 500, 2_000_000]),
@@ -40,7 +43,7 @@ _request = st.builds(
 )
 def test_every_plan_can_be_run_as_it_is(requests, ranks, limit, more_points, max_candidates):
     """For any sizes and ranks each plan is a user's valid plan, resolved, and there once."""
-    sizes = resolve_sizes(requests, FULL)
+    sizes = resolve_sizes(requests, FULL, nesting="rotation")
     num_points = limit + more_points
     plans = candidate_plans(
         sizes, neighbours_at(sizes, ranks), num_points, limit, max_candidates
@@ -99,7 +102,7 @@ def test_a_funnel_narrows():
     steps = {8: RANKS, 16: [min(rank, 40) for rank in RANKS], 32: RANKS}
     neighbours = neighbours_at(SIZES, RANKS)
     for dim, ranks in steps.items():
-        neighbours.ranks[dim] = [[rank] for rank in ranks]
+        neighbours.ranks[dim, False] = [[rank] for rank in ranks]
     plans = candidate_plans(SIZES, neighbours, 10_000, 10, 5000)
     assert (8, 16, FULL) in describe(plans)
     assert (8, 32, FULL) not in describe(plans), "32 ranks no better than 8 here"

@@ -191,6 +191,73 @@ async def test_a_collection_dropped_while_it_is_measured_is_not_found(store):
     assert [path.name for path in store._folder._root.iterdir()] == [".lock"]
 
 
+OTHER_SIZES = resolve_sizes([SizeRequest(4), SizeRequest(8, "turbo2")], 32)
+
+
+def shards(store: EdgeStore) -> list[Path]:
+    return list((store._folder._root / "docs").glob("shard-*"))
+
+
+async def being_built(store: EdgeStore):
+    """Wait until a builder works on another shard, and return it."""
+    async with asyncio.timeout(30):
+        while (builder := store._collections["docs"].builder) is None:
+            await asyncio.sleep(0.001)
+    return builder
+
+
+async def test_a_builder_that_is_killed_leaves_all_as_it_was(store):
+    """Kill -9 while sizes change: the old ones are searched on, and another try succeeds."""
+    await store.upsert("docs", points(0, 3000), vectors(3000))
+    resizing = asyncio.create_task(store.resize("docs", OTHER_SIZES, None, lambda *_: None))
+    os.kill((await being_built(store)).pid, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await resizing
+    assert await store.find("docs") == COLLECTION
+    assert len(shards(store)) == 1
+    await store.upsert("docs", points(3000, 1), vectors(1))
+    assert len((await store.search(COLLECTION, PLAN, vectors(1)[0])).hits) == 3
+    changed = await store.resize("docs", OTHER_SIZES, None, lambda *_: None)
+    assert changed.sizes == OTHER_SIZES
+    assert await store.count("docs") == 3001
+    assert len(shards(store)) == 1
+
+
+@pytest.mark.parametrize("is_resize", [True, False])
+async def test_a_drop_ends_what_is_being_built(store, is_resize: bool):
+    """Whoever waits for it hears that the collection is gone; no process and no file stays."""
+    await store.upsert("docs", points(0, 3000), vectors(3000))
+    if is_resize:
+        work = store.resize("docs", OTHER_SIZES, None, lambda *_: None)
+        building = asyncio.create_task(work)
+    else:
+        building = asyncio.create_task(store.settle("docs"))
+    builder = await being_built(store)
+    await store.drop("docs")
+    with pytest.raises(NotFound):
+        await building
+    assert not builder.is_alive
+    with pytest.raises(ProcessLookupError):
+        os.kill(builder.pid, 0)
+    assert [path.name for path in store._folder._root.iterdir()] == [".lock"]
+
+
+async def test_writes_go_on_while_a_copy_is_indexed(store):
+    """Some are acknowledged before indexing ends, and all are there, as written, after it."""
+    await store.upsert("docs", points(0, 6000), vectors(6000))
+    settling = asyncio.create_task(store.settle("docs"))
+    await being_built(store)
+    written = 0
+    while not settling.done():
+        await store.upsert("docs", points(6000 + written, 1), vectors(1))
+        await store.delete("docs", [str(written)])
+        written += 1
+        await asyncio.sleep(0.01)
+    await settling
+    assert written > 3
+    assert await all_ids(store) == {str(i) for i in range(written, 6000 + written)}
+
+
 async def test_a_few_new_points_are_not_worth_indexing(store):
     """Settling after small writes does nothing, so many small streams cost no rebuild each."""
     await store.upsert("docs", points(0, 500), vectors(500))

@@ -15,7 +15,8 @@ from qdrant_client.conversions.conversion import (
 from services.router.filters import All, AnyOf, Equals, Negated
 from services.router.plan import Plan, Stage
 from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
-from services.router.storage.qdrant import QdrantStore, _nested_query, _vector_params
+from services.router.storage.qdrant import QdrantStore, _nested_query
+from services.router.storage.qdrant_config import vector_params
 from services.router.storage.store import (
     Collection,
     Point,
@@ -56,12 +57,12 @@ def test_metadata_and_payload_survive_grpc():
 def test_sizes_survive_grpc():
     """Links, codes and their place reach the server as chosen; the rerank size has m=0."""
     for size in (*COLLECTION.sizes, *CODED):
-        params = _vector_params(size)
+        params = vector_params(size)
         assert GrpcToRest.convert_vector_params(RestToGrpc.convert_vector_params(params)) == params
-    assert _vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
-    assert _vector_params(COLLECTION.sizes[-1]).memory == models.Memory.COLD
-    assert _vector_params(Size(8, "none", 16, "cached")).memory == models.Memory.CACHED
-    codes = [_vector_params(size).quantization_config for size in CODED]
+    assert vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
+    assert vector_params(COLLECTION.sizes[-1]).memory == models.Memory.COLD
+    assert vector_params(Size(8, "none", 16, "cached")).memory == models.Memory.CACHED
+    codes = [vector_params(size).quantization_config for size in CODED]
     assert len({repr(code) for code in codes}) == len(BITS), "each kind of code is its own"
 
 
@@ -69,7 +70,7 @@ def test_a_nested_query_survives_grpc():
     """Stages nest first to last, with the filter at the first and exact scoring kept."""
     condition = All((Equals("a", True), Negated(AnyOf("b", ("x", 1)))))
     plan = Plan((Stage(8, 50, exact=True), Stage(16, 20), Stage(32, 5)))
-    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), condition)
+    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None, condition)
     [outer] = query["prefetch"]
     outer_sent = RestToGrpc.convert_prefetch_query(outer)
     [inner_sent] = outer_sent.prefetch
@@ -89,7 +90,7 @@ def test_a_nested_query_survives_grpc():
 def test_oversampling_survives_grpc(times, rescore, oversampling):
     """Whether codes have the last word, and how many candidates if not, reaches the server."""
     plan = Plan((Stage(16, 20, oversampling=times), Stage(32, 5)))
-    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None)
+    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None, None)
     [first] = query["prefetch"]
     sent = RestToGrpc.convert_prefetch_query(first).params.quantization
     assert (sent.rescore, sent.ignore) == (rescore, False)

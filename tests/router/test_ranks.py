@@ -11,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.recall.ranks import Neighbours, Scan
+from services.router.rotation import Rotation
+from services.router.sizes import Size
 from services.shared.vectors import Array, normalize, truncate
 
-DIMS = (2, 5, 8)
+# It only swaps axes, so that what was exact stays exact.
+ROTATION = Rotation.of(-np.eye(8, dtype=np.float32)[[3, 6, 1, 7, 0]])
+SIZES = (
+    Size(2, "none", 0),
+    Size(5, "none", 0, nesting=ROTATION.id),
+    Size(5, "none", 0),
+    Size(8, "none", 0),
+)
+KEYS = [size.key for size in SIZES]
+FULL = (8, False)
 
 
 def draw(seed: int, rows: int) -> Array:
@@ -31,7 +42,7 @@ def blocks(rows: int, cuts: set[int]) -> Iterator[slice]:
 
 
 def scan(queries_QD, own_keys, points_ND, depth, cuts=frozenset()) -> Scan:
-    found, keys = Scan(queries_QD, own_keys, DIMS, depth), names(len(points_ND))
+    found, keys = Scan(queries_QD, own_keys, SIZES, depth, ROTATION), names(len(points_ND))
     for block in blocks(len(points_ND), cuts):
         found.add(keys[block], points_ND[block])
     return found
@@ -39,18 +50,21 @@ def scan(queries_QD, own_keys, points_ND, depth, cuts=frozenset()) -> Scan:
 
 def naive(queries_QD, own_keys, points_ND, depth: int, limit: int) -> Neighbours:
     """The same, from a sort of all points for each query and size."""
-    all_keys, scores, ranks = [], [], {dim: [] for dim in DIMS}
+    all_keys, scores, ranks = [], [], {key: [] for key in KEYS}
     for query_D, own in zip(queries_QD, own_keys, strict=True):
         orders = {}
-        for dim in DIMS:
-            cosines_N = truncate(points_ND, dim) @ truncate(query_D[None], dim)[0]
+        for size in SIZES:
+            turn = ROTATION.rows_MD.T if size.is_nested else np.eye(8, dtype=np.float32)
+            cosines_N = (
+                truncate(points_ND @ turn, size.dim) @ truncate(query_D[None] @ turn, size.dim)[0]
+            )
             order = np.argsort(-cosines_N, kind="stable")
-            orders[dim] = [row for row in order.tolist() if f"key-{row}" != own][:depth]
-        true = orders[DIMS[-1]][:limit]
+            orders[size.key] = [row for row in order.tolist() if f"key-{row}" != own][:depth]
+        true = orders[FULL][:limit]
         all_keys.append([f"key-{row}" for row in true])
         scores.append([float(points_ND[row] @ query_D) for row in true])
-        for dim, order in orders.items():
-            ranks[dim].append([order.index(row) + 1 if row in order else 0 for row in true])
+        for key, order in orders.items():
+            ranks[key].append([order.index(row) + 1 if row in order else 0 for row in true])
     return Neighbours(all_keys, scores, ranks)
 
 
@@ -98,9 +112,9 @@ def test_equal_points_are_ranked_the_same_in_any_blocks():
 def test_recall_counts_the_true_neighbours_in_a_shortlist():
     """All neighbours of all queries count alike; one beyond the depth is in no shortlist."""
     neighbours = Neighbours(
-        [["a", "b"], ["c", "d"]], [[0.9, 0.8], [0.9, 0.8]], {2: [[1, 7], [3, 0]]}
+        [["a", "b"], ["c", "d"]], [[0.9, 0.8], [0.9, 0.8]], {(2, False): [[1, 7], [3, 0]]}
     )
-    recalls = [neighbours.recall(2, candidates) for candidates in (0, 1, 3, 6, 7, 1000)]
+    recalls = [neighbours.recall((2, False), candidates) for candidates in (0, 1, 3, 6, 7, 1000)]
     assert recalls == [0.0, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
@@ -108,22 +122,23 @@ def test_more_candidates_never_lose_a_neighbour():
     """Recall grows with the shortlist, and is whole once it holds every point."""
     queries_QD, points_ND = draw(1, 20), draw(2, 300)
     neighbours = scan(queries_QD, [""] * 20, points_ND, 300).neighbours(10)
-    for dim in DIMS:
-        recalls = [neighbours.recall(dim, candidates) for candidates in range(10, 301, 10)]
+    for key in KEYS:
+        recalls = [neighbours.recall(key, candidates) for candidates in range(10, 301, 10)]
         assert recalls == sorted(recalls)
         assert recalls[-1] == 1.0
-    assert neighbours.recall(2, 30) < neighbours.recall(5, 30) < neighbours.recall(8, 30) == 1.0
+    assert neighbours.recall((2, False), 30) < neighbours.recall((5, False), 30) < 1.0
+    assert neighbours.recall(FULL, 30) == 1.0
 
 
 def test_fewer_points_than_wanted_are_all_there_are():
     """No points, or only the query's own, leave nothing to find."""
     queries_QD = draw(1, 2)
     empty = scan(queries_QD, ["", ""], np.empty((0, 8), np.float32), 5).neighbours(3)
-    assert empty == Neighbours([[], []], [[], []], {dim: [[], []] for dim in DIMS})
+    assert empty == Neighbours([[], []], [[], []], {key: [[], []] for key in KEYS})
     one = scan(queries_QD, ["key-0", ""], draw(2, 1), 5).neighbours(3)
     assert one.keys == [[], ["key-0"]]
-    assert one.ranks == {dim: [[], [1]] for dim in DIMS}
-    assert one.recall(8, 1) == 1.0
+    assert one.ranks == {key: [[], [1]] for key in KEYS}
+    assert one.recall(FULL, 1) == 1.0
 
 
 def test_a_scan_that_knows_of_more_own_points_than_queries_takes_its_own():

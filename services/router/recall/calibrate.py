@@ -27,7 +27,7 @@ from services.router.recall.candidates import candidate_plans
 from services.router.recall.queries import Queries, QuerySource
 from services.router.recall.ranks import Neighbours, Scan
 from services.router.recall.trials import OBJECTIVES, Trial, front, is_near, plan_rows, thin
-from services.router.sizes import memory
+from services.router.sizes import label, memory
 from services.router.storage.store import Collection, Store
 from services.shared.errors import InvalidRequest, WrongState
 
@@ -238,15 +238,15 @@ class _Run:
     async def _read(self, num_points: int) -> Neighbours:
         """Let all points pass, or a random sample of a collection that is too large for that."""
         collection = self._collection
-        dims = [size.dim for size in collection.sizes]
+        rotation = await self._store.rotation(collection)
         total = min(num_points, self._max_points)
         limit, asked = self._wanted.limit, self._asked
         # Ranks need few queries, being a guide only; the truth is needed of all.
         ranked = Scan(
-            asked.vectors_QD[:_RANKED_QUERIES], asked.own_keys, dims,
-            min(self._max_candidates, total),
+            asked.vectors_QD[:_RANKED_QUERIES], asked.own_keys, collection.sizes,
+            min(self._max_candidates, total), rotation,
         )  # fmt: skip
-        true = Scan(asked.vectors_QD, asked.own_keys, dims[-1:], limit)
+        true = Scan(asked.vectors_QD, asked.own_keys, collection.sizes[-1:], limit)
         after: str | None = None
         while true.num_points < total:
             page = await self._store.vectors(collection.name, after, _PAGE)
@@ -266,8 +266,8 @@ class _Run:
         # Of a sample every rank stands for several.
         times = num_points / max(1, ranked.num_points)
         ranks = {
-            dim: [[math.ceil(rank * times) for rank in query] for query in queries]
-            for dim, queries in found.ranks.items()
+            size: [[math.ceil(rank * times) for rank in query] for query in queries]
+            for size, queries in found.ranks.items()
         }
         return replace(found, ranks=ranks)
 
@@ -307,11 +307,11 @@ class _Run:
 
     def _memory(self, plan: Plan, num_points: int) -> int:
         """Return the bytes per point that a plan's stages need in memory."""
-        sizes = {size.dim: size for size in self._collection.sizes}
-        costs = {cost.dim: cost for cost in memory(self._collection.sizes, num_points)}
+        sizes = {size.key: size for size in self._collection.sizes}
+        costs = {cost.key: cost for cost in memory(self._collection.sizes, num_points)}
         total = 0
         for number, stage in enumerate(plan.stages):
-            size, cost = sizes[stage.dim], costs[stage.dim]
+            size, cost = sizes[stage.key], costs[stage.key]
             if number == 0 and not stage.exact:
                 total += cost.graph_bytes
             if reads_codes(stage, size):
@@ -323,11 +323,11 @@ class _Run:
 
 def _curves(
     neighbours: Neighbours, collection: Collection, limit: int, most: int
-) -> dict[int, tuple[tuple[int, float], ...]]:
+) -> dict[str, tuple[tuple[int, float], ...]]:
     steps = 1 + math.ceil(math.log(max(1.0, most / limit)) / math.log(_CURVE_STEP))
     lengths = accumulate(range(steps), lambda k, _: math.ceil(k * _CURVE_STEP), initial=limit)
     shortlists = sorted({min(most, length) for length in lengths})
     return {
-        size.dim: tuple((k, neighbours.recall(size.dim, k)) for k in shortlists)
+        label(size.key): tuple((k, neighbours.recall(size.key, k)) for k in shortlists)
         for size in collection.sizes[:-1]
     }

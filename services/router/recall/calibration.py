@@ -8,6 +8,7 @@ answer for any target is there, without a new measurement.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -31,6 +32,7 @@ class StageRow(_Frozen):
     ef: int = 0
     ignore_quantization: bool = False
     oversampling: float | None = None
+    is_nested: bool = False
 
 
 class Recall(_Frozen):
@@ -58,8 +60,7 @@ class PlanRow(_Frozen):
     def plan(self, limit: int) -> Plan:
         """Return the plan for so many hits."""
         *first, last = (Stage(**stage.model_dump()) for stage in self.stages)
-        return Plan((*first, Stage(last.dim, limit, last.exact, last.ef,
-                                   last.ignore_quantization, last.oversampling)))  # fmt: skip
+        return Plan((*first, replace(last, candidates=limit)))
 
 
 class Calibration(_Frozen):
@@ -84,8 +85,8 @@ class Calibration(_Frozen):
     objective: Objective
     plans: tuple[PlanRow, ...]
     """From the safest, exact search, to the boldest."""
-    curves: dict[int, tuple[tuple[int, float], ...]]
-    """{size: (shortlist, recall)}: what cutting alone loses, without graph and codes."""
+    curves: dict[str, tuple[tuple[int, float], ...]]
+    """{size's label: (shortlist, recall)}: what cutting alone loses, without graph and codes."""
 
     def choose(
         self,

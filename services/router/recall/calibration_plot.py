@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from services.router.recall.calibration import Calibration, Objective, PlanRow
+from services.router.sizes import label
 
 _INCHES = (11.0, 4.6)
 _DPI = 130
@@ -81,4 +82,4 @@ def _cost(row: PlanRow, objective: Objective) -> float:
 
 
 def _kind(row: PlanRow) -> str:
-    return " > ".join(str(stage.dim) for stage in row.stages)
+    return " > ".join(label((stage.dim, stage.is_nested)) for stage in row.stages)

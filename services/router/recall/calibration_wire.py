@@ -68,8 +68,8 @@ def write_calibration(calibration: Calibration, plot_png: bytes = b"") -> pb.Cal
         plans=[_write_row(row, calibration.limit) for row in calibration.plans],
         chosen=calibration.plans.index(chosen),
         curves=[
-            pb.Curve(dim=dim, candidates=[k for k, _ in curve], recalls=[r for _, r in curve])
-            for dim, curve in calibration.curves.items()
+            pb.Curve(size=size, candidates=[k for k, _ in curve], recalls=[r for _, r in curve])
+            for size, curve in calibration.curves.items()
         ],
         plot_png=plot_png,
     )

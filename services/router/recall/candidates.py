@@ -8,10 +8,11 @@ Letters: N points, K shortlist.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from services.router.plan import MAX_EF, Plan, Stage, rerank
 from services.router.recall.ranks import Neighbours
-from services.router.sizes import Size
+from services.router.sizes import Key, Size
 
 # Shortlists from the one that keeps this share of the true neighbours ...
 _LEAST_RECALL = 0.85
@@ -57,8 +58,8 @@ def _single_stage(full: Size, num_points: int, limit: int) -> Iterator[Plan]:
 
 def _shortlists(size: Size, neighbours: Neighbours, limit: int, most: int) -> Iterator[int]:
     """Give lengths of a shortlist, ascending, a step apart."""
-    least = _shortest(size.dim, neighbours, _LEAST_RECALL, most)
-    end = _shortest(size.dim, neighbours, _MOST_RECALL, most)
+    least = _shortest(size.key, neighbours, _LEAST_RECALL, most)
+    end = _shortest(size.key, neighbours, _MOST_RECALL, most)
     end = min(most, math.ceil(end * _BEYOND[size.quantization != "none"]))
     candidates = max(limit, least)
     while candidates < end:
@@ -68,9 +69,9 @@ def _shortlists(size: Size, neighbours: Neighbours, limit: int, most: int) -> It
         yield end
 
 
-def _shortest(dim: int, neighbours: Neighbours, share: float, most: int) -> int:
+def _shortest(size: Key, neighbours: Neighbours, share: float, most: int) -> int:
     """Return the shortest shortlist that keeps a share of the true neighbours, at most `most`."""
-    ranks = sorted(rank or most for query in neighbours.ranks[dim] for rank in query)
+    ranks = sorted(rank or most for query in neighbours.ranks[size] for rank in query)
     place = min(len(ranks) - 1, math.ceil(share * len(ranks)) - 1)
     return min(most, ranks[place]) if ranks else most
 
@@ -79,19 +80,20 @@ def _first_stages(size: Size, shortlists: Sequence[int], num_points: int) -> Ite
     times: tuple[float | None, ...] = (None,)
     if size.quantization != "none":
         times = (0.0, 1.0) if size.is_coarse else (0.0,)
+    stage = Stage(size.dim, is_nested=size.is_nested)
     for candidates in shortlists:
         if size.hnsw_m:
             for factor in _EF_FACTORS:
                 ef = min(MAX_EF, max(_LEAST_EF, math.ceil(candidates * factor)))
                 for oversampling in times:
-                    yield Stage(size.dim, candidates, ef=ef, oversampling=oversampling)
+                    yield replace(stage, candidates=candidates, ef=ef, oversampling=oversampling)
         if num_points * size.dim <= _MAX_SCANNED:
             # Without a graph the engine scans by itself, codes if there are any.
             if size.hnsw_m:
-                yield Stage(size.dim, candidates, exact=True)
+                yield replace(stage, candidates=candidates, exact=True)
             else:
                 for oversampling in times:
-                    yield Stage(size.dim, candidates, oversampling=oversampling)
+                    yield replace(stage, candidates=candidates, oversampling=oversampling)
 
 
 def _funnels(
@@ -104,14 +106,15 @@ def _funnels(
         if short is None or middle.dim <= short.dim:
             continue
         for share in (0.95, 0.98, 0.99, 0.995, 0.999):
-            first = _shortest(short.dim, neighbours, share, most)
-            second = max(limit, _shortest(middle.dim, neighbours, share, most))
+            first = _shortest(short.key, neighbours, share, most)
+            second = max(limit, _shortest(middle.key, neighbours, share, most))
             if second < first:
                 yield Plan(
                     (
                         Stage(short.dim, first, ef=max(_LEAST_EF, first), oversampling=0.0
-                              if short.quantization != "none" else None),
-                        Stage(middle.dim, second),
+                              if short.quantization != "none" else None,
+                              is_nested=short.is_nested),
+                        Stage(middle.dim, second, is_nested=middle.is_nested),
                         rerank(full, limit),
                     )
                 )  # fmt: skip

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.shared.vectors import Array, truncate
+from services.router.rotation import Rotation
+from services.router.sizes import Key, Size, cut
+from services.shared.vectors import Array
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,12 +29,12 @@ class Neighbours:
     """Of each query, best first."""
     scores: list[list[float]]
     """Cosines at full width, best first."""
-    ranks: dict[int, list[list[int]]]
+    ranks: dict[Key, list[list[int]]]
     """{size: rank of each true neighbour of each query, from 1; 0: beyond the ranks kept}."""
 
-    def recall(self, dim: int, candidates: int) -> float:
+    def recall(self, size: Key, candidates: int) -> float:
         """Return the share of true neighbours in a shortlist of so many points at a size."""
-        ranks = [rank for query in self.ranks[dim] for rank in query]
+        ranks = [rank for query in self.ranks[size] for rank in query]
         return sum(0 < rank <= candidates for rank in ranks) / max(1, len(ranks))
 
 
@@ -43,15 +45,23 @@ class Scan:
         queries_QD: of unit length.
         own_keys: for each query, at least, the point that it is the vector of, which is left out;
             "": none.
-        dims: sizes, ascending, the full one last.
+        sizes: ascending, the full one last.
         depth: ranks kept at each size.
+        rotation: of nested sizes.
     """
 
     def __init__(
-        self, queries_QD: Array, own_keys: Sequence[str], dims: Sequence[int], depth: int
+        self,
+        queries_QD: Array,
+        own_keys: Sequence[str],
+        sizes: Sequence[Size],
+        depth: int,
+        rotation: Rotation | None = None,
     ) -> None:
-        self._queries = {dim: truncate(queries_QD, dim) for dim in dims}
-        self._tops = {dim: _Top(len(queries_QD), depth) for dim in dims}
+        self._sizes = tuple(sizes)
+        self._rotation = rotation
+        self._queries = cut(queries_QD, sizes, rotation)
+        self._tops = {size.key: _Top(len(queries_QD), depth) for size in sizes}
         self._keys: list[str] = []
         self._places: dict[str, list[int]] = {}
         for query, key in enumerate(own_keys[: len(queries_QD)]):
@@ -70,25 +80,23 @@ class Scan:
             for row, key in enumerate(keys)
             for query in self._places.get(key, ())
         ]  # fmt: skip
-        for dim, top in self._tops.items():
-            scores_QB = self._queries[dim] @ truncate(vectors_BD, dim).T
+        short = cut(vectors_BD, self._sizes, self._rotation)
+        for size in self._sizes:
+            scores_QB = self._queries[size.vector_name] @ short[size.vector_name].T
             for query, row in own:
                 scores_QB[query, row] = -np.inf
-            top.add(scores_QB, len(self._keys))
+            self._tops[size.key].add(scores_QB, len(self._keys))
         self._keys.extend(keys)
 
     def neighbours(self, limit: int) -> Neighbours:
         """Return what was found; `limit` true neighbours of each query, or all there are."""
-        dims = list(self._tops)
-        best = {dim: self._tops[dim].best() for dim in dims}
-        true_rows, true_scores = best[dims[-1]]
+        best = {key: top.best() for key, top in self._tops.items()}
+        true_rows, true_scores = best[self._sizes[-1].key]
         true_rows = [rows[:limit] for rows in true_rows]
         ranks = {}
-        for dim in dims:
-            rank_of = [
-                {row: rank for rank, row in enumerate(rows, start=1)} for rows in best[dim][0]
-            ]
-            ranks[dim] = [
+        for key, (found, _) in best.items():
+            rank_of = [{row: rank for rank, row in enumerate(rows, start=1)} for rows in found]
+            ranks[key] = [
                 [rank_of[query].get(row, 0) for row in rows] for query, rows in enumerate(true_rows)
             ]
         keys = [[self._keys[row] for row in rows] for rows in true_rows]

@@ -221,11 +221,11 @@ class Shadow:
 
 
 def _without_codes(live: Live) -> Plan:
-    sizes = {size.dim: size for size in live.collection.sizes}
+    sizes = {size.key: size for size in live.collection.sizes}
     return Plan(
         tuple(
             stage
-            if sizes[stage.dim].quantization == "none"
+            if sizes[stage.key].quantization == "none"
             else replace(stage, ignore_quantization=True, oversampling=None)
             for stage in live.plan.stages
         )
@@ -234,7 +234,7 @@ def _without_codes(live: Live) -> Plan:
 
 def _without_graph(live: Live, plan: Plan) -> Plan:
     first, *rest = plan.stages
-    has_graph = any(size.dim == first.dim and size.hnsw_m for size in live.collection.sizes)
+    has_graph = any(size.key == first.key and size.hnsw_m for size in live.collection.sizes)
     if first.exact or not has_graph:
         return plan
     return Plan((replace(first, exact=True, ef=0), *rest))

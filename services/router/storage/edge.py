@@ -5,10 +5,8 @@ the worker and of the router. A worker that died is started again by the next re
 """
 
 import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,21 @@ import numpy as np
 
 from services.router.filters import Filter
 from services.router.plan import Plan
+from services.router.rotation import Rotation
+from services.router.sizes import Size
+from services.router.storage import edge_rebuild
 from services.router.storage.conditions import to_conditions
-from services.router.storage.edge_folder import EdgeFolder, Stored, remove
-from services.router.storage.edge_process import EdgeWorker, create_shard
+from services.router.storage.edge_folder import EdgeFolder, remove
+from services.router.storage.edge_open import OpenCollection, WorkerOptions, worker_metadata
+from services.router.storage.edge_process import create_shard
+from services.router.storage.edge_rebuild import POINTS_PER_REQUEST
 from services.router.storage.store import (
     Answer,
     Collection,
     KeptQueries,
     Page,
     Point,
+    Progress,
     ScoredPoint,
     Vectors,
     clamp,
@@ -33,27 +37,13 @@ from services.router.storage.store import (
     not_found,
     point_uuid,
     taken,
-    to_metadata,
     to_payload,
 )
 from services.shared.vectors import Array, pack
 
-# Points in one request to a worker: searches find a gap between two of them, about 20 ms apart.
-_POINTS_PER_REQUEST = 256
 # A collection is indexed again when at least this share of it is new; so the cost of indexing
 # grows with what was written, not with how often.
 _MIN_NEW_SHARE = 0.1
-
-
-@dataclass(slots=True)
-class _Open:
-    """A collection in use."""
-
-    stored: Stored
-    worker: EdgeWorker | None = None
-    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by a write, and by indexing, which copies the shard."""
 
 
 class EdgeStore:
@@ -76,18 +66,18 @@ class EdgeStore:
         on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = EdgeFolder(root.absolute())
-        self._max_waiting = max_waiting
+        self._options = WorkerOptions(max_waiting, start_timeout_s, on_restart)
         self._indexing_threshold_kb = indexing_threshold_kb
-        self._start_timeout_s = start_timeout_s
-        self._on_restart = on_restart
-        self._collections: dict[str, _Open] = {}
+        self._collections: dict[str, OpenCollection] = {}
         self._aliases: dict[str, str] = {}
         # Creating, dropping and aliasing, one after another.
         self._naming = asyncio.Lock()
 
     async def open(self) -> None:
         stored = await asyncio.to_thread(self._folder.open)
-        self._collections = {item.collection.name: _Open(item) for item in stored}
+        self._collections = {
+            item.collection.name: OpenCollection(item, self._options) for item in stored
+        }
         self._aliases = self._folder.read_aliases()
 
     async def create(self, collection: Collection) -> None:
@@ -96,24 +86,29 @@ class EdgeStore:
                 raise taken(collection.name)
             shard = self._folder.begin()
             try:
-                await create_shard(_json(collection), shard, self._indexing_threshold_kb)
+                metadata = worker_metadata(collection)
+                await create_shard(metadata, shard, self._indexing_threshold_kb)
                 stored = self._folder.commit(collection, shard)
             except BaseException:
                 remove(shard.parent)
                 raise
-            self._collections[collection.name] = _Open(stored)
+            self._collections[collection.name] = OpenCollection(stored, self._options)
 
     async def find(self, name: str) -> Collection:
-        return self._open(self._aliases.get(name, name)).stored.collection
+        return self._open(self._aliases.get(name, name)).collection
 
     async def collections(self) -> list[Collection]:
-        return [self._collections[name].stored.collection for name in sorted(self._collections)]
+        return [self._collections[name].collection for name in sorted(self._collections)]
 
     async def drop(self, name: str) -> None:
-        async with self._naming, self._writing(name) as dropped:
-            async with dropped.starting:  # a worker that opens the shard finds it to the end
+        async with self._naming:
+            dropped = self._open(name)
+            async with dropped.writes, dropped.starting:
                 del self._collections[name]
+                dropped.is_dropped = True
                 trash = self._folder.drop(name)
+                if dropped.builder is not None:
+                    await dropped.builder.kill()
                 if dropped.worker is not None:
                     await dropped.worker.stop()
             await asyncio.to_thread(remove, trash)
@@ -132,21 +127,25 @@ class EdgeStore:
 
     async def upsert(self, name: str, points: Sequence[Point], vectors_BD: Array) -> None:
         points, vectors_BD = latest(points, vectors_BD)
-        async with self._writing(name) as opened:
-            for start in range(0, len(points), _POINTS_PER_REQUEST):
-                some = points[start : start + _POINTS_PER_REQUEST]
-                worker = await self._worker(opened)
+        keys = [point_uuid(point.id) for point in points]
+        opened = self._open(name)
+        async with opened.writing() as worker:
+            opened.touch(keys)
+            for start in range(0, len(points), POINTS_PER_REQUEST):
+                some = slice(start, start + POINTS_PER_REQUEST)
                 await worker.call(
                     "upsert",
-                    ids=[point_uuid(point.id) for point in some],
-                    payloads=[to_payload(point) for point in some],
-                    vectors=pack(vectors_BD[start : start + _POINTS_PER_REQUEST]),
+                    ids=keys[some],
+                    payloads=[to_payload(point) for point in points[some]],
+                    vectors=pack(vectors_BD[some]),
                 )
 
     async def delete(self, name: str, ids: Sequence[str]) -> None:
-        async with self._writing(name) as opened:
-            worker = await self._worker(opened)
-            await worker.call("delete", ids=[point_uuid(id_) for id_ in ids])
+        keys = [point_uuid(id_) for id_ in ids]
+        opened = self._open(name)
+        async with opened.writing() as worker:
+            opened.touch(keys)
+            await worker.call("delete", ids=keys)
 
     async def search(
         self,
@@ -156,7 +155,10 @@ class EdgeStore:
         condition: Filter | None = None,
         with_points: bool = True,
     ) -> Answer:
-        worker = await self._worker(self._open(collection.name))
+        opened = self._open(collection.name)
+        worker = await opened.running()
+        if opened.collection.sizes != collection.sizes:
+            raise not_found(collection.name)  # not as it was found: it was resized since
         seconds, found = await worker.call(
             "search",
             stages=[asdict(stage) for stage in plan.stages],
@@ -172,23 +174,22 @@ class EdgeStore:
         return Answer(hits, seconds)
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
-        worker = await self._worker(self._open(name))
+        worker = await self._open(name).running()
         payloads, offset = await worker.call("scroll", after=after, limit=limit)
         return Page([from_payload(payload) for payload in payloads], offset)
 
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         opened = self._open(name)
-        worker = await self._worker(opened)
+        worker = await opened.running()
         keys, rows, offset = await worker.call("vectors", after=after, limit=limit)
-        full = opened.stored.collection.full
+        full = opened.collection.full
         vectors_BD = np.frombuffer(rows, dtype="<f4").reshape(-1, full).astype(np.float32)
         return Vectors(keys, vectors_BD, offset)
 
     async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
         opened = self._open(name)
         async with opened.starting:  # which shard counts is written in the same file
-            if self._collections.get(name) is not opened:  # dropped while we waited
-                raise not_found(name)
+            opened.check_there()
             stored = opened.stored
             collection = replace(stored.collection, calibration=calibration)
             opened.stored = await asyncio.to_thread(self._folder.describe, stored, collection)
@@ -200,43 +201,39 @@ class EdgeStore:
         return await asyncio.to_thread(self._folder.read_queries, self._open(name).stored)
 
     async def count(self, name: str, without_text: bool = False) -> int:
-        worker = await self._worker(self._open(name))
+        worker = await self._open(name).running()
         num_points: int = await worker.call("count", without_text=without_text)
         return num_points
 
     async def settle(self, name: str) -> None:
-        """Index a copy and swap: the engine would not answer a search while it indexes."""
-        async with self._writing(name) as opened:
-            worker = await self._worker(opened)
+        opened = self._open(name)
+        async with opened.rebuilding:
+            worker = await opened.running()
             num_points, num_new = await worker.call("progress")
-            new_bytes = num_new * 4 * opened.stored.collection.full
+            new_bytes = num_new * 4 * opened.collection.full
             if (
                 new_bytes >= self._indexing_threshold_kb * 1024
                 and num_new >= _MIN_NEW_SHARE * num_points
             ):
-                await worker.call("flush")
-                await self._index(opened)
+                await edge_rebuild.index(self._folder, opened)
 
-    async def _index(self, opened: _Open) -> None:
-        old = opened.stored
-        copy = await asyncio.to_thread(self._folder.copy_shard, old)
-        try:
-            indexer = await self._start(old.collection, copy)
-            try:
-                await indexer.call("optimize")
-                async with opened.starting:
-                    # Not `old`: meanwhile the collection may have been annotated.
-                    opened.stored = self._folder.switch_shard(opened.stored, copy)
-                    retired, opened.worker = opened.worker, indexer
-            except BaseException:
-                await indexer.stop()
-                raise
-        except BaseException:
-            await asyncio.to_thread(remove, copy)
-            raise
-        if retired is not None:
-            await retired.stop()  # it answers what it was asked first
-        await asyncio.to_thread(remove, old.shard)
+    async def resize(
+        self,
+        name: str,
+        sizes: Sequence[Size],
+        rotation: Rotation | None,
+        on_progress: Progress,
+    ) -> Collection:
+        opened = self._open(name)
+        async with opened.rebuilding:
+            await edge_rebuild.resize(
+                self._folder, opened, sizes, rotation, self._indexing_threshold_kb, on_progress
+            )
+            return opened.collection
+
+    async def rotation(self, collection: Collection) -> Rotation | None:
+        stored = self._open(collection.name).stored
+        return await asyncio.to_thread(self._folder.read_rotation, stored)
 
     async def close(self) -> None:
         workers = [opened.worker for opened in self._collections.values() if opened.worker]
@@ -244,42 +241,8 @@ class EdgeStore:
         self._collections = {}
         self._folder.close()
 
-    def _open(self, name: str) -> _Open:
+    def _open(self, name: str) -> OpenCollection:
         opened = self._collections.get(name)
         if opened is None:
             raise not_found(name)
         return opened
-
-    @contextlib.asynccontextmanager
-    async def _writing(self, name: str) -> AsyncIterator[_Open]:
-        """Have a collection's points for oneself; searches go on."""
-        opened = self._open(name)
-        async with opened.writing:
-            if self._collections.get(name) is not opened:  # dropped while we waited
-                raise not_found(name)
-            yield opened
-
-    async def _worker(self, opened: _Open) -> EdgeWorker:
-        """Return the collection's worker, starting one if there is none or it died."""
-        if opened.worker is not None and opened.worker.is_alive:
-            return opened.worker
-        async with opened.starting:
-            name = opened.stored.collection.name
-            if self._collections.get(name) is not opened:  # dropped while we waited
-                raise not_found(name)
-            if opened.worker is not None and opened.worker.is_alive:
-                return opened.worker
-            if opened.worker is not None:
-                self._on_restart()
-                await opened.worker.stop()
-            opened.worker = await self._start(opened.stored.collection, opened.stored.shard)
-            return opened.worker
-
-    async def _start(self, collection: Collection, shard: Path) -> EdgeWorker:
-        return await EdgeWorker.start(
-            _json(collection), shard, self._max_waiting, self._start_timeout_s
-        )
-
-
-def _json(collection: Collection) -> str:
-    return json.dumps(to_metadata(collection))

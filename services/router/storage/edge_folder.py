@@ -6,6 +6,7 @@
       <name>/
         collection.json   model, space, sizes, what was measured, and which shard counts
         queries.msgpack   vectors of recent queries, and their slices
+        rotation-<id>.npy  what turns the vectors of nested sizes, if there are any
         shard-<id>/       Edge's own files
       .new-<id>/        a collection in the making
       .trash-<id>/      a collection being deleted
@@ -26,6 +27,8 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from services.router.rotation import Rotation
+from services.router.storage.edge_rotation import read_rotation, rotation_bytes, rotation_name
 from services.router.storage.store import Collection, KeptQueries, from_metadata, to_metadata
 from services.shared.errors import Unavailable
 from services.shared.vectors import pack, unpack
@@ -74,11 +77,12 @@ class EdgeFolder:
 
     def _read(self, folder: Path) -> Stored:
         metadata = json.loads((folder / _COLLECTION).read_bytes())
-        shard = folder / metadata["shard"]
+        stored = Stored(from_metadata(metadata), folder / metadata["shard"])
+        rotation = folder / rotation_name(stored.collection.nesting)
         for path in folder.iterdir():
-            if path not in (shard, folder / _COLLECTION, folder / _QUERIES):
+            if path not in (stored.shard, rotation, folder / _COLLECTION, folder / _QUERIES):
                 remove(path)
-        return Stored(from_metadata(metadata), shard)
+        return stored
 
     def close(self) -> None:
         """Let another router have the folder."""
@@ -109,14 +113,32 @@ class EdgeFolder:
 
     def copy_shard(self, stored: Stored) -> Path:
         """Copy a shard that was flushed and is not written to; returns the copy."""
-        copy = stored.shard.with_name(_new_shard_name())
+        copy = self.new_shard(stored)
         shutil.copytree(stored.shard, copy)
         return copy
 
-    def switch_shard(self, stored: Stored, shard: Path) -> Stored:
-        """Let another shard of the same collection count from now on."""
-        _write_metadata(shard.parent, stored.collection, shard.name)
-        return Stored(stored.collection, shard)
+    def new_shard(self, stored: Stored) -> Path:
+        """Return where to build another shard of a collection."""
+        return stored.shard.with_name(_new_shard_name())
+
+    def switch_shard(self, collection: Collection, shard: Path) -> Stored:
+        """Let another shard of a collection count from now on, with what is written here of it."""
+        _write_metadata(shard.parent, collection, shard.name)
+        return Stored(collection, shard)
+
+    def write_rotation(self, stored: Stored, rotation: Rotation) -> None:
+        """Keep a rotation beside a collection's shard."""
+        path = stored.shard.with_name(rotation_name(rotation.id))
+        _write(path, rotation_bytes(rotation))
+
+    def read_rotation(self, stored: Stored) -> Rotation | None:
+        """Return the rotation of the nested sizes; None: there are none."""
+        return read_rotation(stored.shard.parent, stored.collection.nesting)
+
+    def drop_rotation(self, stored: Stored, nesting: str) -> None:
+        """Remove a rotation that no size needs any more."""
+        if nesting and nesting != stored.collection.nesting:
+            stored.shard.with_name(rotation_name(nesting)).unlink(missing_ok=True)
 
     def describe(self, stored: Stored, collection: Collection) -> Stored:
         """Write what is known of a collection anew."""

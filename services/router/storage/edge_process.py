@@ -30,7 +30,7 @@ async def create_shard(metadata: str, shard: Path, indexing_threshold_kb: int) -
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", _MODULE, metadata, str(shard),
-        "--create", str(indexing_threshold_kb),
+        "create", str(indexing_threshold_kb),
         stdin=asyncio.subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
@@ -64,15 +64,20 @@ class EdgeWorker:
 
     @classmethod
     async def start(
-        cls, metadata: str, shard: Path, max_waiting: int, start_timeout_s: float
+        cls,
+        metadata: str,
+        shard: Path,
+        max_waiting: int,
+        start_timeout_s: float,
+        is_builder: bool = False,
     ) -> Self:
-        """Start a worker and wait until its shard is open.
+        """Start a worker and wait until its shard is open; a builder has a low priority.
 
         Raises:
             Unavailable: it ended or was too slow; what it printed is in the log.
         """
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", _MODULE, metadata, str(shard),
+            sys.executable, "-m", _MODULE, metadata, str(shard), *(["build"] if is_builder else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -82,7 +87,7 @@ class EdgeWorker:
             async with asyncio.timeout(start_timeout_s):
                 await worker._receive()
         except BaseException as error:
-            await worker._kill()
+            await worker.kill()
             if isinstance(error, asyncio.IncompleteReadError | TimeoutError):
                 raise Unavailable(
                     "the collection's storage could not be opened; see the router's log"
@@ -137,7 +142,7 @@ class EdgeWorker:
         except TimeoutError:
             log.warning("worker %s does not end; killing it", self.pid)
         finally:
-            await self._kill()
+            await self.kill()
 
     async def _read(self) -> None:
         """Hand each answer to the call that waits for it, until the worker ends."""
@@ -159,7 +164,8 @@ class EdgeWorker:
         length = await self._answers.readexactly(LENGTH.size)
         return decode(await self._answers.readexactly(LENGTH.unpack(length)[0]))
 
-    async def _kill(self) -> None:
+    async def kill(self) -> None:
+        """End the worker at once; calls that wait for it fail."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()

@@ -14,6 +14,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from services.router.plan import Stage, oversampling
+from services.router.rotation import Rotation
 from services.router.sizes import Quantization, Size, cut
 from services.router.storage.store import is_plain_rescoring
 from services.shared.vectors import Array
@@ -67,19 +68,26 @@ def _codes(quantization: Quantization) -> Any:  # noqa: ANN401 (edge's config ty
 class Shard:
     """An open collection.
 
+    Args:
+        path: its folder.
+        sizes: of the collection.
+        rotation: of its nested sizes.
+
     Raises (all methods): Exception, as Edge has no finer kind; its text says what happened.
     """
 
-    def __init__(self, path: str, sizes: Sequence[Size]) -> None:
+    def __init__(self, path: str, sizes: Sequence[Size], rotation: Rotation | None) -> None:
         self._shard = edge.EdgeShard.load(path)
-        self._sizes = {size.dim: size for size in sizes}
+        self._sizes = tuple(sizes)
+        self._by_key = {size.key: size for size in sizes}
+        self._rotation = rotation
 
     def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: bytes) -> None:
         """Write points; `vectors` are full rows, float32."""
         vectors_BD = np.frombuffer(vectors, dtype="<f4").reshape(len(ids), -1)
         rows = {
             name: vectors_BM.tolist()
-            for name, vectors_BM in cut(vectors_BD, tuple(self._sizes.values())).items()
+            for name, vectors_BM in cut(vectors_BD, self._sizes, self._rotation).items()
         }
         points = [
             edge.Point(id_, {name: vectors[row] for name, vectors in rows.items()}, payload)
@@ -103,7 +111,7 @@ class Shard:
             The engine's seconds, and (id, score, payload), best first.
         """
         query_D = np.frombuffer(query, dtype="<f4")
-        vectors = cut(query_D[None], tuple(self._sizes.values()))
+        vectors = cut(query_D[None], self._sizes, self._rotation)
         plan = [Stage(**stage) for stage in stages]
         condition = _filter(conditions) if conditions else None
         inner: list[edge.Prefetch] = []
@@ -132,11 +140,11 @@ class Shard:
         return seconds, [(str(hit.id), hit.score, hit.payload) for hit in found]
 
     def _near(self, stage: Stage, vectors: dict[str, Array]) -> Any:  # noqa: ANN401 (edge.Query)
-        name = self._sizes[stage.dim].vector_name
+        name = self._by_key[stage.key].vector_name
         return edge.Query.Nearest(vectors[name][0].tolist(), using=name)
 
     def _params(self, stage: Stage, is_first: bool) -> edge.SearchParams:
-        size = self._sizes[stage.dim]
+        size = self._by_key[stage.key]
         times = oversampling(stage, size)
         return edge.SearchParams(
             hnsw_ef=stage.ef or None,
@@ -158,14 +166,36 @@ class Shard:
 
     def vectors(self, after: str | None, limit: int) -> tuple[list[str], bytes, str | None]:
         """Return ids and full vectors, float32, and where the next page begins."""
-        full = self._sizes[max(self._sizes)].vector_name
+        full = self._sizes[-1].vector_name
         records, offset = self._shard.scroll(
             edge.ScrollRequest(offset=after, limit=limit, with_payload=False, with_vector=[full])
         )
-        vectors: list[Any] = [record.vector for record in records]
-        rows = np.array([vector[full] for vector in vectors], dtype="<f4")
         ids = [str(record.id) for record in records]
-        return ids, rows.tobytes(), None if offset is None else str(offset)
+        return ids, self._rows(records), None if offset is None else str(offset)
+
+    def page(
+        self, after: str | None, limit: int
+    ) -> tuple[list[str], list[dict[str, Any]], bytes, str | None]:
+        """Return whole points, as `upsert` takes them, and where the next page begins."""
+        full = self._sizes[-1].vector_name
+        records, offset = self._shard.scroll(
+            edge.ScrollRequest(offset=after, limit=limit, with_payload=True, with_vector=[full])
+        )
+        return *self._points(records), None if offset is None else str(offset)
+
+    def points(self, ids: list[str]) -> tuple[list[str], list[dict[str, Any]], bytes]:
+        """Return those of some points that are there, whole."""
+        full = self._sizes[-1].vector_name
+        return self._points(self._shard.retrieve(list(ids), with_payload=True, with_vector=[full]))
+
+    def _points(self, records: list[edge.Record]) -> tuple[list[str], list[dict[str, Any]], bytes]:
+        ids = [str(record.id) for record in records]
+        return ids, [record.payload or {} for record in records], self._rows(records)
+
+    def _rows(self, records: list[edge.Record]) -> bytes:
+        full = self._sizes[-1].vector_name
+        vectors: list[Any] = [record.vector for record in records]
+        return np.array([vector[full] for vector in vectors], dtype="<f4").tobytes()
 
     def count(self, without_text: bool) -> int:
         wanted = _NO_TEXT if without_text else None

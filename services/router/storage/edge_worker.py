@@ -1,8 +1,10 @@
 """The process around one Edge collection: frames in on standard input, frames out on output.
 
-    python -m services.router.storage.edge_worker METADATA_JSON SHARD_FOLDER [--create KIB]
+    python -m services.router.storage.edge_worker METADATA_JSON SHARD_FOLDER [MODE]
 
-It ends when its input does, so that no worker outlives its router, however that died. Requests
+MODE is `create KIB`, which makes an empty shard and ends, or `build`, which serves at a low
+priority: nobody waits for what it does. The rotation of nested sizes lies beside the shard. It
+ends when its input does, so that no worker outlives its router, however that died. Requests
 are done one by one, in order; Edge could not do two at once anyway.
 """
 
@@ -11,9 +13,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from services.router.storage import edge_shard
+from services.router.storage.edge_rotation import read_rotation
 from services.router.storage.frames import LENGTH, Frame, decode, encode
 from services.router.storage.store import from_metadata
 
@@ -21,19 +25,23 @@ from services.router.storage.store import from_metadata
 _LOCK_WAIT_S = 10.0
 _LOCK_POLL_S = 0.05
 _LOCKED = "WouldBlock"
+_BUILD_NICENESS = 10
 
 
 def main(arguments: list[str]) -> None:
     """Create a shard, or open one and serve it until the input ends."""
-    metadata, path, *create = arguments
-    sizes = from_metadata(json.loads(metadata)).sizes
-    if create:
-        edge_shard.create(path, sizes, indexing_threshold_kb=int(create[1]))
+    metadata, path, *mode = arguments
+    collection = from_metadata(json.loads(metadata))
+    if mode[:1] == ["create"]:
+        edge_shard.create(path, collection.sizes, indexing_threshold_kb=int(mode[1]))
         return
+    if mode == ["build"]:
+        os.nice(_BUILD_NICENESS)
     # The engine may print; frames get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    shard = _open(lambda: edge_shard.Shard(path, sizes))
+    rotation = read_rotation(Path(path).parent, collection.nesting)
+    shard = _open(lambda: edge_shard.Shard(path, collection.sizes, rotation))
     serve(shard, sys.stdin.buffer, answers)
 
 
@@ -56,6 +64,8 @@ def serve(shard: edge_shard.Shard, requests: BinaryIO, answers: BinaryIO) -> Non
         "search": shard.search,
         "scroll": shard.scroll,
         "vectors": shard.vectors,
+        "page": shard.page,
+        "points": shard.points,
         "count": shard.count,
         "progress": shard.progress,
         "optimize": shard.optimize,

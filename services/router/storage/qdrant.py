@@ -1,4 +1,4 @@
-"""A Qdrant server as the store. The only file that knows `qdrant_client`.
+"""A Qdrant server as the store. The `qdrant` files alone know `qdrant_client`.
 
 The router keeps nothing of its own: what a collection is lies in the collection's metadata, and
 `find` asks for it each time, so that several routers may share one server.
@@ -6,27 +6,28 @@ The router keeps nothing of its own: what a collection is lies in the collection
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.router.filters import Filter
 from services.router.plan import Plan, Stage, oversampling
+from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
 from services.router.storage.conditions import to_conditions
+from services.router.storage.qdrant_companions import Companions
+from services.router.storage.qdrant_config import METADATA_KEY, read_metadata, vector_params
+from services.router.storage.qdrant_errors import engine_errors
+from services.router.storage.qdrant_resize import Resize, being_added
 from services.router.storage.store import (
     Answer,
     Collection,
     KeptQueries,
     Page,
     Point,
+    Progress,
     ScoredPoint,
     Vectors,
     clamp,
@@ -40,12 +41,9 @@ from services.router.storage.store import (
     to_metadata,
     to_payload,
 )
-from services.shared.errors import NotFound, Overloaded, ServiceError, Unavailable, peer_errors
+from services.shared.errors import NotFound, ServiceError
 from services.shared.vectors import Array, normalize
 
-_METADATA_KEY = "matryoshka"
-_QUERIES_PREFIX = "matryoshka-queries."
-_QUERIES_PAGE = 1000
 _NO_TEXT = models.Filter(
     must=[models.FieldCondition(key="text", match=models.MatchValue(value=""))]
 )
@@ -58,11 +56,16 @@ class QdrantStore:
     Args:
         client: owned from here on; closed by `close`.
         settle_timeout_s: longest wait for the server's own indexing after a stream of writes.
+        retire_s: from when a size is gone until its vectors are.
     """
 
-    def __init__(self, client: AsyncQdrantClient, settle_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, client: AsyncQdrantClient, settle_timeout_s: float = 60.0, retire_s: float = 10.0
+    ) -> None:
         self._client = client
+        self._companions = Companions(client)
         self._settle_timeout_s = settle_timeout_s
+        self._retire_s = retire_s
 
     @classmethod
     def connect(
@@ -82,37 +85,32 @@ class QdrantStore:
         )
 
     async def open(self) -> None:
-        with _engine_errors():
+        with engine_errors():
             await self._client.get_collections()
 
     async def create(self, collection: Collection) -> None:
         if await self._is_taken(collection.name):
             raise taken(collection.name)
-        with _engine_errors():
+        with engine_errors():
             await self._client.create_collection(
                 collection.name,
-                vectors_config={
-                    size.vector_name: _vector_params(size) for size in collection.sizes
-                },
-                metadata={_METADATA_KEY: to_metadata(collection)},
+                vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
+                metadata={METADATA_KEY: to_metadata(collection)},
             )
 
     async def _is_taken(self, name: str) -> bool:
-        with _engine_errors():
+        with engine_errors():
             collections = await self._client.get_collections()
         return name in {c.name for c in collections.collections} or name in await self.aliases()
 
     async def find(self, name: str) -> Collection:
         # The server follows aliases here; the real name is in the metadata. One round trip.
-        with _engine_errors(name):
+        with engine_errors(name):
             info = await self._client.get_collection(name)
-        metadata = (info.config.metadata or {}).get(_METADATA_KEY)
-        if metadata is None:
-            raise not_found(name)  # somebody else's collection on the same server
-        return from_metadata(metadata)
+        return from_metadata(read_metadata(info, name))
 
     async def collections(self) -> list[Collection]:
-        with _engine_errors():
+        with engine_errors():
             names = sorted(c.name for c in (await self._client.get_collections()).collections)
         found = await asyncio.gather(*map(self.find, names), return_exceptions=True)
         failed = [r for r in found if isinstance(r, BaseException) and not isinstance(r, NotFound)]
@@ -122,12 +120,12 @@ class QdrantStore:
 
     async def drop(self, name: str) -> None:
         await self.find(name)
-        with _engine_errors(name):
+        with engine_errors(name):
             await self._client.delete_collection(name)
-            await self._client.delete_collection(_QUERIES_PREFIX + name)
+            await self._companions.drop(name)
 
     async def aliases(self) -> dict[str, str]:
-        with _engine_errors():
+        with engine_errors():
             listed = await self._client.get_aliases()
         return {alias.alias_name: alias.collection_name for alias in listed.aliases}
 
@@ -146,16 +144,19 @@ class QdrantStore:
                 0,
                 models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
             )
-        with _engine_errors(name):
+        with engine_errors(name):
             await self._client.update_collection_aliases(operations)
 
     async def upsert(self, name: str, points: Sequence[Point], vectors_BD: Array) -> None:
-        collection = await self.find(name)
+        with engine_errors(name):
+            info = await self._client.get_collection(name)
+        metadata = read_metadata(info, name)
         points, vectors_BD = latest(points, vectors_BD)
-        rows = {
-            vector_name: vectors_BM.tolist()
-            for vector_name, vectors_BM in cut(vectors_BD, collection.sizes).items()
-        }
+        rows: dict[str, Any] = {}
+        # Sizes that are being added are written already, so that none is missing in the end.
+        for stage in (from_metadata(metadata), being_added(metadata)):
+            short = cut(vectors_BD, stage.sizes, await self.rotation(stage))
+            rows |= {name: vectors_BM.tolist() for name, vectors_BM in short.items()}
         structs = [
             models.PointStruct(
                 id=point_uuid(point.id),
@@ -164,11 +165,11 @@ class QdrantStore:
             )
             for row, point in enumerate(points)
         ]
-        with _engine_errors(name):
+        with engine_errors(name):
             await self._client.upsert(name, structs, wait=True)
 
     async def delete(self, name: str, ids: Sequence[str]) -> None:
-        with _engine_errors(name):
+        with engine_errors(name):
             await self._client.delete(
                 name, models.PointIdsList(points=[point_uuid(id_) for id_ in ids]), wait=True
             )
@@ -181,12 +182,18 @@ class QdrantStore:
         condition: Filter | None = None,
         with_points: bool = True,
     ) -> Answer:
-        query = _nested_query(collection, plan, query_D, condition)
+        rotation = await self.rotation(collection)
+        query = _nested_query(collection, plan, query_D, rotation, condition)
         start = time.perf_counter()
-        with _engine_errors(collection.name):
-            response = await self._client.query_points(
-                collection.name, limit=plan.limit, with_payload=with_points, **query
-            )
+        try:
+            with engine_errors(collection.name):
+                response = await self._client.query_points(
+                    collection.name, limit=plan.limit, with_payload=with_points, **query
+                )
+        except ServiceError as error:
+            if (await self.find(collection.name)).sizes != collection.sizes:
+                raise not_found(collection.name) from error  # not as it was found: resized since
+            raise
         seconds = time.perf_counter() - start
         nothing = Point("", "", {})
         hits = [
@@ -198,7 +205,7 @@ class QdrantStore:
         return Answer(hits, seconds)
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
-        with _engine_errors(name):
+        with engine_errors(name):
             records, offset = await self._client.scroll(
                 name, offset=after, limit=limit, with_payload=True, with_vectors=False
             )
@@ -208,7 +215,7 @@ class QdrantStore:
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         collection = await self.find(name)
         full = collection.sizes[-1].vector_name
-        with _engine_errors(name):
+        with engine_errors(name):
             records, offset = await self._client.scroll(
                 name, offset=after, limit=limit, with_payload=False, with_vectors=[full]
             )
@@ -222,51 +229,46 @@ class QdrantStore:
         )
 
     async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
-        collection = replace(await self.find(name), calibration=calibration)
-        with _engine_errors(name):
-            await self._client.update_collection(
-                name, metadata={_METADATA_KEY: to_metadata(collection)}
-            )
+        with engine_errors(name):
+            info = await self._client.get_collection(name)
+            metadata = read_metadata(info, name) | {"calibration": calibration}
+            await self._client.update_collection(name, metadata={METADATA_KEY: metadata})
+
+    async def resize(
+        self,
+        name: str,
+        sizes: Sequence[Size],
+        rotation: Rotation | None,
+        on_progress: Progress,
+    ) -> Collection:
+        collection = await self.find(name)
+        if rotation is not None:
+            with engine_errors(name):
+                await self._companions.keep_rotation(collection.name, rotation)
+        resize = Resize(self._client, collection, sizes, self.rotation)
+        changed = await resize.run(on_progress)
+        await self.settle(name)
+        await asyncio.sleep(self._retire_s)  # searches that began before may still look there
+        await resize.retire()
+        with engine_errors(name):
+            await self._companions.drop_rotations(collection.name, keep=changed.nesting)
+        return changed
+
+    async def rotation(self, collection: Collection) -> Rotation | None:
+        with engine_errors(collection.name):
+            return await self._companions.rotation(collection.name, collection.nesting)
 
     async def keep_queries(self, name: str, queries: KeptQueries) -> None:
-        # A collection of its own, without our metadata, so that nobody takes it for a user's.
-        kept, full = _QUERIES_PREFIX + name, queries.vectors_QD.shape[1]
-        with _engine_errors(name):
-            if not await self._client.collection_exists(kept):
-                await self._client.create_collection(
-                    kept,
-                    vectors_config=models.VectorParams(
-                        size=full, distance=models.Distance.DOT, memory=models.Memory.COLD
-                    ),
-                )
-            structs = [
-                models.PointStruct(id=place, vector=vector_D.tolist(), payload={"slice": slice_})
-                for place, (vector_D, slice_) in enumerate(
-                    zip(queries.vectors_QD, queries.slices, strict=True)
-                )
-            ]
-            await self._client.upsert(kept, structs, wait=True)
+        with engine_errors(name):
+            await self._companions.keep_queries(name, queries)
 
     async def kept_queries(self, name: str) -> KeptQueries:
         collection = await self.find(name)
-        kept = _QUERIES_PREFIX + collection.name
-        rows: list[Any] = []
-        slices: list[str] = []
-        offset: Any = None
-        with _engine_errors(name):
-            is_there = await self._client.collection_exists(kept)
-            while is_there:
-                records, offset = await self._client.scroll(
-                    kept, offset=offset, limit=_QUERIES_PAGE, with_vectors=True
-                )
-                rows.extend(record.vector for record in records)
-                slices.extend((record.payload or {})["slice"] for record in records)
-                is_there = offset is not None
-        vectors_QD = np.array(rows, dtype=np.float32).reshape(-1, collection.full)
-        return KeptQueries(vectors_QD, slices)
+        with engine_errors(name):
+            return await self._companions.kept_queries(collection.name, collection.full)
 
     async def count(self, name: str, without_text: bool = False) -> int:
-        with _engine_errors(name):
+        with engine_errors(name):
             counted = await self._client.count(
                 name, count_filter=_NO_TEXT if without_text else None, exact=True
             )
@@ -277,7 +279,7 @@ class QdrantStore:
         # the first ones fast, so running out of time is no error.
         try:
             async with asyncio.timeout(self._settle_timeout_s):
-                with _engine_errors(name):
+                with engine_errors(name):
                     while not await self._is_indexed(name):  # noqa: ASYNC110 (a server's state)
                         await asyncio.sleep(_SETTLE_POLL_S)
         except TimeoutError:
@@ -291,45 +293,20 @@ class QdrantStore:
         await self._client.close()
 
 
-def _vector_params(size: Size) -> models.VectorParams:
-    return models.VectorParams(
-        size=size.dim,
-        distance=models.Distance.COSINE,
-        hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
-        quantization_config=_quantization(size),
-        memory=models.Memory.COLD if size.placement == "cold" else models.Memory.CACHED,
-    )
-
-
-def _quantization(size: Size) -> models.QuantizationConfig | None:
-    memory = models.Memory.PINNED
-    match size.quantization:
-        case "none":
-            return None
-        case "int8":
-            return models.ScalarQuantization(
-                scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, memory=memory)
-            )
-        case "binary":
-            return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(memory=memory))
-        case turbo:
-            bits = models.TurboQuantBitSize
-            wanted = {"turbo4": bits.BITS4, "turbo2": bits.BITS2, "turbo1": bits.BITS1}[turbo]
-            return models.TurboQuantization(
-                turbo=models.TurboQuantQuantizationConfig(bits=wanted, memory=memory)
-            )
-
-
 def _nested_query(
-    collection: Collection, plan: Plan, query_D: Array, condition: Filter | None
+    collection: Collection,
+    plan: Plan,
+    query_D: Array,
+    rotation: Rotation | None,
+    condition: Filter | None,
 ) -> dict[str, Any]:
     """Return arguments of `query_points`: each stage around the one before it."""
-    sizes = {size.dim: size for size in collection.sizes}
-    vectors = cut(query_D[None], collection.sizes)
+    sizes = {size.key: size for size in collection.sizes}
+    vectors = cut(query_D[None], collection.sizes, rotation)
     query_filter = models.Filter.model_validate(to_conditions(condition)) if condition else None
     inner: list[models.Prefetch] = []
     for stage in plan.stages[:-1]:
-        size = sizes[stage.dim]
+        size = sizes[stage.key]
         inner = [
             models.Prefetch(
                 query=vectors[size.vector_name][0].tolist(),
@@ -341,7 +318,7 @@ def _nested_query(
                 prefetch=inner or None,
             )
         ]
-    size = sizes[plan.stages[-1].dim]
+    size = sizes[plan.stages[-1].key]
     return {
         "query": vectors[size.vector_name][0].tolist(),
         "using": size.vector_name,
@@ -362,26 +339,3 @@ def _search_params(stage: Stage, size: Size, is_first: bool) -> models.SearchPar
             oversampling=times if times > 1 else None,
         ),
     )
-
-
-@contextmanager
-def _engine_errors(name: str = "") -> Iterator[None]:
-    """Turn what the client raises into our errors."""
-    try:
-        with peer_errors("Qdrant server"):
-            yield
-    except NotFound as error:
-        raise not_found(name) from error
-    except ResourceExhaustedResponse as error:
-        raise Overloaded("the Qdrant server is overloaded; try again shortly") from error
-    except (UnexpectedResponse, ResponseHandlingException) as error:
-        raise Unavailable("the Qdrant server cannot be reached or is not ready") from error
-    except ValueError as error:
-        # The in-memory twin's only kind of error.
-        if name and f"{name} not found" in str(error):
-            raise not_found(name) from error
-        raise
-    except ServiceError as error:
-        if isinstance(error.__cause__, grpc.aio.AioRpcError) and type(error) is ServiceError:
-            raise Unavailable("the Qdrant server failed; see its log") from error
-        raise

@@ -9,13 +9,14 @@ Shapes: B points, D full width.
 
 import re
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from services.router.attributes import Attributes, from_stored, to_stored
 from services.router.filters import Filter
 from services.router.plan import Plan, Stage, reads_codes
+from services.router.rotation import Rotation
 from services.router.sizes import Placement, Quantization, Size
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
@@ -43,6 +44,11 @@ class Collection:
     def full(self) -> int:
         """Width of the full vector."""
         return self.sizes[-1].dim
+
+    @property
+    def nesting(self) -> str:
+        """Id of the rotation of its nested sizes; "": it has none."""
+        return next((size.nesting for size in self.sizes if size.nesting), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,10 @@ class Page:
     """Where the next page begins; None: there is none."""
 
 
+Progress = Callable[[int, int], None]
+"""Told how many points are done, and of how many."""
+
+
 class Store(Protocol):
     """A storage engine. Every method may raise Unavailable when the engine cannot answer."""
 
@@ -151,6 +161,9 @@ class Store(Protocol):
             query_D: float32, of the full width.
             condition: points that may be hits in any stage.
             with_points: False leaves text and attributes empty.
+
+        Raises:
+            NotFound: the collection is gone, or has other sizes now; `find` it again.
         """
 
     async def scroll(self, name: str, after: str | None, limit: int) -> Page:
@@ -164,6 +177,28 @@ class Store(Protocol):
 
         None forgets it.
         """
+
+    async def resize(
+        self,
+        name: str,
+        sizes: Sequence[Size],
+        rotation: Rotation | None,
+        on_progress: Progress,
+    ) -> Collection:
+        """Give a collection other sizes, made of its full vectors; searches and writes go on.
+
+        Until it returns, searches see the sizes there were; from then on the new ones, of every
+        point and indexed. Ended before by anything, it can be asked for again.
+
+        Args:
+            name: of the collection.
+            sizes: all that it shall have, the full one as it was.
+            rotation: of the nested ones among them; None: there are none, or they are there.
+            on_progress: told how far it is.
+        """
+
+    async def rotation(self, collection: Collection) -> Rotation | None:
+        """Return the rotation of a collection's nested sizes; None: it has none."""
 
     async def keep_queries(self, name: str, queries: KeptQueries) -> None:
         """Keep queries with a collection, in place of those kept before; gone when it is."""
@@ -229,6 +264,7 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
                 "quantization": size.quantization,
                 "hnsw_m": size.hnsw_m,
                 "placement": size.placement,
+                "nesting": size.nesting,
             }
             for size in collection.sizes
         ],
@@ -248,9 +284,23 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
 
 
 def _size(
-    dim: int, quantization: Quantization, hnsw_m: int, placement: Placement = "cached"
+    dim: int,
+    quantization: Quantization,
+    hnsw_m: int,
+    placement: Placement = "cached",
+    nesting: str = "",
 ) -> Size:
-    return Size(int(dim), quantization, int(hnsw_m), placement)
+    return Size(int(dim), quantization, int(hnsw_m), placement, nesting)
+
+
+def resized(collection: Collection, sizes: Sequence[Size]) -> Collection:
+    """Return a collection with other sizes.
+
+    What was measured of it still holds if every size that it had is still there, unchanged.
+    """
+    still_holds = set(collection.sizes) <= set(sizes)
+    calibration = collection.calibration if still_holds else None
+    return replace(collection, sizes=tuple(sizes), calibration=calibration)
 
 
 def latest(points: Sequence[Point], vectors_BD: Array) -> tuple[list[Point], Array]:

@@ -24,6 +24,8 @@ class _StageBody(_Body):
     exact: StrictBool = False
     ef: StrictInt = Field(default=0, ge=0)
     ignore_quantization: StrictBool = False
+    oversampling: float | None = Field(default=None, ge=0, strict=True)
+    nested: StrictBool = False
 
 
 class _RoutingBody(_Body):
@@ -74,7 +76,7 @@ def read_routing(value: object) -> Routing:
         ) from error
     plan = None
     if body.plan is not None:
-        plan = Plan(tuple(Stage(**stage.model_dump()) for stage in body.plan))
+        plan = Plan(tuple(map(_read_stage, body.plan)))
     return Routing(
         plan,
         body.recall_target,
@@ -84,6 +86,13 @@ def read_routing(value: object) -> Routing:
         body.explain,
         body.measure_recall,
     )
+
+
+def _read_stage(stage: _StageBody) -> Stage:
+    return Stage(
+        stage.dim, stage.candidates, stage.exact, stage.ef, stage.ignore_quantization,
+        stage.oversampling, stage.nested,
+    )  # fmt: skip
 
 
 def write_routing(found: Sequence[Found]) -> dict[str, object]:
@@ -100,12 +109,15 @@ def write_routing(found: Sequence[Found]) -> dict[str, object]:
                 "exact": stage.exact,
                 "ef": stage.ef,
                 "ignore_quantization": stage.ignore_quantization,
+                "oversampling": stage.oversampling,
+                "nested": stage.is_nested,
             }
             for stage in first.plan.stages
         ],
         "stages": [
             {
-                "dim": stages[0].dim,
+                "dim": stages[0].size[0],
+                "nested": stages[0].size[1],
                 "candidates": sum(stage.candidates for stage in stages),
                 "seconds": sum(stage.seconds for stage in stages),
             }

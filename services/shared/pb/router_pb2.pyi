@@ -127,6 +127,7 @@ class Size(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     HNSW_M_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     """Numbers kept, 1..full."""
     quantization: Global___Quantization.ValueType
@@ -135,6 +136,10 @@ class Size(_message.Message):
     is scanned. Absent: 16 for the short sizes and 0 for the longest, or 16 if it is the only one.
     """
     placement: Global___Placement.ValueType
+    nested: _builtins.bool
+    """Vectors are turned by the collection's rotation before they are cut; see NestCollection. A
+    multiple of 8, below full.
+    """
     def __init__(
         self,
         *,
@@ -142,10 +147,11 @@ class Size(_message.Message):
         quantization: Global___Quantization.ValueType = ...,
         hnsw_m: _builtins.int | None = ...,
         placement: Global___Placement.ValueType = ...,
+        nested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "hnsw_m", b"hnsw_m"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "placement", b"placement", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "nested", b"nested", "placement", b"placement", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hnsw_m: _TypeAlias = _typing.Literal["hnsw_m"]  # noqa: Y015
     _WhichOneofArgType__hnsw_m: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m"]  # noqa: Y015
@@ -207,21 +213,24 @@ class SizeMemory(_message.Message):
     DIM_FIELD_NUMBER: _builtins.int
     VECTOR_BYTES_FIELD_NUMBER: _builtins.int
     GRAPH_BYTES_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     vector_bytes: _builtins.int
     """Bytes of the vector as the search reads it (quantised if it is)."""
     graph_bytes: _builtins.int
     """Bytes of graph links, in the mean; 0 without a graph."""
+    nested: _builtins.bool
     def __init__(
         self,
         *,
         dim: _builtins.int = ...,
         vector_bytes: _builtins.int = ...,
         graph_bytes: _builtins.int = ...,
+        nested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "graph_bytes", b"graph_bytes", "vector_bytes", b"vector_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "graph_bytes", b"graph_bytes", "nested", b"nested", "vector_bytes", b"vector_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,6 +796,7 @@ class Stage(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     IGNORE_QUANTIZATION_FIELD_NUMBER: _builtins.int
     OVERSAMPLING_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     """A size of the collection."""
     candidates: _builtins.int
@@ -802,6 +812,8 @@ class Stage(_message.Message):
     found by their codes; 0: the codes have the last word. Absent: 1 for codes of one or two bits,
     else 0.
     """
+    nested: _builtins.bool
+    """It is the nested size of that width."""
     def __init__(
         self,
         *,
@@ -811,10 +823,11 @@ class Stage(_message.Message):
         ef: _builtins.int = ...,
         ignore_quantization: _builtins.bool = ...,
         oversampling: _builtins.float | None = ...,
+        nested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "oversampling", b"oversampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "candidates", b"candidates", "dim", b"dim", "ef", b"ef", "exact", b"exact", "ignore_quantization", b"ignore_quantization", "oversampling", b"oversampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "candidates", b"candidates", "dim", b"dim", "ef", b"ef", "exact", b"exact", "ignore_quantization", b"ignore_quantization", "nested", b"nested", "oversampling", b"oversampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__oversampling: _TypeAlias = _typing.Literal["oversampling"]  # noqa: Y015
     _WhichOneofArgType__oversampling: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling"]  # noqa: Y015
@@ -1038,20 +1051,23 @@ class StageReport(_message.Message):
     DIM_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     candidates: _builtins.int
     """Points this stage handed on."""
     seconds: _builtins.float
+    nested: _builtins.bool
     def __init__(
         self,
         *,
         dim: _builtins.int = ...,
         candidates: _builtins.int = ...,
         seconds: _builtins.float = ...,
+        nested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "dim", b"dim", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "dim", b"dim", "nested", b"nested", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1542,10 +1558,11 @@ Global___MeasuredRecall: _TypeAlias = MeasuredRecall  # noqa: Y015
 class Curve(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DIM_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     RECALLS_FIELD_NUMBER: _builtins.int
-    dim: _builtins.int
+    size: _builtins.str
+    """As people read it: "64", "64 nested"."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Lengths of a shortlist, and the recall that each leaves."""
@@ -1555,13 +1572,13 @@ class Curve(_message.Message):
     def __init__(
         self,
         *,
-        dim: _builtins.int = ...,
+        size: _builtins.str = ...,
         candidates: _abc.Iterable[_builtins.int] | None = ...,
         recalls: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "dim", b"dim", "recalls", b"recalls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "recalls", b"recalls", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

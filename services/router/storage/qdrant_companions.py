@@ -1,0 +1,103 @@
+"""What is kept beside a collection on a Qdrant server: recent queries, and a rotation.
+
+Each is a collection of its own, without our metadata, so that nobody takes it for a user's.
+
+Shapes: Q queries, M rows of a rotation, D full width.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from qdrant_client import AsyncQdrantClient, models
+
+from services.router.rotation import Rotation
+from services.router.storage.store import KeptQueries
+from services.shared.vectors import Array
+
+_QUERIES = "matryoshka-queries."
+_ROTATION = "matryoshka-rotation-"
+_PAGE = 1000
+_MAX_CACHED = 64
+
+
+class Companions:
+    """Keeps them.
+
+    Args:
+        client: of the server; what it raises passes.
+    """
+
+    def __init__(self, client: AsyncQdrantClient) -> None:
+        self._client = client
+        # Every search needs one, and none ever changes under its id.
+        self._rotations: OrderedDict[str, Rotation] = OrderedDict()
+
+    async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        payloads = [{"slice": slice_} for slice_ in queries.slices]
+        await self._write(_QUERIES + name, queries.vectors_QD, payloads)
+
+    async def kept_queries(self, name: str, full: int) -> KeptQueries:
+        rows, payloads = await self._read(_QUERIES + name)
+        vectors_QD = rows.reshape(-1, full)
+        return KeptQueries(vectors_QD, [payload["slice"] for payload in payloads])
+
+    async def keep_rotation(self, name: str, rotation: Rotation) -> None:
+        await self._write(
+            f"{_ROTATION}{rotation.id}.{name}", rotation.rows_MD, [{}] * len(rotation.rows_MD)
+        )
+
+    async def rotation(self, name: str, nesting: str) -> Rotation | None:
+        """Return the rotation with this id; None, if it is ""."""
+        if not nesting:
+            return None
+        if nesting not in self._rotations:
+            rows_MD, _ = await self._read(f"{_ROTATION}{nesting}.{name}")
+            self._rotations[nesting] = Rotation(nesting, rows_MD)
+            while len(self._rotations) > _MAX_CACHED:
+                self._rotations.popitem(last=False)
+        self._rotations.move_to_end(nesting)
+        return self._rotations[nesting]
+
+    async def drop(self, name: str) -> None:
+        """Delete all that is kept beside a collection."""
+        await self._client.delete_collection(_QUERIES + name)
+        await self.drop_rotations(name, keep="")
+
+    async def drop_rotations(self, name: str, keep: str) -> None:
+        """Delete a collection's rotations but one."""
+        listed = await self._client.get_collections()
+        for found in listed.collections:
+            nesting, _, of = found.name.removeprefix(_ROTATION).partition(".")
+            if found.name.startswith(_ROTATION) and of == name and nesting != keep:
+                await self._client.delete_collection(found.name)
+
+    async def _write(self, kept: str, rows: Array, payloads: list[dict[str, Any]]) -> None:
+        if not await self._client.collection_exists(kept):
+            await self._client.create_collection(
+                kept,
+                vectors_config=models.VectorParams(
+                    size=rows.shape[1],
+                    distance=models.Distance.DOT,  # numbers stay as they are
+                    memory=models.Memory.COLD,
+                ),
+            )
+        structs = [
+            models.PointStruct(id=place, vector=row.tolist(), payload=payload)
+            for place, (row, payload) in enumerate(zip(rows, payloads, strict=True))
+        ]
+        await self._client.upsert(kept, structs, wait=True)
+
+    async def _read(self, kept: str) -> tuple[Array, list[dict[str, Any]]]:
+        rows: list[Any] = []
+        payloads: list[dict[str, Any]] = []
+        offset: Any = None
+        is_there = await self._client.collection_exists(kept)
+        while is_there:
+            records, offset = await self._client.scroll(
+                kept, offset=offset, limit=_PAGE, with_vectors=True
+            )
+            rows.extend(record.vector for record in records)
+            payloads.extend(record.payload or {} for record in records)
+            is_there = offset is not None
+        return np.array(rows, dtype=np.float32), payloads

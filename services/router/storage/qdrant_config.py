@@ -1,0 +1,69 @@
+"""A collection in Qdrant's words: how a server keeps a named vector, and what we know of it."""
+
+from typing import Any
+
+from qdrant_client import models
+
+from services.router.sizes import Size
+from services.router.storage.store import not_found
+
+METADATA_KEY = "matryoshka"
+
+_Coded = models.ScalarQuantization | models.BinaryQuantization | models.TurboQuantization
+
+
+def read_metadata(info: models.CollectionInfo, name: str) -> dict[str, Any]:
+    """Return what we keep with a collection; NotFound, if it is somebody else's."""
+    metadata: dict[str, Any] | None = (info.config.metadata or {}).get(METADATA_KEY)
+    if metadata is None:
+        raise not_found(name)
+    return metadata
+
+
+def vector_params(size: Size) -> models.VectorParams:
+    """Return what a named vector is created with."""
+    return models.VectorParams(
+        size=size.dim,
+        distance=models.Distance.COSINE,
+        hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
+        quantization_config=_codes(size),
+        memory=_memory(size),
+    )
+
+
+def vector_name(size: Size) -> models.DenseVectorNameConfig:
+    """Return what a named vector is added to a collection with; `vector_diff` says the rest."""
+    dense = models.DenseVectorConfig(size=size.dim, distance=models.Distance.COSINE)
+    return models.DenseVectorNameConfig(dense=dense)
+
+
+def vector_diff(size: Size) -> models.VectorParamsDiff:
+    """Return what can be changed of a named vector."""
+    return models.VectorParamsDiff(
+        hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
+        quantization_config=_codes(size) or models.Disabled.DISABLED,
+        memory=_memory(size),
+    )
+
+
+def _memory(size: Size) -> models.Memory:
+    return models.Memory.COLD if size.placement == "cold" else models.Memory.CACHED
+
+
+def _codes(size: Size) -> _Coded | None:
+    memory = models.Memory.PINNED
+    match size.quantization:
+        case "none":
+            return None
+        case "int8":
+            return models.ScalarQuantization(
+                scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, memory=memory)
+            )
+        case "binary":
+            return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(memory=memory))
+        case turbo:
+            bits = models.TurboQuantBitSize
+            wanted = {"turbo4": bits.BITS4, "turbo2": bits.BITS2, "turbo1": bits.BITS1}[turbo]
+            return models.TurboQuantization(
+                turbo=models.TurboQuantQuantizationConfig(bits=wanted, memory=memory)
+            )
