@@ -128,6 +128,8 @@ def up(
             "router",
             encoder_address=address.grpc,
             encoder_api_key=settings.api_key,
+            trainer_address=address.grpc,
+            trainer_api_key=settings.api_key,
         )
         trainer = read(TrainerSettings, "trainer")
         return [
@@ -185,23 +187,39 @@ def calibrate(
     ] = None,
 ) -> None:
     """Measure which plans keep which recall on a collection; searches may then state a target."""
-    import grpc
-
     from services.cli.calibrate import Options
     from services.cli.calibrate import calibrate as run_calibrate
-    from services.shared.errors import ServiceError
 
     options = Options(router, api_key, collection, target, limit, memory, queries, plot)
-    try:
-        run_calibrate(options)
-    except (ServiceError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
-    except grpc.aio.AioRpcError as error:
-        print(error.details(), file=sys.stderr)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            print(f"--router is {router}: host:port of the router's gRPC", file=sys.stderr)
-        raise typer.Exit(1) from None
+    _call_router(lambda: run_calibrate(options), router)
+
+
+@app.command()
+def nest(
+    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
+    sizes: Annotated[
+        str,
+        typer.Option(
+            help="Nested sizes to add, with their codes: 64,96:int8; unset: a sixth and a quarter "
+            "of the full one, in codes of four bits."
+        ),
+    ] = "",
+    target: Annotated[
+        float | None,
+        typer.Option(help="Recall that searches shall keep; unset: as before, or 0.95."),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the nested sizes away.")] = False,
+    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
+    api_key: Annotated[
+        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
+    ] = None,
+) -> None:
+    """Make short sizes of any collection rank as its full vectors do, without labels."""
+    from services.cli.nest import Options
+    from services.cli.nest import nest as run_nest
+
+    options = Options(router, api_key, collection, sizes, target, undo)
+    _call_router(lambda: run_nest(options), router)
 
 
 @app.command()
@@ -237,6 +255,24 @@ def card(
     except ServiceError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _call_router(command: Callable[[], None], address: str) -> None:
+    """Run a command that calls the router; what goes wrong is one sentence and an exit code."""
+    import grpc
+
+    from services.shared.errors import ServiceError
+
+    try:
+        command()
+    except (ServiceError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except grpc.aio.AioRpcError as error:
+        print(error.details(), file=sys.stderr)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            print(f"--router is {address}: host:port of the router's gRPC", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _share_cores() -> None:

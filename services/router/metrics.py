@@ -39,6 +39,12 @@ class RouterMetrics(ServiceMetrics):
             "Edge workers that had died and were started again.",
             registry=registry,
         )
+        self.changes = Counter(
+            "matryoshka_router_changes_total",
+            "Changes of collections that took a while, by how they ended.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
         self.shadow_dropped = Counter(
             "matryoshka_router_shadow_dropped_total",
             "Searches that were to be repeated exactly, but too many waited.",

@@ -15,14 +15,22 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
 from services.router import wire
-from services.router.catalog import Catalog
+from services.router.catalog import Catalog, Description
+from services.router.changes.changes import Changes
+from services.router.changes.running import Progress
+from services.router.changes.sample import Sampler
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.recall import calibrate
 from services.router.recall.calibrate import Calibrator
 from services.router.recall.calibration_plot import plot
-from services.router.recall.calibration_wire import read_calibrate, write_calibration, write_watched
+from services.router.recall.calibration_wire import (
+    read_calibrate,
+    read_calibrated,
+    write_calibration,
+    write_watched,
+)
 from services.router.recall.evaluate import Evaluator
 from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
 from services.router.recall.promise import Promises
@@ -35,6 +43,7 @@ from services.router.settings import RouterSettings
 from services.router.storage.edge import EdgeStore
 from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import Collection, Store
+from services.router.trainer_client import TrainerClient
 from services.router.upsert import Batch, Writer
 from services.router.vector_stores.files_http import VectorStoreFilesHttp
 from services.router.vector_stores.retrieval import Retrieval
@@ -107,6 +116,20 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self._calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
         self._evaluator = Evaluator(self._searcher, s.evaluate_queries)
         self._writer = Writer(store, encoder, gate, metrics, s.max_batch_points, s.max_text_chars)
+        trainer = TrainerClient(
+            s.trainer_address,
+            s.trainer_api_key.get_secret_value() if s.trainer_api_key else None,
+            s.trainer_timeout_s,
+            s.max_message_bytes,
+        )
+        self._open.push_async_callback(trainer.close)
+        spool = s.data_dir / "samples"
+        sampler = Sampler(store, self._recent, trainer, spool, s.nest_points)
+        self._changes = Changes(
+            store, self._calibrator, sampler, trainer, metrics, s.change_lease_s
+        )
+        self._changes.start()
+        self._open.push_async_callback(self._changes.stop)
         self._reindexer = Reindexer(store, encoder, gate, metrics, s.reindex_batch_points)
         await self._catalog.count()
         self._open.push_async_callback(self._retrieval.stop)
@@ -139,13 +162,13 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self, request: pb.GetCollectionRequest, context: _Context
     ) -> pb.GetCollectionResponse:
         found = await self._catalog.get(request.name)
-        return pb.GetCollectionResponse(collection=wire.write_collection(found))
+        return pb.GetCollectionResponse(collection=self._write_collection(found))
 
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: _Context
     ) -> pb.ListCollectionsResponse:
         listed = await self._catalog.list()
-        return pb.ListCollectionsResponse(collections=map(wire.write_collection, listed))
+        return pb.ListCollectionsResponse(collections=map(self._write_collection, listed))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: _Context
@@ -158,6 +181,34 @@ class RouterService(pb_grpc.RouterServiceServicer):
     ) -> pb.SetCollectionAliasResponse:
         await self._catalog.set_alias(request.alias, request.collection)
         return pb.SetCollectionAliasResponse()
+
+    async def ResizeCollection(
+        self, request: pb.ResizeCollectionRequest, context: _Context
+    ) -> AsyncIterator[pb.ResizeCollectionResponse]:
+        running = await self._changes.resize(request.name, wire.read_sizes(request.sizes))
+        async for _ in _seldom(running.follow()):
+            yield pb.ResizeCollectionResponse(change=wire.write_change(running))
+        changed = await self._catalog.get(request.name)
+        yield pb.ResizeCollectionResponse(collection=self._write_collection(changed))
+
+    async def NestCollection(
+        self, request: pb.NestCollectionRequest, context: _Context
+    ) -> AsyncIterator[pb.NestCollectionResponse]:
+        calibrated = read_calibrated(request)
+        running = await self._changes.nest(request.name, wire.read_sizes(request.sizes), calibrated)
+        async for _ in _seldom(running.follow()):
+            yield pb.NestCollectionResponse(change=wire.write_change(running))
+        changed = await self._catalog.get(request.name)
+        yield pb.NestCollectionResponse(
+            collection=self._write_collection(changed),
+            quality=map(wire.write_quality, running.quality),
+        )
+
+    async def CancelChange(
+        self, request: pb.CancelChangeRequest, context: _Context
+    ) -> pb.CancelChangeResponse:
+        await self._changes.cancel(request.name)
+        return pb.CancelChangeResponse()
 
     async def Upsert(
         self, request_iterator: AsyncIterator[pb.UpsertRequest], context: _Context
@@ -256,6 +307,10 @@ class RouterService(pb_grpc.RouterServiceServicer):
         last.done = True
         yield last
 
+    def _write_collection(self, found: Description) -> pb.Collection:
+        running = self._changes.running(found.collection.name)
+        return wire.write_collection(found, running)
+
     def _on_live(self, live: Live) -> None:
         """Take note of a search that was answered."""
         self._recent.observe(live.collection, live.query_D, live.slice)
@@ -293,6 +348,16 @@ class RouterService(pb_grpc.RouterServiceServicer):
         while (step := await steps.get()) is not None:
             yield step
         await task
+
+
+async def _seldom(steps: AsyncIterator[Progress]) -> AsyncIterator[Progress]:
+    """Give the first of each step, its last, and of the others one now and then."""
+    last_s, last_step = 0.0, ""
+    async for step in steps:
+        now = time.monotonic()
+        if step.step != last_step or step.done == step.total or now - last_s >= _PROGRESS_S:
+            last_s, last_step = now, step.step
+            yield step
 
 
 def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:

@@ -30,6 +30,17 @@ class RouterSettings(ServerSettings):
     encoder_concurrency: int = Field(default=4, ge=1)
     """Calls of documents in flight at the encoder; queries are not held back by these."""
 
+    trainer_address: str = Field(default="127.0.0.1:9002", pattern=r"^.+:\d+$")
+    """host:port of the trainer's gRPC, which learns rotations."""
+    trainer_api_key: SecretStr | None = None
+    """Sent to the trainer; unset: nothing is sent."""
+    trainer_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for an answer of the trainer; its jobs take as long as they take."""
+    nest_points: int = Field(default=100_000, ge=1000, le=200_000)
+    """Vectors that a rotation is learned from; of a larger collection a random sample."""
+    change_lease_s: float = Field(default=60.0, gt=0)
+    """A change of a collection that no router was seen at for so long is gone on with."""
+
     qdrant_url: str | None = None
     """A Qdrant server, for example http://qdrant:6333; unset: Qdrant Edge in `data_dir`."""
     qdrant_grpc_port: int = Field(default=6334, ge=1, le=65535)

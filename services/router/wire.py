@@ -9,12 +9,15 @@ from collections.abc import Iterable
 from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
+from services.router.changes.changes import read_change
+from services.router.changes.running import Running
 from services.router.plan import Plan, Stage
 from services.router.recall.promise import Promise
 from services.router.reindex import Reindex
 from services.router.search import DEFAULT_LIMIT, Found, Search
 from services.router.sizes import Placement, Quantization, SizeRequest
 from services.router.storage.store import Point, ScoredPoint
+from services.router.trainer_client import NestQuality
 from services.router.upsert import Acknowledged, Batch
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
@@ -56,8 +59,27 @@ def _read_size(size: pb.Size) -> SizeRequest:
     return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
 
 
-def write_collection(description: Description) -> pb.Collection:
+def write_change(running: Running) -> pb.Change:
+    return pb.Change(
+        kind=running.change.kind,
+        step=running.progress.step or running.change.step,
+        done=running.progress.done,
+        total=running.progress.total,
+    )
+
+
+def write_quality(row: NestQuality) -> pb.NestedQuality:
+    return pb.NestedQuality(dim=row.dim, plain=row.plain, pca=row.pca, nested=row.nested)
+
+
+def write_collection(description: Description, running: Running | None = None) -> pb.Collection:
+    """Write a collection; `running` is its change, if this router is at it."""
     collection = description.collection
+    change = None
+    if running is not None:
+        change = write_change(running)
+    elif kept := read_change(collection):
+        change = pb.Change(kind=kept.kind, step=kept.step, error=kept.error)
     return pb.Collection(
         name=collection.name,
         model=collection.model,
@@ -83,6 +105,7 @@ def write_collection(description: Description) -> pb.Collection:
             )
             for m in description.memory
         ],
+        change=change,
     )
 
 

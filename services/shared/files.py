@@ -98,7 +98,7 @@ class Files:
         def read() -> dict[str, str]:
             with self._database.reading() as session:
                 query = select(_FileRow.id, _FileRow.filename).where(_FileRow.id.in_(file_ids))
-                return dict(session.execute(query.where(*_visible())).tuples().all())
+                return dict(session.execute(query.where(*_visible())).all())
 
         return await asyncio.to_thread(read)
 

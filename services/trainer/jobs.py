@@ -217,7 +217,7 @@ class Jobs:
         """Return how many jobs are in each state."""
         with self._transaction() as session:
             query = select(_JobRow.state, func.count()).group_by(_JobRow.state)
-            found = dict(session.execute(query).tuples().all())
+            found = dict(session.execute(query).all())
             return {state: found.get(state, 0) for state in STATES}
 
     @contextmanager

@@ -363,7 +363,7 @@ async def test_what_was_measured_is_kept_until_it_is_forgotten(store: Store, nam
         "slices": {"de": 1, "": 2},
     }  # fmt: skip
     for calibration in ({"older": 1}, measured, None):
-        await store.annotate(name, calibration)
+        await store.annotate(name, "calibration", calibration)
         assert (await store.find(name)).calibration == calibration
         store = await reopened(store)
         for found in (await store.find(name), await store.find(f"{name}-alias")):
@@ -499,7 +499,7 @@ async def test_what_was_measured_holds_while_its_sizes_are_there(store: Store, n
     collection = make_collection(name)
     await store.create(collection)
     await store.upsert(name, make_points(30), random_vectors(30))
-    await store.annotate(name, {"recall": 0.95})
+    await store.annotate(name, "calibration", {"recall": 0.95})
     more = resolve_sizes([SizeRequest(4), SizeRequest(8), SizeRequest(16)], FULL)
     assert (await store.resize(name, more, None, lambda *_: None)).calibration == {"recall": 0.95}
     other = resolve_sizes([SizeRequest(4), SizeRequest(8, "int8"), SizeRequest(16)], FULL)
@@ -552,7 +552,7 @@ async def test_a_missing_collection_is_not_found_by_any_call(store: Store, name:
         store.search(collection, exact_plan(collection.sizes, 1), random_vectors(1)[0]),
         store.scroll(name, None, 1),
         store.vectors(name, None, 1),
-        store.annotate(name, {}),
+        store.annotate(name, "change", {}),
         store.count(name),
         store.settle(name),
         store.resize(name, collection.sizes, None, lambda *_: None),

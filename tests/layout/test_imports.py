@@ -68,6 +68,7 @@ OWNERS = {
         "services.router.recall.calibration_wire",
         "services.router.recall.evaluate_wire",
         "services.router.encoder_client",
+        "services.router.trainer_client",
         "services.trainer.service",
         "services.trainer.wire",
         "services.cli",

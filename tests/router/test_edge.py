@@ -166,7 +166,7 @@ async def test_what_is_measured_while_a_copy_is_indexed_is_kept(store):
     settling = asyncio.create_task(store.settle("docs"))
     while len(list((store._folder._root / "docs").glob("shard-*"))) < 2:
         await asyncio.sleep(0.001)
-    await store.annotate("docs", {"recall": 0.95})
+    await store.annotate("docs", "calibration", {"recall": 0.95})
     assert not settling.done()
     await settling
     assert worker_of(store).pid != first.pid
@@ -183,7 +183,7 @@ async def test_a_collection_dropped_while_it_is_measured_is_not_found(store):
     await asyncio.sleep(0)
     dropping = asyncio.create_task(store.drop("docs"))
     await asyncio.sleep(0)
-    noting = asyncio.create_task(store.annotate("docs", {"recall": 0.95}))
+    noting = asyncio.create_task(store.annotate("docs", "calibration", {"recall": 0.95}))
     await dropping
     assert await starting == 0
     with pytest.raises(NotFound):

@@ -103,7 +103,7 @@ class Calibrator:
             NotFound: no such collection.
             WrongState: it is being calibrated already.
         """
-        self._check(wanted)
+        self.check(wanted)
         collection = await self._store.find(wanted.collection)
         if collection.name in self._running:
             raise WrongState(f"collection {collection.name!r} is being calibrated already")
@@ -114,7 +114,9 @@ class Calibrator:
                 self._store, self._queries, collection, wanted, on_progress,
                 self._max_points, self._max_candidates,
             ).run()  # fmt: skip
-            await self._store.annotate(collection.name, calibration.model_dump(mode="json"))
+            await self._store.annotate(
+                collection.name, "calibration", calibration.model_dump(mode="json")
+            )
         finally:
             self._running.discard(collection.name)
         choice = calibration.choose(wanted.target)
@@ -125,7 +127,8 @@ class Calibrator:
         )  # fmt: skip
         return calibration
 
-    def _check(self, wanted: Calibrate) -> None:
+    def check(self, wanted: Calibrate) -> None:
+        """Refuse numbers that are out of bounds; InvalidRequest."""
         if not 1 <= wanted.limit <= self._max_limit:
             raise InvalidRequest(
                 f"limit must be between 1 and {self._max_limit}, got {wanted.limit}", "limit"

@@ -1,5 +1,6 @@
 """Calibrations on the wire: protobuf on one side, the router's own types on the other."""
 
+from services.router.changes.change import Calibrated
 from services.router.recall.calibrate import Calibrate
 from services.router.recall.calibration import Calibration, Objective, PlanRow, Recall, Source
 from services.router.recall.queries import QuerySource
@@ -47,6 +48,13 @@ def read_calibrate(request: pb.CalibrateRequest, full: int) -> Calibrate:
             slices=list(request.slices),
         ),
     )
+
+
+def read_calibrated(request: pb.NestCollectionRequest) -> Calibrated | None:
+    """Read how a collection is calibrated after a change; None: as it was."""
+    if not (request.limit or request.recall_target):
+        return None
+    return Calibrated(limit=request.limit or DEFAULT_LIMIT, target=request.recall_target or _TARGET)
 
 
 def _read_queries(data: bytes, full: int) -> Array:

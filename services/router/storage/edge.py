@@ -26,6 +26,7 @@ from services.router.storage.store import (
     Answer,
     Collection,
     KeptQueries,
+    Note,
     Page,
     Point,
     Progress,
@@ -186,12 +187,13 @@ class EdgeStore:
         vectors_BD = np.frombuffer(rows, dtype="<f4").reshape(-1, full).astype(np.float32)
         return Vectors(keys, vectors_BD, offset)
 
-    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
+    async def annotate(self, name: str, note: Note, value: dict[str, Any] | None) -> None:
         opened = self._open(name)
         async with opened.starting:  # which shard counts is written in the same file
             opened.check_there()
             stored = opened.stored
-            collection = replace(stored.collection, calibration=calibration)
+            notes: dict[str, Any] = {note: value}
+            collection = replace(stored.collection, **notes)
             opened.stored = await asyncio.to_thread(self._folder.describe, stored, collection)
 
     async def keep_queries(self, name: str, queries: KeptQueries) -> None:

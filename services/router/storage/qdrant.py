@@ -20,11 +20,12 @@ from services.router.storage.conditions import to_conditions
 from services.router.storage.qdrant_companions import Companions
 from services.router.storage.qdrant_config import METADATA_KEY, read_metadata, vector_params
 from services.router.storage.qdrant_errors import engine_errors
-from services.router.storage.qdrant_resize import Resize, being_added
+from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.store import (
     Answer,
     Collection,
     KeptQueries,
+    Note,
     Page,
     Point,
     Progress,
@@ -64,6 +65,7 @@ class QdrantStore:
     ) -> None:
         self._client = client
         self._companions = Companions(client)
+        self._noting = asyncio.Lock()
         self._settle_timeout_s = settle_timeout_s
         self._retire_s = retire_s
 
@@ -228,11 +230,17 @@ class QdrantStore:
             None if offset is None else str(offset),
         )
 
-    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
-        with engine_errors(name):
-            info = await self._client.get_collection(name)
-            metadata = read_metadata(info, name) | {"calibration": calibration}
-            await self._client.update_collection(name, metadata={METADATA_KEY: metadata})
+    async def annotate(self, name: str, note: Note, value: dict[str, Any] | None) -> None:
+        await self._update_metadata(name, lambda metadata: metadata | {note: value})
+
+    async def _update_metadata(self, name: str, update: Update) -> dict[str, Any]:
+        """Read what we keep with a collection and write it anew, one after another."""
+        async with self._noting:
+            with engine_errors(name):
+                info = await self._client.get_collection(name)
+                metadata = update(read_metadata(info, name))
+                await self._client.update_collection(name, metadata={METADATA_KEY: metadata})
+            return metadata
 
     async def resize(
         self,
@@ -245,7 +253,7 @@ class QdrantStore:
         if rotation is not None:
             with engine_errors(name):
                 await self._companions.keep_rotation(collection.name, rotation)
-        resize = Resize(self._client, collection, sizes, self.rotation)
+        resize = Resize(self._client, collection, sizes, self.rotation, self._update_metadata)
         changed = await resize.run(on_progress)
         await self.settle(name)
         await asyncio.sleep(self._retire_s)  # searches that began before may still look there

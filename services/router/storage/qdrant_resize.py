@@ -16,7 +16,6 @@ from qdrant_client import AsyncQdrantClient, models
 from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
 from services.router.storage.qdrant_config import (
-    METADATA_KEY,
     read_metadata,
     vector_diff,
     vector_name,
@@ -31,6 +30,8 @@ from services.router.storage.store import (
 )
 from services.shared.errors import NotFound, ServiceError
 from services.shared.vectors import Array
+
+Update = Callable[[dict[str, Any]], dict[str, Any]]
 
 _ADDED = "added"
 _PAGE = 256
@@ -53,6 +54,7 @@ class Resize:
         collection: as it is.
         sizes: as they shall be.
         rotation: finds a collection's rotation.
+        update_metadata: reads what we keep with a collection, and writes it anew.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Resize:
         collection: Collection,
         sizes: Sequence[Size],
         rotation: Callable[[Collection], Awaitable[Rotation | None]],
+        update_metadata: Callable[[str, Update], Awaitable[dict[str, Any]]],
     ) -> None:
         self._client = client
         self._name = collection.name
@@ -71,6 +74,7 @@ class Resize:
         )
         self._sizes = tuple(sizes)
         self._rotation = rotation
+        self._update_metadata = update_metadata
 
     async def run(self, on_progress: Progress) -> Collection:
         """Add what is missing, fill it, and let the new sizes count."""
@@ -84,16 +88,14 @@ class Resize:
                 self._name,
                 vectors_config={size.vector_name: vector_diff(size) for size in other},
             )
-        await self._announce(self._added.sizes)
+        await self._announce()
         await self._fill_all(on_progress)
         await self._fill_missing()
-        changed = resized(await self._find(), self._sizes)
-        with engine_errors(self._name):
-            await self._client.update_collection(
-                self._name, metadata={METADATA_KEY: to_metadata(changed)}
-            )
+        metadata = await self._update_metadata(
+            self._name, lambda now: to_metadata(resized(from_metadata(now), self._sizes))
+        )
         await self._fill_missing()
-        return changed
+        return from_metadata(metadata)
 
     async def retire(self) -> None:
         """Delete the vectors of sizes that are gone, and of changes that were cut off."""
@@ -110,13 +112,9 @@ class Resize:
             info = await self._client.get_collection(self._name)
         return from_metadata(read_metadata(info, self._name))
 
-    async def _announce(self, sizes: Sequence[Size]) -> None:
-        metadata = to_metadata(await self._find())
-        added = to_metadata(replace(self._before, sizes=tuple(sizes)))["sizes"]
-        with engine_errors(self._name):
-            await self._client.update_collection(
-                self._name, metadata={METADATA_KEY: metadata | {_ADDED: added}}
-            )
+    async def _announce(self) -> None:
+        added = to_metadata(self._added)["sizes"]
+        await self._update_metadata(self._name, lambda metadata: metadata | {_ADDED: added})
 
     async def _fill_all(self, on_progress: Progress) -> None:
         if not self._added.sizes:

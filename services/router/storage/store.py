@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from services.router.attributes import Attributes, from_stored, to_stored
 from services.router.filters import Filter
@@ -39,6 +39,8 @@ class Collection:
     calibration: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     """What was measured of it last (`calibration.py`), as JSON; None: nothing yet. Not a part of
     what it is."""
+    change: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What is being changed of it (`change.py`), as JSON; None: nothing."""
 
     @property
     def full(self) -> int:
@@ -111,6 +113,9 @@ class Page:
     """Where the next page begins; None: there is none."""
 
 
+Note = Literal["calibration", "change"]
+"""What is known of a collection besides what it is; a field of `Collection`."""
+
 Progress = Callable[[int, int], None]
 """Told how many points are done, and of how many."""
 
@@ -172,11 +177,8 @@ class Store(Protocol):
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         """Read full vectors page by page, as `scroll`."""
 
-    async def annotate(self, name: str, calibration: dict[str, Any] | None) -> None:
-        """Keep what was measured of a collection with it, durably; `find` returns it from then on.
-
-        None forgets it.
-        """
+    async def annotate(self, name: str, note: Note, value: dict[str, Any] | None) -> None:
+        """Keep a note with a collection, durably; `find` returns it from then on. None drops it."""
 
     async def resize(
         self,
@@ -269,6 +271,7 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
             for size in collection.sizes
         ],
         "calibration": collection.calibration,
+        "change": collection.change,
     }
 
 
@@ -280,6 +283,7 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         metadata["space_id"],
         tuple(_size(**size) for size in metadata["sizes"]),
         metadata.get("calibration"),
+        metadata.get("change"),
     )
 
 

@@ -170,6 +170,7 @@ class Collection(_message.Message):
     NUM_POINTS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     """Id of the encoder's model."""
@@ -187,6 +188,10 @@ class Collection(_message.Message):
     def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizeMemory]:
         """Bytes a vector takes in memory, in the order of `sizes`: codes, and graph links."""
 
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """What is being changed of it, or could not be; absent: nothing."""
+
     def __init__(
         self,
         *,
@@ -197,14 +202,242 @@ class Collection(_message.Message):
         num_points: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         memory: _abc.Iterable[Global___SizeMemory] | None = ...,
+        change: Global___Change | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """A change of a collection that takes a while."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"resize" or "nest"."""
+    step: _builtins.str
+    """What is being done, for people: "sample", "learn", "build", "calibrate: read"."""
+    done: _builtins.int
+    """How much of the step is done, and of how much; of a change that another router is at: 0."""
+    total: _builtins.int
+    error: _builtins.str
+    """Why it ended before its end; empty: it is under way."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "error", b"error", "kind", b"kind", "step", b"step", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class ResizeCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name or alias."""
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
+        """All sizes that it shall have, as in CreateCollectionRequest; nested ones only if it has a
+        rotation. Plans that were measured are kept if every size that there was stays as it is; else
+        a collection that was calibrated is calibrated anew.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sizes: _abc.Iterable[Global___Size] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeCollectionRequest: _TypeAlias = ResizeCollectionRequest  # noqa: Y015
+
+@_typing.final
+class ResizeCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___Change: ...
+    @_builtins.property
+    def collection(self) -> Global___Collection:
+        """In the last message."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___Change | None = ...,
+        collection: Global___Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeCollectionResponse: _TypeAlias = ResizeCollectionResponse  # noqa: Y015
+
+@_typing.final
+class NestCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name or alias."""
+    recall_target: _builtins.float
+    """For the calibration in the end, as in CalibrateRequest; 0: as it was, or the defaults there."""
+    limit: _builtins.int
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
+        """The nested sizes to add, each with `nested` set. Empty: a sixth and a quarter of the full size,
+        with codes of four bits. Nested sizes that there were are replaced.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sizes: _abc.Iterable[Global___Size] | None = ...,
+        recall_target: _builtins.float = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name", "recall_target", b"recall_target", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestCollectionRequest: _TypeAlias = NestCollectionRequest  # noqa: Y015
+
+@_typing.final
+class NestCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___Change: ...
+    @_builtins.property
+    def collection(self) -> Global___Collection:
+        """In the last message."""
+
+    @_builtins.property
+    def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___NestedQuality]: ...
+    def __init__(
+        self,
+        *,
+        change: Global___Change | None = ...,
+        collection: Global___Collection | None = ...,
+        quality: _abc.Iterable[Global___NestedQuality] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestCollectionResponse: _TypeAlias = NestCollectionResponse  # noqa: Y015
+
+@_typing.final
+class NestedQuality(_message.Message):
+    """How much of the exact top 10 at full size is among the best 50 at a short size, each 0..1, on
+    queries that took no part in learning.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIM_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
+    PCA_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
+    dim: _builtins.int
+    plain: _builtins.float
+    """The vectors as they came, cut."""
+    pca: _builtins.float
+    """Turned onto their principal axes."""
+    nested: _builtins.float
+    """Turned by the rotation that was learned."""
+    def __init__(
+        self,
+        *,
+        dim: _builtins.int = ...,
+        plain: _builtins.float = ...,
+        pca: _builtins.float = ...,
+        nested: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "nested", b"nested", "pca", b"pca", "plain", b"plain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestedQuality: _TypeAlias = NestedQuality  # noqa: Y015
+
+@_typing.final
+class CancelChangeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name or alias."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelChangeRequest: _TypeAlias = CancelChangeRequest  # noqa: Y015
+
+@_typing.final
+class CancelChangeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelChangeResponse: _TypeAlias = CancelChangeResponse  # noqa: Y015
 
 @_typing.final
 class SizeMemory(_message.Message):

@@ -96,6 +96,21 @@ class RouterServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.FromString,
                 _registered_method=True)
+        self.ResizeCollection = channel.unary_stream(
+                '/matryoshka.v1.RouterService/ResizeCollection',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionResponse.FromString,
+                _registered_method=True)
+        self.NestCollection = channel.unary_stream(
+                '/matryoshka.v1.RouterService/NestCollection',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.NestCollectionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.NestCollectionResponse.FromString,
+                _registered_method=True)
+        self.CancelChange = channel.unary_unary(
+                '/matryoshka.v1.RouterService/CancelChange',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeResponse.FromString,
+                _registered_method=True)
         self.Reindex = channel.unary_stream(
                 '/matryoshka.v1.RouterService/Reindex',
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexRequest.SerializeToString,
@@ -190,6 +205,31 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeCollection(self, request, context):
+        """Give a collection other sizes, made of its full vectors: no text is encoded again. Searches and
+        writes go on, and see the old sizes until all of the new ones are there and indexed. It goes on
+        when its caller leaves, and after a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NestCollection(self, request, context):
+        """Learn, without labels, a rotation from the collection's own vectors that makes each short
+        prefix rank as the full vector does; add nested sizes beside those there are; calibrate. Scores
+        at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelChange(self, request, context):
+        """End what one of these two does before its end, and leave the collection as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reindex(self, request, context):
         """Build a collection again in another model's space from the stored texts, then point an alias
         at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -260,6 +300,21 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Evaluate,
                     request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.SerializeToString,
+            ),
+            'ResizeCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResizeCollection,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionResponse.SerializeToString,
+            ),
+            'NestCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.NestCollection,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.NestCollectionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.NestCollectionResponse.SerializeToString,
+            ),
+            'CancelChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelChange,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeResponse.SerializeToString,
             ),
             'Reindex': grpc.unary_stream_rpc_method_handler(
                     servicer.Reindex,
@@ -593,6 +648,87 @@ class RouterService:
             '/matryoshka.v1.RouterService/Evaluate',
             services_dot_shared_dot_pb_dot_router__pb2.EvaluateRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_router__pb2.EvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/ResizeCollection',
+            services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.ResizeCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NestCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/NestCollection',
+            services_dot_shared_dot_pb_dot_router__pb2.NestCollectionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.NestCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/CancelChange',
+            services_dot_shared_dot_pb_dot_router__pb2.CancelChangeRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.CancelChangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

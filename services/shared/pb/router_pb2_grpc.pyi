@@ -60,6 +60,18 @@ class RouterServiceStub:
     """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
     first.
     """
+    ResizeCollection: _grpc.UnaryStreamMultiCallable[_router_pb2.ResizeCollectionRequest, _router_pb2.ResizeCollectionResponse]
+    """Give a collection other sizes, made of its full vectors: no text is encoded again. Searches and
+    writes go on, and see the old sizes until all of the new ones are there and indexed. It goes on
+    when its caller leaves, and after a restart.
+    """
+    NestCollection: _grpc.UnaryStreamMultiCallable[_router_pb2.NestCollectionRequest, _router_pb2.NestCollectionResponse]
+    """Learn, without labels, a rotation from the collection's own vectors that makes each short
+    prefix rank as the full vector does; add nested sizes beside those there are; calibrate. Scores
+    at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
+    """
+    CancelChange: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelChangeRequest, _router_pb2.CancelChangeResponse]
+    """End what one of these two does before its end, and leave the collection as it was."""
     Reindex: _grpc.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]
     """Build a collection again in another model's space from the stored texts, then point an alias
     at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -97,6 +109,18 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
     first.
     """
+    ResizeCollection: _aio.UnaryStreamMultiCallable[_router_pb2.ResizeCollectionRequest, _router_pb2.ResizeCollectionResponse]  # type: ignore[assignment]
+    """Give a collection other sizes, made of its full vectors: no text is encoded again. Searches and
+    writes go on, and see the old sizes until all of the new ones are there and indexed. It goes on
+    when its caller leaves, and after a restart.
+    """
+    NestCollection: _aio.UnaryStreamMultiCallable[_router_pb2.NestCollectionRequest, _router_pb2.NestCollectionResponse]  # type: ignore[assignment]
+    """Learn, without labels, a rotation from the collection's own vectors that makes each short
+    prefix rank as the full vector does; add nested sizes beside those there are; calibrate. Scores
+    at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
+    """
+    CancelChange: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelChangeRequest, _router_pb2.CancelChangeResponse]  # type: ignore[assignment]
+    """End what one of these two does before its end, and leave the collection as it was."""
     Reindex: _aio.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]  # type: ignore[assignment]
     """Build a collection again in another model's space from the stored texts, then point an alias
     at it. Searches go on during all of it; writes to the source are refused until it ends.
@@ -203,6 +227,36 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Quality with labelled queries: one plan, or two plans or models side by side, worst slices
         first.
         """
+
+    @_abc_1.abstractmethod
+    def ResizeCollection(
+        self,
+        request: _router_pb2.ResizeCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.ResizeCollectionResponse], _abc.AsyncIterator[_router_pb2.ResizeCollectionResponse]]:
+        """Give a collection other sizes, made of its full vectors: no text is encoded again. Searches and
+        writes go on, and see the old sizes until all of the new ones are there and indexed. It goes on
+        when its caller leaves, and after a restart.
+        """
+
+    @_abc_1.abstractmethod
+    def NestCollection(
+        self,
+        request: _router_pb2.NestCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.NestCollectionResponse], _abc.AsyncIterator[_router_pb2.NestCollectionResponse]]:
+        """Learn, without labels, a rotation from the collection's own vectors that makes each short
+        prefix rank as the full vector does; add nested sizes beside those there are; calibrate. Scores
+        at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelChange(
+        self,
+        request: _router_pb2.CancelChangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.CancelChangeResponse, _abc.Awaitable[_router_pb2.CancelChangeResponse]]:
+        """End what one of these two does before its end, and leave the collection as it was."""
 
     @_abc_1.abstractmethod
     def Reindex(

@@ -1,0 +1,1 @@
+"""Changes of a live collection that take a while and survive a restart."""
