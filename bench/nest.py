@@ -14,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 
 from bench.adaptor import COLLECTIONS, encode, read_lines
 from services.cli.corpus import read_corpus
+from services.router.rotation import Rotation
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
@@ -79,7 +81,18 @@ def distinct(texts: list[str]) -> list[str]:
 def learn(data: Sample) -> tuple[tuple[NestScores, ...], dict[str, float]]:
     """Learn with the defaults; return what each size keeps, and what took how long."""
     full = data.documents_ND.shape[1]
-    hyper = fill(Wanted(method="nest"), full, len(data.documents_ND))
+    nest, seconds = train_nest(data)
+    rows = compare(
+        data.held_out_QD, data.documents_ND, nest.axes_DD, nest.rotation(), (*DIMS, full)
+    )
+    return rows, seconds
+
+
+def train_nest(data: Sample, dims: Sequence[int] = ()) -> tuple[Nest, dict[str, float]]:
+    """Learn for some sizes, or the default ones; return what was learned, and the seconds of it."""
+    full = data.documents_ND.shape[1]
+    wanted = Wanted(method="nest", matryoshka_dims=tuple(dims))
+    hyper = fill(wanted, full, len(data.documents_ND))
     begin = time.perf_counter()
     nest = Nest(data, hyper.trained_dims, hyper.seed)
     begin_training = time.perf_counter()
@@ -87,14 +100,20 @@ def learn(data: Sample) -> tuple[tuple[NestScores, ...], dict[str, float]]:
         course = plan(hyper, nest.num_anchors, checkpoint_steps=50)
         train(nest, course, Path(checkpoints), lambda _: None, Interrupt())
     end_training = time.perf_counter()
-    rotation_DD = nest.rotation()
     seconds = {
         "axes_s": round(begin_training - begin, 1),
         "train_s": round(end_training - begin_training, 1),
-        "all_s": round(time.perf_counter() - begin, 1),
+        "all_s": round(end_training - begin, 1),
     }
-    rows = compare(data.held_out_QD, data.documents_ND, nest.axes_DD, rotation_DD, (*DIMS, full))
-    return rows, seconds
+    return nest, seconds
+
+
+def learn_rotation(documents_ND: Array, queries_QD: Array, dims: Sequence[int]) -> Rotation:
+    """Return the rotation of a collection's nested sizes, as a router has the trainer learn it."""
+    held_out = min(500, len(queries_QD) // 5)
+    sample = Sample(documents_ND, queries_QD[held_out:], queries_QD[:held_out])
+    nest, _ = train_nest(sample, dims)
+    return Rotation.of(nest.rotation()[: max(dims)].copy())
 
 
 def measure(texts: Texts, model: TextModel, cache: Path | None) -> dict[str, object]:
