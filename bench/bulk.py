@@ -32,8 +32,9 @@ import grpc
 from bench.report import cpu
 from bench.served import ROOT
 from services.cli.bulk.batches import Batches
+from services.cli.bulk.collection import parse_sizes
 from services.cli.bulk.documents import Fields
-from services.cli.bulk.index import Sending, parse_sizes
+from services.cli.bulk.engine import Sending
 from services.cli.bulk.readers import Mark
 from services.cli.bulk.sender import Acknowledged, Router, Sender
 from services.cli.bulk.sources import Part, Source, cut_points

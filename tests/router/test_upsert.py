@@ -36,7 +36,7 @@ async def test_a_bad_batch_is_named_and_none_after_it_is_written(router):
     await router.stub.CreateCollection(pb.CreateCollectionRequest(name="docs", model="small"))
     batches = [batch(0), batch(1), batch(2, text=" " * 2000), batch(3), batch(4)]
     acknowledged = []
-    with pytest.raises(grpc.aio.AioRpcError, match=r"batch 3: points\[0\]: text must have"):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"batch 3: points\[0\]: text must have"):  # noqa: PT012
         async for answer in router.stub.Upsert(iter(batches)):
             acknowledged.append(answer.total_points)
     found = await router.stub.GetCollection(pb.GetCollectionRequest(name="docs"))
