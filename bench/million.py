@@ -145,8 +145,8 @@ async def run(points: int, dims: list[int], cache: Path | None) -> None:
         print(
             f"written in {write_s:.0f} s ({points / write_s:,.0f} points/s); a rotation learned in "
             f"{learn_s:.0f} s; nested sizes {dims} built and indexed in {build_s:.0f} s while "
-            f"exact searches took {blocked_s * 1000:.0f} ms at most; opened in {open_s:.1f} s; a process "
-            f"of the build had {builders_gib:.1f} GiB at most"
+            f"exact searches took {blocked_s * 1000:.0f} ms at most; opened in {open_s:.1f} s; a "
+            f"process of the build had {builders_gib:.1f} GiB at most"
         )
         task = progress.add_task("calibrate", total=None)
         recent = Recent(store, 0, 1, 60.0)

@@ -1,10 +1,11 @@
-"""The `matryoshka` command: serve one service or all, show the whole, measure plans or a card.
+"""The `matryoshka` command: serve one service or all, show the whole, index, measure.
 
 Entry points read the environment, build what lives long, and hand it on. Each service is
 imported only when it is asked for: a machine that serves the router needs no torch.
 """
 
 import asyncio
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -36,6 +37,13 @@ class ServiceName(StrEnum):
     encoder = "encoder"
     router = "router"
     trainer = "trainer"
+
+
+class EngineName(StrEnum):
+    """What `index` reads and sends with."""
+
+    local = "local"
+    ray = "ray"
 
 
 class UpSettings(ServerSettings):
@@ -220,6 +228,104 @@ def nest(
 
     options = Options(router, api_key, collection, sizes, target, undo)
     _call_router(lambda: run_nest(options), router)
+
+
+@app.command()
+def index(
+    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files, or folders of them: JSON lines, CSV, Parquet; of text and Markdown each "
+            "paragraph is a document."
+        ),
+    ],
+    id_field: Annotated[
+        str, typer.Option(help="Field of the id; unset: id, or the row's place if it has none.")
+    ] = "",
+    text_field: Annotated[
+        list[str] | None, typer.Option(help="Field of the text; several are joined; unset: text.")
+    ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="Field to keep as an attribute, such as lang or year:int."),
+    ] = None,
+    create: Annotated[bool, typer.Option("--create", help="Make the collection first.")] = False,
+    model: Annotated[str, typer.Option(help="With --create: the encoder's model.")] = "default",
+    dims: Annotated[
+        str, typer.Option(help="With --create: sizes such as 64:int8,128; unset: the model's.")
+    ] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that are no documents.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="Progress file; unset: COLLECTION.index-state, here.")
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="Who reads and sends: this process, or Ray's tasks.")
+    ] = EngineName.local,
+    streams: Annotated[int, typer.Option(min=1, help="Engine ray: parts sent at once.")] = 4,
+    part_mb: Annotated[
+        int, typer.Option(min=1, help="Engine ray: MiB of JSON lines in a part.")
+    ] = 4,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Engine ray: a cluster; unset: this machine.", envvar="RAY_ADDRESS"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Documents in a batch.")] = 256,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a router that is away or busy.")
+    ] = 600.0,
+    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
+    api_key: Annotated[
+        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
+    ] = None,
+) -> None:
+    """Index files into a collection; run again, it goes on from the last acknowledged batch."""
+    # Ray reports what it is used for unless it is told not to before it is imported.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from services.cli.bulk.collection import creation
+    from services.cli.bulk.documents import Fields, parse_attribute
+    from services.cli.bulk.engine import Job, Sending
+    from services.cli.bulk.index import BadData, Options
+    from services.cli.bulk.index import index as run_index
+    from services.cli.bulk.sender import Router
+    from services.shared.errors import ServiceError
+
+    if engine is EngineName.ray and importlib.util.find_spec("ray") is None:
+        print("--engine ray needs: pip install 'matryoshka-suite[ray]'", file=sys.stderr)
+        raise typer.Exit(2)
+    sending = Sending(
+        batch_documents=batch, max_wait_s=max_wait, streams=streams, part_bytes=part_mb * 2**20
+    )
+    try:
+        attributes = tuple(map(parse_attribute, attribute or []))
+        fields = Fields(id_field, tuple(text_field or ["text"]), attributes)
+        options = Options(
+            job=Job(
+                router=Router(router, api_key),
+                collection=collection,
+                fields=fields,
+                sending=sending,
+            ),
+            paths=sources,
+            state=state or Path(f"{collection}.index-state"),
+            create=creation(collection, model, dims) if create else None,
+            skip_bad=skip_bad,
+            with_ray=engine is EngineName.ray,
+            ray_address=ray_address,
+        )
+        run_index(options)
+    except (BadData, ServiceError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, BadData | OSError) else _code(error)) from None
+
+
+def _code(error: Exception) -> int:
+    """Tell a mistake of the caller from a service that is away."""
+    from services.shared.errors import InvalidRequest
+
+    return 2 if isinstance(error, InvalidRequest) else 1
 
 
 @app.command()

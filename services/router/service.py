@@ -115,7 +115,9 @@ class RouterService(pb_grpc.RouterServiceServicer):
         longest = min(s.calibrate_candidates, s.max_candidates)
         self._calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
         self._evaluator = Evaluator(self._searcher, s.evaluate_queries)
-        self._writer = Writer(store, encoder, gate, metrics, s.max_batch_points, s.max_text_chars)
+        self._writer = Writer(
+            store, encoder, gate, metrics, s.max_batch_points, s.max_text_chars, s.upsert_read_ahead
+        )
         trainer = TrainerClient(
             s.trainer_address,
             s.trainer_api_key.get_secret_value() if s.trainer_api_key else None,

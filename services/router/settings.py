@@ -64,6 +64,8 @@ class RouterSettings(ServerSettings):
     """Most points one stage hands on."""
     max_batch_points: int = Field(default=2048, ge=1)
     """Most points of one upsert batch, and most ids of one delete."""
+    upsert_read_ahead: int = Field(default=4, ge=1, le=64)
+    """Batches of one upsert stream that are read and encoded while one before them is written."""
     max_text_chars: int = Field(default=1_000_000, ge=1)
     """Longest text of a point or a query, in characters."""
     reindex_batch_points: int = Field(default=256, ge=1, le=2048)

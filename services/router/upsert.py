@@ -1,10 +1,11 @@
 """One stream of upserts: read, encode, write, acknowledge, batch by batch and in order.
 
-While one batch is written the next is read and encoded; no more than that waits here, so a fast
-caller is slowed down by the stream itself.
+While one batch is written some that follow are read and encoded, so that the encoder always has
+work at hand; no more than these wait here, so a fast caller is slowed down by the stream itself.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ class Writer:
         metrics: gets stage times and counts.
         max_batch_points: most points of one batch.
         max_text_chars: longest text.
+        read_ahead: batches of one stream that are read and encoded before the one that is written.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Writer:
         metrics: RouterMetrics,
         max_batch_points: int,
         max_text_chars: int,
+        read_ahead: int = 4,
     ) -> None:
         self._store = store
         self._encoder = encoder
@@ -80,6 +83,7 @@ class Writer:
         self._metrics = metrics
         self._max_batch_points = max_batch_points
         self._max_text_chars = max_text_chars
+        self._read_ahead = read_ahead
 
     async def upsert(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Acknowledged]:
         """Write batches, yielding once for each that is durable; index at the end.
@@ -89,13 +93,14 @@ class Writer:
                 number. Batches acknowledged before it stay.
         """
         stream = _Numbered(batches)
-        following = asyncio.create_task(self._next(stream))
+        ahead = deque(asyncio.create_task(self._next(stream)) for _ in range(self._read_ahead))
         written: dict[str, None] = {}
         total = 0
         number = 0
         try:
-            while (ready := await following) is not None:
-                following = asyncio.create_task(self._next(stream))
+            while (ready := await ahead[0]) is not None:
+                ahead.popleft()
+                ahead.append(asyncio.create_task(self._next(stream)))
                 number += 1
                 with _naming_batch(number):
                     name = await self._write(ready)
@@ -103,8 +108,9 @@ class Writer:
                 total += len(ready.batch.points)
                 yield Acknowledged(len(ready.batch.points), total, ready.truncated_ids)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
         with self._metrics.stage("settle"):
             for name in written:
                 await self._store.settle(name)
@@ -120,11 +126,17 @@ class Writer:
                 await self._store.delete(collection.name, ids)
 
     async def _next(self, stream: "_Numbered") -> _Ready | None:
-        """Read, check and encode the next batch; None at the end of the stream."""
-        with _naming_batch(stream.number + 1):
-            batch = await stream.read()
-            if batch is None:
-                return None
+        """Read, check and encode the next batch; None at the end of the stream.
+
+        Of several at once each waits for its turn to read: they have their batches in order.
+        """
+        async with stream.turn:
+            number = stream.number + 1
+            with _naming_batch(number):
+                batch = await stream.read()
+        if batch is None:
+            return None
+        with _naming_batch(number):
             self._check(batch)
             return await self._encode(batch, await self._store.find(batch.collection))
 
@@ -181,6 +193,8 @@ class _Numbered:
         self._batches = batches
         self._collection = ""
         self.number = 0
+        self.turn = asyncio.Lock()
+        """Held by the one that reads; they get it in the order in which they asked."""
 
     async def read(self) -> Batch | None:
         batch = await anext(self._batches, None)

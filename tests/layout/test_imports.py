@@ -58,6 +58,8 @@ OWNERS = {
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": ("services.cli.main",),
     "rich": ("services.cli",),
+    "ray": ("services.cli.bulk.ray_engine",),
+    "pyarrow": ("services.cli.bulk.readers",),
     "pickle": (),
     "multiprocessing": (),
     "services.shared.pb": (

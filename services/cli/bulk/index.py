@@ -1,0 +1,158 @@
+"""The command that indexes a corpus: find, check, create, send, and say what was done.
+
+Reads top to bottom. What differs between the engines is who reads and sends the parts.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from services.cli.bulk.bar import Bar, Totals, say
+from services.cli.bulk.collection import contact, make
+from services.cli.bulk.engine import Engine, Job
+from services.cli.bulk.journal import Journal
+from services.cli.bulk.local import LocalEngine
+from services.cli.bulk.sources import Part, Problem, Source, find_sources, fingerprint
+from services.shared.pb import router_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user asked for."""
+
+    job: Job
+    paths: Sequence[Path]
+    state: Path
+    create: pb.CreateCollectionRequest | None = None
+    """Make the collection if it is not there."""
+    skip_bad: bool = False
+    with_ray: bool = False
+    ray_address: str | None = None
+    """A Ray cluster; None: Ray is started on this machine for the run."""
+
+
+class BadData(Exception):
+    """Some rows are no documents; the message lists the first of them. Nothing was written."""
+
+
+def index(options: Options) -> None:
+    """Index; see `matryoshka index --help`.
+
+    Raises:
+        BadData: rows are no documents, and are not to be skipped.
+        ServiceError: an option is wrong, or the router refused or was away for too long.
+        OSError: a file cannot be read or written.
+    """
+    console, job = Console(), options.job
+    sources, left_out = find_sources(options.paths)
+    if left_out:
+        say(console, f"{left_out:,} files of other kinds are left out")
+    num_points = asyncio.run(contact(job.router, job.collection, options.create))
+    prints = {source.name: fingerprint(source, job.fields) for source in sources}
+    journal = Journal.open(options.state, job.collection)
+    if num_points == 0 and journal.num_documents:
+        say(console, f"the collection is empty: {options.state} is begun anew")
+        journal.forget()
+    with contextlib.closing(_build_engine(options)) as engine:
+        total = _check(options, engine, sources, prints, journal, console)
+        if options.create:
+            asyncio.run(make(job.router, options.create))
+        parts = _plan(engine, sources, prints, journal, console)
+        totals = Totals()
+        if parts:
+            with Bar(console, "encode and write", total) as bar:
+                bar.begin(journal.num_documents)
+                engine.send(parts, journal, totals, bar)
+    _summarize(options, totals, console)
+
+
+def _build_engine(options: Options) -> Engine:
+    if not options.with_ray:
+        return LocalEngine(options.job)
+    # Not at the top: ray is installed with the extra of its name only.
+    from services.cli.bulk.ray_engine import RayEngine
+
+    return RayEngine(options.job, options.ray_address)
+
+
+def _check(
+    options: Options,
+    engine: Engine,
+    sources: Sequence[Source],
+    prints: dict[str, str],
+    journal: Journal,
+    console: Console,
+) -> int | None:
+    """Read everything before anything is written, unless bad rows are skipped as they come.
+
+    Returns:
+        How many documents there are; None: nobody has counted.
+    """
+    if options.skip_bad:
+        return None
+    digest = hashlib.sha256(f"{sorted(prints.items())}".encode()).hexdigest()[:32]
+    if (known := journal.checked(digest)) is not None:
+        return known
+    with Bar(console, "check", None) as bar:
+        found = engine.check(engine.cut(sources), bar)
+    if found.bad:
+        raise BadData(describe(found.problems, found.bad) + "\nnothing was written")
+    journal.note_checked(digest, found.documents)
+    return found.documents
+
+
+def describe(problems: Sequence[Problem], num: int) -> str:
+    """List problems, and count those that are not listed."""
+    rows = "1 row is no document" if num == 1 else f"{num:,} rows are no documents"
+    lines = [f"{rows}:", *(f"  {problem.where} {problem.reason}" for problem in problems)]
+    if num > len(problems):
+        lines.append(f"  and {num - len(problems):,} more")
+    return "\n".join(lines)
+
+
+def _plan(
+    engine: Engine,
+    sources: Sequence[Source],
+    prints: dict[str, str],
+    journal: Journal,
+    console: Console,
+) -> list[Part]:
+    """Return the parts that are still to be sent, from where they were left."""
+    fresh = [source for source in sources if not journal.parts(source.name, prints[source.name])]
+    for source, cut in itertools.groupby(engine.cut(fresh), key=lambda part: part.source):
+        parts = list(cut)
+        if journal.knows(source.name):
+            say(console, f"{source.name} has changed: it is read from the beginning")
+        marks = [part.begin for part in parts]
+        journal.begin(source.name, prints[source.name], marks, parts[-1].end)
+    if journal.num_documents:
+        say(console, f"{journal.num_documents:,} documents are acknowledged already")
+    return [
+        Part(source, number, part.mark, part.end)
+        for source in sources
+        for number, part in enumerate(journal.parts(source.name, prints[source.name]))
+        if not part.is_done
+    ]
+
+
+def _summarize(options: Options, totals: Totals, console: Console) -> None:
+    if totals.skipped:
+        say(console, describe(totals.problems, totals.skipped))
+    num_points = asyncio.run(contact(options.job.router, options.job.collection, None))
+    say(
+        console,
+        f"{totals.documents:,} documents in {totals.seconds:.1f} s"
+        f"{_rate(totals.documents, totals.seconds)}, and {totals.settle_s:.1f} s for the index; "
+        f"{totals.truncated:,} truncated, {totals.skipped:,} skipped; "
+        f"{options.job.collection} has {num_points:,}",
+    )
+
+
+def _rate(documents: int, seconds: float) -> str:
+    return f", {documents / seconds:,.0f} a second" if seconds > 0 and documents else ""
