@@ -5,7 +5,6 @@ imported only when it is asked for: a machine that serves the router needs no to
 """
 
 import asyncio
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import typer
 from prometheus_client import CollectorRegistry
 from pydantic_settings import SettingsConfigDict
 
+from services.cli.collection_commands import commands
 from services.shared import logs
 from services.shared.server import Address, CannotListen, Service, run
 from services.shared.settings import ServerSettings, SettingsError
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve, search and train embeddings that can be cut to any size.",
 )
+app.add_typer(commands)
 
 
 class ServiceName(StrEnum):
@@ -37,13 +38,6 @@ class ServiceName(StrEnum):
     encoder = "encoder"
     router = "router"
     trainer = "trainer"
-
-
-class EngineName(StrEnum):
-    """What `index` reads and sends with."""
-
-    local = "local"
-    ray = "ray"
 
 
 class UpSettings(ServerSettings):
@@ -174,161 +168,6 @@ def demo(
 
 
 @app.command()
-def calibrate(
-    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
-    target: Annotated[float, typer.Option(help="Recall that searches shall keep.")] = 0.95,
-    limit: Annotated[int, typer.Option(help="Hits of a search.")] = 10,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Choose by memory; unset: by latency.")
-    ] = False,
-    queries: Annotated[
-        Path | None,
-        typer.Option(
-            help='Queries like those to come: one a line, or JSON lines of {"text", "slice"}; '
-            "unset: recent searches, or documents."
-        ),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A PNG to write.")] = None,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
-) -> None:
-    """Measure which plans keep which recall on a collection; searches may then state a target."""
-    from services.cli.calibrate import Options
-    from services.cli.calibrate import calibrate as run_calibrate
-
-    options = Options(router, api_key, collection, target, limit, memory, queries, plot)
-    _call_router(lambda: run_calibrate(options), router)
-
-
-@app.command()
-def nest(
-    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
-    sizes: Annotated[
-        str,
-        typer.Option(
-            help="Nested sizes to add, with their codes: 64,96:int8; unset: a sixth and a quarter "
-            "of the full one, in codes of four bits."
-        ),
-    ] = "",
-    target: Annotated[
-        float | None,
-        typer.Option(help="Recall that searches shall keep; unset: as before, or 0.95."),
-    ] = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Take the nested sizes away.")] = False,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
-) -> None:
-    """Make short sizes of any collection rank as its full vectors do, without labels."""
-    from services.cli.nest import Options
-    from services.cli.nest import nest as run_nest
-
-    options = Options(router, api_key, collection, sizes, target, undo)
-    _call_router(lambda: run_nest(options), router)
-
-
-@app.command()
-def index(
-    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Files, or folders of them: JSON lines, CSV, Parquet; of text and Markdown each "
-            "paragraph is a document."
-        ),
-    ],
-    id_field: Annotated[
-        str, typer.Option(help="Field of the id; unset: id, or the row's place if it has none.")
-    ] = "",
-    text_field: Annotated[
-        list[str] | None, typer.Option(help="Field of the text; several are joined; unset: text.")
-    ] = None,
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(help="Field to keep as an attribute, such as lang or year:int."),
-    ] = None,
-    create: Annotated[bool, typer.Option("--create", help="Make the collection first.")] = False,
-    model: Annotated[str, typer.Option(help="With --create: the encoder's model.")] = "default",
-    dims: Annotated[
-        str, typer.Option(help="With --create: sizes such as 64:int8,128; unset: the model's.")
-    ] = "",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that are no documents.")
-    ] = False,
-    state: Annotated[
-        Path | None, typer.Option(help="Progress file; unset: COLLECTION.index-state, here.")
-    ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="Who reads and sends: this process, or Ray's tasks.")
-    ] = EngineName.local,
-    streams: Annotated[int, typer.Option(min=1, help="Engine ray: parts sent at once.")] = 4,
-    part_mb: Annotated[
-        int, typer.Option(min=1, help="Engine ray: MiB of JSON lines in a part.")
-    ] = 4,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Engine ray: a cluster; unset: this machine.", envvar="RAY_ADDRESS"),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Documents in a batch.")] = 256,
-    max_wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a router that is away or busy.")
-    ] = 600.0,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
-) -> None:
-    """Index files into a collection; run again, it goes on from the last acknowledged batch."""
-    # Ray reports what it is used for unless it is told not to before it is imported.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from services.cli.bulk.collection import creation
-    from services.cli.bulk.documents import Fields, parse_attribute
-    from services.cli.bulk.engine import Job, Sending
-    from services.cli.bulk.index import BadData, Options
-    from services.cli.bulk.index import index as run_index
-    from services.cli.bulk.sender import Router
-    from services.shared.errors import ServiceError
-
-    if engine is EngineName.ray and importlib.util.find_spec("ray") is None:
-        print("--engine ray needs: pip install 'matryoshka-suite[ray]'", file=sys.stderr)
-        raise typer.Exit(2)
-    sending = Sending(
-        batch_documents=batch, max_wait_s=max_wait, streams=streams, part_bytes=part_mb * 2**20
-    )
-    try:
-        attributes = tuple(map(parse_attribute, attribute or []))
-        fields = Fields(id_field, tuple(text_field or ["text"]), attributes)
-        options = Options(
-            job=Job(
-                router=Router(router, api_key),
-                collection=collection,
-                fields=fields,
-                sending=sending,
-            ),
-            paths=sources,
-            state=state or Path(f"{collection}.index-state"),
-            create=creation(collection, model, dims) if create else None,
-            skip_bad=skip_bad,
-            with_ray=engine is EngineName.ray,
-            ray_address=ray_address,
-        )
-        run_index(options)
-    except (BadData, ServiceError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, BadData | OSError) else _code(error)) from None
-
-
-def _code(error: Exception) -> int:
-    """Tell a mistake of the caller from a service that is away."""
-    from services.shared.errors import InvalidRequest
-
-    return 2 if isinstance(error, InvalidRequest) else 1
-
-
-@app.command()
 def card(
     model: Annotated[str, typer.Argument(help="A model folder, a hub id, or all-MiniLM-L6-v2.")],
     texts: Annotated[
@@ -361,24 +200,6 @@ def card(
     except ServiceError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-
-
-def _call_router(command: Callable[[], None], address: str) -> None:
-    """Run a command that calls the router; what goes wrong is one sentence and an exit code."""
-    import grpc
-
-    from services.shared.errors import ServiceError
-
-    try:
-        command()
-    except (ServiceError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
-    except grpc.aio.AioRpcError as error:
-        print(error.details(), file=sys.stderr)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            print(f"--router is {address}: host:port of the router's gRPC", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def _share_cores() -> None:

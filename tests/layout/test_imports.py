@@ -56,7 +56,7 @@ OWNERS = {
     "fsspec": ("services.shared.blobs",),
     "matplotlib": ("services.trainer.report", "services.router.recall.calibration_plot"),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
-    "typer": ("services.cli.main",),
+    "typer": ("services.cli.main", "services.cli.collection_commands"),
     "rich": ("services.cli",),
     "ray": ("services.cli.bulk.ray_engine",),
     "pyarrow": ("services.cli.bulk.readers",),
@@ -172,10 +172,11 @@ def test_only_entry_points_read_the_environment():
         assert not reads or name in ENVIRONMENT_READERS, name
 
 
-# The command is the entry point; the settings are read for it, and look for misspelt ones; the
+# The commands are the entry points; the settings are read for it, and look for misspelt ones; the
 # other two hand the environment on to a child process.
 ENVIRONMENT_READERS = {
     "services.cli.main",
+    "services.cli.collection_commands",
     "services.cli.processes",
     "services.shared.settings",
     "services.trainer.launcher",
