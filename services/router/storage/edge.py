@@ -16,7 +16,7 @@ import numpy as np
 
 from services.router.filters import Filter
 from services.router.plan import Plan
-from services.router.storage.conditions import to_conditions
+from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.edge_folder import EdgeFolder, Stored, remove
 from services.router.storage.edge_process import EdgeWorker, create_shard
 from services.router.storage.store import (
@@ -138,15 +138,15 @@ class EdgeStore:
                 worker = await self._worker(opened)
                 await worker.call(
                     "upsert",
-                    ids=[point_uuid(point.id) for point in some],
+                    ids=[point_uuid(point.id, point.tenant) for point in some],
                     payloads=[to_payload(point) for point in some],
                     vectors=pack(vectors_BD[start : start + _POINTS_PER_REQUEST]),
                 )
 
-    async def delete(self, name: str, ids: Sequence[str]) -> None:
+    async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
         async with self._writing(name) as opened:
             worker = await self._worker(opened)
-            await worker.call("delete", ids=[point_uuid(id_) for id_ in ids])
+            await worker.call("delete", ids=[point_uuid(id_, tenant) for id_ in ids])
 
     async def search(
         self,
@@ -199,9 +199,9 @@ class EdgeStore:
     async def kept_queries(self, name: str) -> KeptQueries:
         return await asyncio.to_thread(self._folder.read_queries, self._open(name).stored)
 
-    async def count(self, name: str, without_text: bool = False) -> int:
+    async def count(self, name: str, without_text: bool = False, tenant: str | None = None) -> int:
         worker = await self._worker(self._open(name))
-        num_points: int = await worker.call("count", without_text=without_text)
+        num_points: int = await worker.call("count", conditions=to_count(without_text, tenant))
         return num_points
 
     async def settle(self, name: str) -> None:

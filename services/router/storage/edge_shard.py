@@ -15,13 +15,12 @@ import qdrant_edge as edge
 
 from services.router.plan import Stage, oversampling
 from services.router.sizes import Quantization, Size, cut
-from services.router.storage.store import is_plain_rescoring
+from services.router.storage.store import TENANT, is_plain_rescoring
 from services.shared.vectors import Array
 
 _EF_CONSTRUCT = 100
 # KiB of vectors under which a filtered search scans instead of walking the graph: Qdrant's own.
 _FULL_SCAN_THRESHOLD_KB = 10_000
-_NO_TEXT = edge.Filter(must=[edge.FieldCondition("text", match=edge.MatchValue(""))])
 
 
 def create(path: str, sizes: Sequence[Size], indexing_threshold_kb: int) -> None:
@@ -73,6 +72,11 @@ class Shard:
     def __init__(self, path: str, sizes: Sequence[Size]) -> None:
         self._shard = edge.EdgeShard.load(path)
         self._sizes = {size.dim: size for size in sizes}
+        if (
+            TENANT not in self._shard.info().payload_schema
+        ):  # new, or from before there were tenants
+            index = edge.KeywordIndexParams(is_tenant=True)
+            self._shard.update(edge.UpdateOperation.create_field_index(TENANT, index))
 
     def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: bytes) -> None:
         """Write points; `vectors` are full rows, float32."""
@@ -167,8 +171,8 @@ class Shard:
         ids = [str(record.id) for record in records]
         return ids, rows.tobytes(), None if offset is None else str(offset)
 
-    def count(self, without_text: bool) -> int:
-        wanted = _NO_TEXT if without_text else None
+    def count(self, conditions: dict[str, Any] | None) -> int:
+        wanted = _filter(conditions) if conditions else None
         return self._shard.count(edge.CountRequest(exact=True, filter=wanted))
 
     def progress(self) -> tuple[int, int]:

@@ -20,8 +20,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from services.router.filters import Filter
 from services.router.plan import Plan, Stage, oversampling
 from services.router.sizes import Size, cut
-from services.router.storage.conditions import to_conditions
+from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.store import (
+    TENANT,
     Answer,
     Collection,
     KeptQueries,
@@ -46,9 +47,6 @@ from services.shared.vectors import Array, normalize
 _METADATA_KEY = "matryoshka"
 _QUERIES_PREFIX = "matryoshka-queries."
 _QUERIES_PAGE = 1000
-_NO_TEXT = models.Filter(
-    must=[models.FieldCondition(key="text", match=models.MatchValue(value=""))]
-)
 _SETTLE_POLL_S = 0.2
 
 
@@ -96,6 +94,8 @@ class QdrantStore:
                 },
                 metadata={_METADATA_KEY: to_metadata(collection)},
             )
+            index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+            await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
 
     async def _is_taken(self, name: str) -> bool:
         with _engine_errors():
@@ -158,7 +158,7 @@ class QdrantStore:
         }
         structs = [
             models.PointStruct(
-                id=point_uuid(point.id),
+                id=point_uuid(point.id, point.tenant),
                 vector={vector_name: vectors[row] for vector_name, vectors in rows.items()},
                 payload=to_payload(point),
             )
@@ -167,11 +167,10 @@ class QdrantStore:
         with _engine_errors(name):
             await self._client.upsert(name, structs, wait=True)
 
-    async def delete(self, name: str, ids: Sequence[str]) -> None:
+    async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
+        points = models.PointIdsList(points=[point_uuid(id_, tenant) for id_ in ids])
         with _engine_errors(name):
-            await self._client.delete(
-                name, models.PointIdsList(points=[point_uuid(id_) for id_ in ids]), wait=True
-            )
+            await self._client.delete(name, points, wait=True)
 
     async def search(
         self,
@@ -265,11 +264,11 @@ class QdrantStore:
         vectors_QD = np.array(rows, dtype=np.float32).reshape(-1, collection.full)
         return KeptQueries(vectors_QD, slices)
 
-    async def count(self, name: str, without_text: bool = False) -> int:
+    async def count(self, name: str, without_text: bool = False, tenant: str | None = None) -> int:
+        conditions = to_count(without_text, tenant)
+        wanted = models.Filter.model_validate(conditions) if conditions else None
         with _engine_errors(name):
-            counted = await self._client.count(
-                name, count_filter=_NO_TEXT if without_text else None, exact=True
-            )
+            counted = await self._client.count(name, count_filter=wanted, exact=True)
         return counted.count
 
     async def settle(self, name: str) -> None:

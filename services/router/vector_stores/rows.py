@@ -172,7 +172,7 @@ def find_batch(session: Session, store_id: str, batch_id: str) -> BatchRow:
 
 def to_batch(session: Session, batch: BatchRow) -> FileBatch:
     query = select(FileRow.state, func.count()).where(is_in(batch), is_seen())
-    counts = FileCounts(**dict(session.execute(query.group_by(FileRow.state)).tuples().all()))
+    counts = FileCounts(**dict(session.execute(query.group_by(FileRow.state)).all()))
     status: Status = "completed"
     if batch.is_cancelled:
         status = "cancelled"
