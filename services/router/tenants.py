@@ -4,11 +4,15 @@ Tenants share collections; each point belongs to one of them or to the operator.
 None it is the operator who asks, and sees all. Whatever a tenant may not see is, to it, not there.
 """
 
+import re
+
 from services.router.filters import All, Filter, OfTenant
 from services.router.storage.store import Collection, Store, not_found
 from services.shared.errors import InvalidRequest
 
 _SLICES = "tenant/"
+# A vector store's collection that is no tenant's is the operator's alone.
+_OPERATORS_STORE = re.compile(r"vs_[0-9a-f]{32}")
 
 
 async def find(store: Store, name: str, tenant: str | None) -> Collection:
@@ -20,8 +24,10 @@ async def find(store: Store, name: str, tenant: str | None) -> Collection:
 
 
 def may_see(collection: Collection, tenant: str | None) -> bool:
-    """Say whether a collection is there for a tenant."""
-    return tenant is None or collection.tenant in (None, tenant)
+    """Say whether a collection is there for a tenant: its own, or one that is nobody's."""
+    if tenant is None or collection.tenant is not None:
+        return tenant in (None, collection.tenant)
+    return not _OPERATORS_STORE.match(collection.name)
 
 
 def own(condition: Filter | None, tenant: str | None) -> Filter | None:

@@ -21,8 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
+from services.router.filters import OfTenant
 from services.router.service import RouterService
 from services.router.storage.qdrant import QdrantStore
+from services.router.storage.store import point_uuid
+from services.router.tenants import owner
 from services.shared.keys import Keys
 from services.shared.pb import router_pb2 as pb
 from services.shared.vectors import pack
@@ -74,12 +77,12 @@ async def told(call, rpc: str, request, metadata):
         # What a plan costs is known to nobody here, and each is told so in other words.
         is_state = error.code() == grpc.StatusCode.FAILED_PRECONDITION
         return [error.code().name, "" if is_state else error.details()]
+    if rpc == "GetRecall":  # how many of the searches were measured yet is a matter of time
+        return [[(s.slice, s.num_searches) for s in answer.slices] for answer in answers]
     return [tidied(MessageToDict(answer)) for answer in answers]
 
 
 _TIMES = {"encodeSeconds", "searchSeconds", "exactSeconds", "seconds"}
-# How much of the live searches was measured yet is a matter of time.
-_MEASURED = {"numMeasured", "mean", "lower", "upper"}
 _FOR_PEOPLE = {"note"}
 # Only an operator is told them.
 _ALIASES = {"aliases"}
@@ -87,7 +90,7 @@ _ALIASES = {"aliases"}
 
 def tidied(value):
     if isinstance(value, dict):
-        left_out = _TIMES | _MEASURED | _FOR_PEOPLE | _ALIASES
+        left_out = _TIMES | _FOR_PEOPLE | _ALIASES
         return {key: tidied(part) for key, part in value.items() if key not in left_out}
     if isinstance(value, list):
         return [tidied(part) for part in value]
@@ -271,3 +274,116 @@ async def call_both(world: World, who: str, rpc: str, request) -> None:
     answered = await world.shared_call(who, rpc, request)
     if who in TENANTS:
         assert answered == await world.alone_call(who, rpc, request), (who, rpc, request)
+
+
+async def search(router: Running, who: str, **more) -> pb.SearchResponse:
+    metadata = (("authorization", f"Bearer k-{who}"),)
+    request = pb.SearchRequest(collection="docs", text="a red", **more)
+    return await router.stub.Search(request, metadata=metadata)
+
+
+async def put(router: Running, who: str, name: str, *ids: str) -> None:
+    points = [pb.Point(id=id_, text=text_of(id_, f"red {who}")) for id_ in ids]
+    metadata = (("authorization", f"Bearer k-{who}"),)
+    call = router.stub.Upsert(iter([pb.UpsertRequest(collection=name, points=points)]),
+                              metadata=metadata)  # fmt: skip
+    assert [answer.num_points async for answer in call] == [len(ids)]
+
+
+@pytest.fixture
+async def shared(encoder, tmp_path) -> AsyncIterator[Running]:
+    keys = write_keys(tmp_path / "keys", "operator", *TENANTS)
+    async with running(encoder, tmp_path / "shared", keys, **SETTINGS, shadow_slices=2) as router:
+        await set_up(router.service, dict(zip(OWN, TENANTS, strict=True)))
+        yield router
+
+
+async def test_a_reindex_leaves_each_tenant_its_points(shared: Running) -> None:
+    """Points of the same id, of several tenants and of nobody, stay whose they were."""
+    for who in ("operator", *TENANTS):
+        await put(shared, who, "docs", *IDS)
+    operator = (("authorization", "Bearer k-operator"),)
+    request = pb.ReindexRequest(source="docs", target="new", model="wide", alias="latest")
+    async for _ in shared.stub.Reindex(request, metadata=operator):
+        pass
+    for who in TENANTS:
+        metadata = (("authorization", f"Bearer k-{who}"),)
+        request = pb.SearchRequest(collection="new", text="a red", limit=100, plan=None)
+        hits = (await shared.stub.Search(request, metadata=metadata)).hits
+        assert {hit.text for hit in hits} == {text_of(id_, f"red {who}") for id_ in IDS}
+    counted = await shared.stub.GetCollection(
+        pb.GetCollectionRequest(name="new"), metadata=operator
+    )
+    assert counted.collection.num_points == 3 * len(IDS)
+    request = pb.ReindexRequest(source="own-acme", target="own", model="wide")
+    async for _ in shared.stub.Reindex(request, metadata=operator):
+        pass
+    assert (await shared.service._store.find("own")).tenant == "acme"
+
+
+async def test_what_was_measured_of_all_is_told_to_no_tenant(shared: Running) -> None:
+    """A calibration of everybody's points changes neither a tenant's plan nor its promise."""
+    for who in ("operator", *TENANTS):
+        await put(shared, who, "docs", *(f"p{i}" for i in range(60)))
+    before = [await search(shared, "acme", recall_target=target) for target in (0.5, 0.99)]
+    plain = await search(shared, "acme")
+    texts = [f"query {i}" for i in range(120)]
+    request = pb.CalibrateRequest(collection="docs", texts=texts, recall_target=0.8)
+    async for _ in shared.stub.Calibrate(
+        request, metadata=(("authorization", "Bearer k-operator"),)
+    ):
+        pass
+    assert (await search(shared, "operator")).HasField("promise"), "it has an effect"
+    after = [await search(shared, "acme", recall_target=target) for target in (0.5, 0.99)]
+    for old, new in zip([*before, plain], [*after, await search(shared, "acme")], strict=True):
+        assert (old.plan, old.promise) == (new.plan, new.promise)
+    assert after[0].promise.exact
+    assert after[0].promise.met
+
+
+async def test_repeated_searches_see_the_tenants_points_only(shared: Running) -> None:
+    """What watches recall looks for what the search looked for, with the same condition."""
+    seen: list = []
+    shared.service._shadow.offer = seen.append
+    await search(shared, "acme", slice="de")
+    await search(shared, "operator", slice="de")
+    acme, operator = seen
+    assert acme.condition == OfTenant("acme")
+    assert operator.condition is None
+    assert (acme.slice, operator.slice) == ("tenant/acme/de", "de")
+    assert (owner(acme.slice), owner(operator.slice)) == ("tenant/acme", "")
+
+
+async def test_no_tenant_takes_the_room_of_anothers_slices(shared: Running) -> None:
+    """So many slices are told apart of each; and an operator's is never a tenant's."""
+    for name in ("a", "b", "c", "d"):
+        await search(shared, "globex", slice=name)
+    await search(shared, "acme", slice="x")
+    for who, wanted in (("acme", ["x"]), ("globex", ["a", "b"])):
+        metadata = (("authorization", f"Bearer k-{who}"),)
+        answer = await shared.stub.GetRecall(
+            pb.GetRecallRequest(collection="docs"), metadata=metadata
+        )
+        assert [watched.slice for watched in answer.slices] == wanted
+    with pytest.raises(grpc.aio.AioRpcError, match="for tenants' searches"):
+        await search(shared, "operator", slice="tenant/acme/x")
+
+
+async def test_the_encoder_is_told_for_whom_a_text_is(shared: Running) -> None:
+    """Queries and documents of a tenant are encoded for it, an operator's for nobody."""
+    shared.encoder.tenants.clear()
+    for who in ("acme", "operator"):
+        await put(shared, who, "docs", "a")
+        await search(shared, who)
+    assert shared.encoder.tenants == ["acme", "acme", None, None]
+
+
+async def test_ids_of_before_there_were_tenants_stay() -> None:
+    """Points that are stored are found by them; a tenant's are others, also of clever names."""
+    assert point_uuid("doc/1") == "d1b4e93a-e1bd-55a9-8aad-fa7b460f47b3"
+    taken = {
+        point_uuid(id_, tenant)
+        for id_ in ("x", "acme/x", "acme\0x")
+        for tenant in (None, "acme", "globex")
+    }
+    assert len(taken) == 9

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
@@ -70,6 +70,12 @@ class Call:
     creates: str = ""
     """The kind of what it makes."""
 
+    def changes(self, owners: dict[str, str]) -> bool:
+        """Say whether it changes what is a tenant's."""
+        names = re.findall(r"\$[fsb]\d", self.path + json.dumps(self.body))
+        is_harmless = self.route.startswith("GET") or self.route.endswith("/search")
+        return not is_harmless and any(owners.get(name) in TENANTS for name in names)
+
 
 @contextlib.asynccontextmanager
 async def served(router: Running, tmp_path) -> AsyncIterator[str]:
@@ -109,7 +115,7 @@ async def worlds(encoder, tmp_path, monkeypatch) -> AsyncIterator[dict[str, Worl
 
 _STORES, _STORE = "/v1/vector_stores", "/v1/vector_stores/{vector_store_id}"
 files = st.integers(0, 4).map(lambda number: f"$f{number}")
-stores = st.integers(0, 4).map(lambda number: f"$s{number}")
+stores = st.sampled_from([0, 0, 1, 1, 2, 3]).map(lambda number: f"$s{number}")
 batches = st.integers(0, 2).map(lambda number: f"$b{number}")
 texts = st.sampled_from(["wooden dolls", "fast cars", "a third text"])
 tags = st.dictionaries(st.sampled_from(["tenant", "tag"]), st.sampled_from(["acme", "x"]))
@@ -207,7 +213,9 @@ CALLS = {
         _STORES + "/{}/file_batches/{}/files", stores, batches,
     ),
 }  # fmt: skip
-calls = st.one_of(*CALLS.values())
+# Others' files are most likely to slip in where a store takes files.
+_TAKING = [CALLS[f"POST {_STORE}/files"], CALLS[f"POST {_STORE}/file_batches"]]
+calls = st.one_of(*CALLS.values(), *_TAKING * 2)
 # Everybody has a file in a store from the start.
 BEGINNING = [
     (who, call)
@@ -231,8 +239,10 @@ async def test_no_tenant_learns_of_anothers_files_and_stores(worlds: dict[str, W
     """Whatever the others do, each tenant is told what it would be told alone."""
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=12, suppress_health_check=list(HealthCheck), database=None)
-    @given(st.lists(st.tuples(st.sampled_from(EVERYBODY), calls), min_size=8, max_size=24))
+    # A failure is not made smaller: each try takes seconds.
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck), database=None,
+              phases=[Phase.generate])  # fmt: skip
+    @given(st.lists(st.tuples(st.sampled_from(EVERYBODY), calls), min_size=16, max_size=30))
     def are_alone(script: list) -> None:
         # The routers live in the test's loop.
         asyncio.run_coroutine_threadsafe(run(worlds, [*BEGINNING, *script]), loop).result()
@@ -244,11 +254,15 @@ async def run(worlds: dict[str, World], script: list) -> None:
     for world in worlds.values():
         await empty(world)
     created: Counter[str] = Counter()
+    owners: dict[str, str] = {}
     shared = worlds["shared"]
     for who, call in script:
+        if who == "operator" and call.changes(owners):
+            continue  # what an operator does to a tenant's things the tenant may see
         name = f"${call.creates}{created[call.creates]}" if call.creates else ""
         answered = await ask(shared, shared, who, call, name)
         created[call.creates] += answered[0] == 200
+        owners[name] = who
         if who in TENANTS:
             alone = await ask(worlds[who], shared, None, call, name)
             assert answered == alone, (who, call)

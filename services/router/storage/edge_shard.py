@@ -72,9 +72,9 @@ class Shard:
     def __init__(self, path: str, sizes: Sequence[Size]) -> None:
         self._shard = edge.EdgeShard.load(path)
         self._sizes = {size.dim: size for size in sizes}
-        if (
-            TENANT not in self._shard.info().payload_schema
-        ):  # new, or from before there were tenants
+        # New, or from before there were tenants. Without it a search reads all points' payloads: of
+        # a tenant of 69 points among 20,000 it takes 18 ms, and with it 0.15 ms (Edge 0.9).
+        if TENANT not in self._shard.info().payload_schema:
             index = edge.KeywordIndexParams(is_tenant=True)
             self._shard.update(edge.UpdateOperation.create_field_index(TENANT, index))
 
