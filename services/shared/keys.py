@@ -76,7 +76,10 @@ class Keys:
         """Read the file again whenever it has changed, for ever; a bad one changes nothing."""
         while self._path is not None:
             await asyncio.sleep(_LOOK_S)
-            await asyncio.to_thread(self.refresh)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:  # our bug; a key that is taken away later must not stay for it
+                log.exception("the keys could not be read again")
 
     def refresh(self) -> None:
         """Read the file again if it has changed; one that cannot be used leaves the old keys."""
