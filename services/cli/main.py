@@ -6,6 +6,7 @@ imported only when it is asked for: a machine that serves the router needs no to
 
 import asyncio
 import os
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -14,10 +15,12 @@ from typing import Annotated, TypeVar
 
 import typer
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.cli.collection_commands import commands
 from services.shared import logs
+from services.shared.keys import KeysError
 from services.shared.server import Address, CannotListen, Service, run
 from services.shared.settings import ServerSettings, SettingsError
 
@@ -113,6 +116,9 @@ def up(
     settings = _read(
         UpSettings, {"http_port": port, "grpc_port": grpc_port, "host": host, "data_dir": data}
     )
+    if settings.keys_file is not None and settings.api_key is None:
+        # The router calls the encoder as an operator; nobody else needs to know this key.
+        settings = settings.model_copy(update={"api_key": SecretStr(secrets.token_urlsafe(32))})
     registry = CollectorRegistry()
 
     # What bounds the process bounds each service in it: a body, a message, a wait at the end.
@@ -233,6 +239,9 @@ def _run(
 
     try:
         asyncio.run(run(build, settings, registry, on_ready))
+    except KeysError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
     except CannotListen as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -2,7 +2,8 @@
 
 In: a model's space and what it is to read. Out: the full float32 vector, if it is held. Bounded
 in bytes; what was not asked for the longest is dropped first. Holds no text: each is kept as a
-keyed digest of its tokens. Called from several threads.
+keyed digest of its tokens. Each tenant finds its own texts only: a vector that comes sooner must
+not tell it what others have sent. Called from several threads.
 """
 
 import hashlib
@@ -37,13 +38,16 @@ class VectorCache:
         self._vectors: OrderedDict[bytes, bytes] = OrderedDict()
         self.num_bytes = 0
 
-    def keys(self, space_id: str, contents: Iterable[tuple[str, bytes]]) -> list[bytes]:
+    def keys(
+        self, space_id: str, contents: Iterable[tuple[str, bytes]], tenant: str | None = None
+    ) -> list[bytes]:
         """Name each text: equal names mean equal vectors.
 
         Args:
             space_id: of the model.
             contents: what else decides a vector: which part of the model reads the text, and the
                 bytes that it reads.
+            tenant: who asks; None: an operator.
         """
         space = _space_digest(space_id)
         starts: dict[str, Any] = {}
@@ -51,16 +55,18 @@ class VectorCache:
         for part, content in contents:
             start = starts.get(part)
             if start is None:
-                start = starts[part] = self._start(part)
+                start = starts[part] = self._start(part, tenant)
             digest = start.copy()
             digest.update(content)
             keys.append(space + digest.digest())
         return keys
 
-    def _start(self, part: str) -> Any:  # noqa: ANN401 (hashlib's types are private)
+    def _start(self, part: str, tenant: str | None) -> Any:  # noqa: ANN401 (hashlib's types are private)
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=self._secret)
-        # Length first: no part and content can be taken for another two.
-        digest.update(f"{len(part)}:{part}".encode())
+        # Length first: no tenant, part and content can be taken for another three. No tenant's
+        # name is empty.
+        for name in (tenant or "", part):
+            digest.update(f"{len(name)}:{name}".encode())
         return digest
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -54,6 +54,7 @@ class EmbedInput:
         dtype: how the numbers of the answer are stored.
         auto: leaves the size to the model's card, instead of `dims`.
         images: files; their rows follow those of the texts.
+        tenant: who asks, and whose texts may be known from before; None: an operator.
     """
 
     model: str
@@ -66,6 +67,7 @@ class EmbedInput:
     auto: Auto | None = None
     images: Sequence[bytes] = ()
     remaining_s: float | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,8 @@ class Embedder:
             wanted.truncation,
             self._settings.max_request_tokens,
         )
-        keys = self._cache.keys(text_model.space_id, _contents(model, wanted, texts))
+        contents = _contents(model, wanted, texts)
+        keys = self._cache.keys(text_model.space_id, contents, wanted.tenant)
         found = self._cache.find(keys)
         missing = {key: ids for key, ids in zip(keys, texts, strict=True) if key not in found}
         return _Prepared(texts, truncated, keys, found, missing)

@@ -7,6 +7,7 @@ Source: openai/openai-openapi, `CreateEmbeddingRequest` and `CreateEmbeddingResp
 
 import asyncio
 import importlib.metadata
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,6 +19,7 @@ from services.encoder.openai_answer import write_answer
 from services.encoder.openai_body import read_request
 from services.encoder.openapi import describe_api
 from services.encoder.settings import EncoderSettings
+from services.shared.auth import caller
 from services.shared.http import read_body, while_connected
 
 # Up to here the work is done on the event loop: handing it to a thread costs 50 to 90 us of
@@ -25,6 +27,15 @@ from services.shared.http import read_body, while_connected
 # or 152 us as numbers (two cores).
 _SMALL_BODY_BYTES = 65_536
 _SMALL_ANSWER_NUMBERS = 8_192
+
+OPEN_TO_TENANTS = frozenset(
+    {
+        "POST /v1/embeddings",
+        "GET /openapi.json",
+        "GET /v1/models",
+        "GET /v1/models/{model:path}",
+    }
+)
 
 
 class OpenAIRoutes:
@@ -51,7 +62,8 @@ class OpenAIRoutes:
             parsed = read_request(body)
         else:
             parsed = await asyncio.to_thread(read_request, body)
-        embedded = await while_connected(request, self._embedder.embed(parsed.wanted))
+        wanted = replace(parsed.wanted, tenant=caller().tenant)
+        embedded = await while_connected(request, self._embedder.embed(wanted))
         if sum(vectors.size for _, vectors in embedded.vectors) <= _SMALL_ANSWER_NUMBERS:
             content = write_answer(embedded, parsed)
         else:

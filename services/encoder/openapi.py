@@ -20,6 +20,7 @@ _STRINGS: Schema = {"type": "array", "items": _STRING}
 _ERRORS = {
     400: "The request can never work as it is; the message says what would be accepted.",
     401: "An API key is set and the request does not carry it.",
+    403: "The API key is not for this.",
     404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -27,7 +28,7 @@ _ERRORS = {
     500: "A bug of ours.",
     503: "Starting, stopping or unloading; try again after `Retry-After` seconds.",
 }
-_OF_ALL_CALLS = (401, 500, 503)
+_OF_ALL_CALLS = (401, 403, 500, 503)
 
 
 def describe_api(version: str, max_texts: int) -> Schema:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,10 +13,11 @@ from starlette.routing import Route
 from services.encoder.embed import Embedder
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
-from services.encoder.openai import OpenAIRoutes
+from services.encoder.openai import OPEN_TO_TENANTS, OpenAIRoutes
 from services.encoder.settings import EncoderSettings
 from services.encoder.stream import answer_in_order
 from services.encoder.wire import describe, describe_trials, read_request, write_answer
+from services.shared.auth import caller
 from services.shared.card import FILENAME
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
@@ -33,6 +35,9 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
 
     name = "encoder"
     grpc_name = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
+    open_to_tenants = (
+        frozenset({"Embed", "EmbedStream", "ListModels", "GetModel"}) | OPEN_TO_TENANTS
+    )
 
     def __init__(self, settings: EncoderSettings, registry: CollectorRegistry) -> None:
         encoder_metrics = EncoderMetrics(registry)
@@ -74,6 +79,7 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         self, request: pb.EmbedRequest, is_stream: bool = False, remaining_s: float | None = None
     ) -> pb.EmbedResponse:
         wanted = read_request(request, is_stream, remaining_s)
+        wanted = replace(wanted, tenant=caller().tenant)
         return write_answer(await self._embedder.embed(wanted))
 
     async def ListModels(

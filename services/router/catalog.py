@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from services.router import tenants
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
@@ -41,8 +42,16 @@ class Catalog:
         self._gate = gate
         self._metrics = metrics
 
-    async def create(self, name: str, model: str, sizes: Sequence[SizeRequest]) -> Description:
+    async def create(
+        self, name: str, model: str, sizes: Sequence[SizeRequest], tenant: str | None = None
+    ) -> Description:
         """Create an empty collection for a model that the encoder serves.
+
+        Args:
+            name: of the collection.
+            model: id or alias.
+            sizes: beside the full one.
+            tenant: whose it is alone; None: every tenant's.
 
         Raises:
             InvalidRequest: the name or a size is out of bounds.
@@ -52,26 +61,29 @@ class Catalog:
         check_name(name, "name")
         served = await self._encoder.get_model(model)
         resolved = resolve_sizes(sizes, served.dim, served.declared_dims)
-        collection = Collection(name, served.id, served.space_id, resolved)
+        collection = Collection(name, served.id, served.space_id, resolved, tenant=tenant)
         await self._store.create(collection)
         await self.count()
         return Description(collection, 0, (), memory(resolved, 0))
 
-    async def get(self, name: str) -> Description:
-        """Describe the collection behind a name or alias; NotFound."""
-        return await self._describe(await self._store.find(name), await self._store.aliases())
+    async def get(self, name: str, tenant: str | None) -> Description:
+        """Describe the collection behind a name or alias, as a tenant sees it; NotFound."""
+        collection = await tenants.find(self._store, name, tenant)
+        return await self._describe(collection, await self._store.aliases(), tenant)
 
-    async def list(self) -> list[Description]:
-        """Describe all collections, by name; one dropped meanwhile is left out."""
+    async def list(self, tenant: str | None) -> list[Description]:
+        """Describe a tenant's collections, by name; one dropped meanwhile is left out."""
         aliases = await self._store.aliases()
+        collections = await self._store.collections()
+        seen = [collection for collection in collections if tenants.may_see(collection, tenant)]
 
         async def describe(collection: Collection) -> Description | None:
             try:
-                return await self._describe(collection, aliases)
+                return await self._describe(collection, aliases, tenant)
             except NotFound:
                 return None
 
-        described = await asyncio.gather(*map(describe, await self._store.collections()))
+        described = await asyncio.gather(*map(describe, seen))
         return [description for description in described if description is not None]
 
     async def delete(self, name: str) -> None:
@@ -106,9 +118,15 @@ class Catalog:
         """Bring the number of collections in the metrics up to date."""
         self._metrics.collections.set(len(await self._store.collections()))
 
-    async def _describe(self, collection: Collection, aliases: dict[str, str]) -> Description:
-        num_points = await self._store.count(collection.name)
-        pointing = sorted(alias for alias, name in aliases.items() if name == collection.name)
+    async def _describe(
+        self, collection: Collection, aliases: dict[str, str], tenant: str | None
+    ) -> Description:
+        num_points = await self._store.count(collection.name, tenant=tenant)
+        # Whom an alias is for is not known, so no tenant is shown any.
+        shown = aliases if tenant is None else {}
+        pointing = sorted(alias for alias, name in shown.items() if name == collection.name)
+        if tenant is not None:  # both say something of all its points
+            collection = replace(collection, calibration=None, change=None)
         return Description(
             collection, num_points, tuple(pointing), memory(collection.sizes, num_points)
         )

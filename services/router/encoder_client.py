@@ -16,6 +16,7 @@ from typing import Literal
 import grpc
 import numpy as np
 
+from services.shared.auth import ACTING_FOR
 from services.shared.errors import Overloaded, ServiceError, TooLarge, peer_errors
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
@@ -101,17 +102,21 @@ class EncoderClient:
         dims = tuple(found.matryoshka_dims)
         return Model(found.id, found.space_id, found.dim, dims, found.max_tokens)
 
-    async def embed_query(self, model: str, text: str) -> Encoded:
-        """Encode one query.
+    async def embed_query(self, model: str, text: str, tenant: str | None = None) -> Encoded:
+        """Encode one query, for a tenant or for an operator.
 
         Raises:
             NotFound, Unavailable: see `get_model`.
             Overloaded: the encoder has too much to do; with its time to wait.
         """
-        return await self._embed(model, [text], "query", encoder_pb2.PRIORITY_INTERACTIVE)
+        return await self._embed(model, [text], "query", encoder_pb2.PRIORITY_INTERACTIVE, tenant)
 
     async def embed_many(
-        self, model: str, texts: Sequence[str], role: Role = "document"
+        self,
+        model: str,
+        texts: Sequence[str],
+        role: Role = "document",
+        tenant: str | None = None,
     ) -> Encoded:
         """Encode texts that nobody waits for, some calls at a time.
 
@@ -127,7 +132,8 @@ class EncoderClient:
 
         async def embed(start: int) -> Encoded:
             async with self._documents:
-                return await self._embed_with_patience(model, texts[start : start + step], role)
+                some = texts[start : start + step]
+                return await self._embed_with_patience(model, some, role, tenant)
 
         tasks = [asyncio.create_task(embed(start)) for start in starts]
         try:
@@ -148,12 +154,14 @@ class EncoderClient:
             ),
         )
 
-    async def _embed_with_patience(self, model: str, texts: Sequence[str], role: Role) -> Encoded:
+    async def _embed_with_patience(
+        self, model: str, texts: Sequence[str], role: Role, tenant: str | None
+    ) -> Encoded:
         """Encode the texts of one call; a caller whose deadline passes is cancelled by gRPC."""
         give_up = time.monotonic() + self._max_wait_s
         while True:
             try:
-                return await self._embed(model, texts, role, encoder_pb2.PRIORITY_BULK)
+                return await self._embed(model, texts, role, encoder_pb2.PRIORITY_BULK, tenant)
             except Overloaded as error:
                 wait_s = error.retry_after_s or 1
                 if time.monotonic() + wait_s > give_up:
@@ -166,6 +174,7 @@ class EncoderClient:
         texts: Sequence[str],
         role: Role,
         priority: "encoder_pb2.Priority.ValueType",
+        tenant: str | None,
     ) -> Encoded:
         request = encoder_pb2.EmbedRequest(
             model=model,
@@ -181,8 +190,10 @@ class EncoderClient:
                 f"{self._max_message_bytes} are accepted"
             )
         with peer_errors("encoder"):
+            # What the encoder keeps of texts it keeps by tenant.
+            owner = () if tenant is None else ((ACTING_FOR, tenant),)
             response = await self._stub.Embed(
-                request, timeout=self._timeout_s, metadata=self._metadata
+                request, timeout=self._timeout_s, metadata=self._metadata + owner
             )
         full = response.vectors[0]
         vectors_BD = unpack(full.data, full.dim)

@@ -64,7 +64,14 @@ class AnyOf:
     values: tuple[Value, ...]
 
 
-Filter = All | Any | Negated | Equals | Range | AnyOf
+@dataclass(frozen=True, slots=True)
+class OfTenant:
+    """The point is the tenant's. Made here (`tenants.py`); no request can say it."""
+
+    tenant: str
+
+
+Filter = All | Any | Negated | Equals | Range | AnyOf | OfTenant
 
 
 def check_filter(root: Filter) -> None:
@@ -102,6 +109,8 @@ def _check_node(node: Filter) -> None:
         return
     if isinstance(node, Negated):
         return
+    if isinstance(node, OfTenant):
+        raise InvalidRequest("filter: whose a point is cannot be asked for", "filter")
     check_key(node.key, "filter")
     if isinstance(node, Range):
         bounds = [b for b in (node.gt, node.gte, node.lt, node.lte) if b is not None]
@@ -119,25 +128,27 @@ def _check_node(node: Filter) -> None:
         check_value(node.key, value, "filter")
 
 
-def matches(root: Filter, attributes: Attributes) -> bool:
-    """Say whether a point with these attributes fulfils the filter.
+def matches(root: Filter, attributes: Attributes, tenant: str | None = None) -> bool:
+    """Say whether a tenant's point with these attributes fulfils the filter.
 
     >>> matches(All((Equals("lang", "en"), Range("year", gte=2020))), {"lang": "en", "year": 2024})
     True
     """
     match root:
         case All(filters):
-            return all(matches(inner, attributes) for inner in filters)
+            return all(matches(inner, attributes, tenant) for inner in filters)
         case Any(filters):
-            return any(matches(inner, attributes) for inner in filters)
+            return any(matches(inner, attributes, tenant) for inner in filters)
         case Negated(inner):
-            return not matches(inner, attributes)
+            return not matches(inner, attributes, tenant)
         case Equals(key, value):
             return key in attributes and _equal(attributes[key], value)
         case AnyOf(key, values):
             return key in attributes and any(_equal(attributes[key], v) for v in values)
         case Range():
             return _within(root, attributes.get(root.key))
+        case OfTenant(wanted):
+            return wanted == tenant
 
 
 def _equal(stored: Value, wanted: Value) -> bool:

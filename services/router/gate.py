@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.router import tenants
 from services.router.storage.store import Collection, Store
 from services.shared.errors import Unavailable, WrongState
 
@@ -23,8 +24,8 @@ class WriteGate:
         self._ended = asyncio.Condition()
 
     @asynccontextmanager
-    async def writing(self, name: str) -> AsyncIterator[Collection]:
-        """Find the collection behind a name and hold it open for one write.
+    async def writing(self, name: str, tenant: str | None) -> AsyncIterator[Collection]:
+        """Find the collection behind a name, for a tenant, and hold it open for one write.
 
         The name is looked up again once the gate is passed: an alias that moved in between would
         send the write to a collection that nobody reads any more.
@@ -34,11 +35,11 @@ class WriteGate:
             Unavailable: it is being reindexed.
         """
         while True:
-            collection = await self._store.find(name)
+            collection = await tenants.find(self._store, name, tenant)
             self.check_open(collection.name)
             self._writes[collection.name] += 1
             try:
-                if await self._store.find(name) == collection:
+                if await tenants.find(self._store, name, tenant) == collection:
                     yield collection
                     return
             finally:

@@ -78,7 +78,7 @@ class Reindexer:
         model = await self._encoder.get_model(reindex.model)
         requested = reindex.sizes or _same_sizes(source, model.dim)
         sizes = resolve_sizes(requested, model.dim, model.declared_dims)
-        target = Collection(reindex.target, model.id, model.space_id, sizes)
+        target = Collection(reindex.target, model.id, model.space_id, sizes, tenant=source.tenant)
         async with self._gate.closed(source.name), self._gate.closed(target.name):
             await self._check_texts(source)
             await self._store.create(target)

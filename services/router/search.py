@@ -8,8 +8,9 @@ Shapes: D full width.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.router import tenants
 from services.router.encoder_client import EncoderClient
 from services.router.filters import Filter, check_filter
 from services.router.metrics import RouterMetrics
@@ -48,6 +49,8 @@ class Search:
     """Whether a user waits for it; other searches are not watched, and not kept as recent ones."""
     explain: bool = False
     measure_recall: bool = False
+    tenant: str | None = field(kw_only=True)
+    """Whose points are searched; None: all, for an operator. Nobody may forget to say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,37 +120,40 @@ class Searcher:
             WrongState: the query is of another space than the collection.
         """
         self._check(search)
-        collection = await self._store.find(search.collection)
+        collection = await tenants.find(self._store, search.collection, search.tenant)
         try:
             return await self._search(search, collection)
         except NotFound:
             # While the query was encoded the alias may have moved and the old collection gone.
-            moved_to = await self._store.find(search.collection)
+            moved_to = await tenants.find(self._store, search.collection, search.tenant)
             if moved_to == collection:
                 raise
             return await self._search(search, moved_to)
 
     async def _search(self, search: Search, collection: Collection) -> Found:
+        # From here on for everything that is searched, here and when it is repeated.
+        condition = tenants.own(search.condition, search.tenant)
         plan, promise = self._promises.plan(_wish(search), collection)
         query_D, encode_seconds = await self._query(search, collection)
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
-        answer = await self._run(collection, plan, query_D, search.condition)
+        answer = await self._run(collection, plan, query_D, condition)
         hits, search_seconds = answer.hits, answer.seconds
         self._metrics.stage_seconds.labels("search").observe(search_seconds)
         stages: tuple[StageReport, ...] = ()
         ranks: tuple[int, ...] = ()
         if search.explain:
-            stages, ranks = await self._explain(collection, plan, query_D, search.condition, answer)
+            stages, ranks = await self._explain(collection, plan, query_D, condition, answer)
         share, exact_seconds = None, 0.0
         if search.measure_recall:
             truth = exact_plan(collection.sizes, plan.limit)
-            exact = await self._run(collection, truth, query_D, search.condition)
+            exact = await self._run(collection, truth, query_D, condition)
             exact_seconds = exact.seconds
             is_cosine = scores_are_cosines(plan, collection.sizes[-1])
             share = recall(_ranking(hits), _ranking(exact.hits), is_cosine)
         if search.is_live:
             target = promise.target if promise else None
-            self._on_live(Live(collection, plan, query_D, search.condition, search.slice, target))
+            slice_ = tenants.to_slice(search.slice, search.tenant)
+            self._on_live(Live(collection, plan, query_D, condition, slice_, target))
         return Found(
             hits, plan, collection, encode_seconds, search_seconds,
             promise, stages, ranks, share, exact_seconds,
@@ -169,6 +175,8 @@ class Searcher:
             raise InvalidRequest("a query vector needs the space_id it is from", "space_id")
         if search.condition is not None:
             check_filter(search.condition)
+        if search.is_live:
+            tenants.to_slice(search.slice, search.tenant)
 
     async def _query(self, search: Search, collection: Collection) -> tuple[Array, float]:
         """Return the full query vector, and the seconds it took to encode it."""
@@ -178,7 +186,7 @@ class Searcher:
         assert search.text is not None
         start = time.perf_counter()
         with self._metrics.stage("encode"):
-            encoded = await self._encoder.embed_query(collection.model, search.text)
+            encoded = await self._encoder.embed_query(collection.model, search.text, search.tenant)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         return encoded.vectors_BD[0], time.perf_counter() - start
 
@@ -252,8 +260,9 @@ def _wish(search: Search) -> Wish:
     return Wish(
         search.limit, search.plan, search.recall_target, search.slice,
         search.max_seconds, search.max_bytes, search.condition is not None,
+        search.tenant is not None,
     )  # fmt: skip
 
 
 def _ranking(hits: list[ScoredPoint]) -> list[tuple[str, float]]:
-    return [(hit.point.id, hit.score) for hit in hits]
+    return [(hit.key, hit.score) for hit in hits]

@@ -14,7 +14,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.router import wire
+from services.router import tenants, wire
 from services.router.catalog import Catalog, Description
 from services.router.changes.changes import Changes
 from services.router.changes.running import Progress
@@ -45,9 +45,13 @@ from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
 from services.router.upsert import Batch, Writer
+from services.router.vector_stores import files_http as store_files_http
+from services.router.vector_stores import stores_http
 from services.router.vector_stores.files_http import VectorStoreFilesHttp
 from services.router.vector_stores.retrieval import Retrieval
 from services.router.vector_stores.stores_http import VectorStoresHttp
+from services.shared import files_http
+from services.shared.auth import caller
 from services.shared.errors import NotFound, ServiceError
 from services.shared.files_http import FilesHttp
 from services.shared.pb import router_pb2 as pb
@@ -71,6 +75,14 @@ class RouterService(pb_grpc.RouterServiceServicer):
 
     name = "router"
     grpc_name = pb.DESCRIPTOR.services_by_name["RouterService"].full_name
+    # Each of these asks `caller()` whose points, files and stores it may touch.
+    open_to_tenants = frozenset(
+        {
+            "GetCollection", "ListCollections", "Upsert", "Delete", "Search", "GetRecall",
+            *files_http.OPEN_TO_TENANTS, *stores_http.OPEN_TO_TENANTS,
+            *store_files_http.OPEN_TO_TENANTS,
+        }
+    )  # fmt: skip
 
     def __init__(self, settings: RouterSettings, registry: CollectorRegistry) -> None:
         router_metrics = RouterMetrics(registry)
@@ -163,13 +175,13 @@ class RouterService(pb_grpc.RouterServiceServicer):
     async def GetCollection(
         self, request: pb.GetCollectionRequest, context: _Context
     ) -> pb.GetCollectionResponse:
-        found = await self._catalog.get(request.name)
+        found = await self._catalog.get(request.name, caller().tenant)
         return pb.GetCollectionResponse(collection=self._write_collection(found))
 
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: _Context
     ) -> pb.ListCollectionsResponse:
-        listed = await self._catalog.list()
+        listed = await self._catalog.list(caller().tenant)
         return pb.ListCollectionsResponse(collections=map(self._write_collection, listed))
 
     async def DeleteCollection(
@@ -190,7 +202,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
         running = await self._changes.resize(request.name, wire.read_sizes(request.sizes))
         async for _ in _seldom(running.follow()):
             yield pb.ResizeCollectionResponse(change=wire.write_change(running))
-        changed = await self._catalog.get(request.name)
+        changed = await self._catalog.get(request.name, caller().tenant)
         yield pb.ResizeCollectionResponse(collection=self._write_collection(changed))
 
     async def NestCollection(
@@ -200,7 +212,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
         running = await self._changes.nest(request.name, wire.read_sizes(request.sizes), calibrated)
         async for _ in _seldom(running.follow()):
             yield pb.NestCollectionResponse(change=wire.write_change(running))
-        changed = await self._catalog.get(request.name)
+        changed = await self._catalog.get(request.name, caller().tenant)
         yield pb.NestCollectionResponse(
             collection=self._write_collection(changed),
             quality=map(wire.write_quality, running.quality),
@@ -219,15 +231,16 @@ class RouterService(pb_grpc.RouterServiceServicer):
             async for request in request_iterator:
                 yield wire.read_batch(request)
 
-        async for acknowledged in self._writer.upsert(batches()):
+        async for acknowledged in self._writer.upsert(batches(), caller().tenant):
             yield wire.write_acknowledged(acknowledged)
 
     async def Delete(self, request: pb.DeleteRequest, context: _Context) -> pb.DeleteResponse:
-        await self._writer.delete(request.collection, list(request.ids))
+        await self._writer.delete(request.collection, list(request.ids), caller().tenant)
         return pb.DeleteResponse()
 
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.SearchResponse:
-        return wire.write_found(await self._searcher.search(wire.read_search(request)))
+        search = wire.read_search(request, caller().tenant)
+        return wire.write_found(await self._searcher.search(search))
 
     async def Calibrate(
         self, request: pb.CalibrateRequest, context: _Context
@@ -254,10 +267,12 @@ class RouterService(pb_grpc.RouterServiceServicer):
     async def GetRecall(
         self, request: pb.GetRecallRequest, context: _Context
     ) -> pb.GetRecallResponse:
-        collection = await self._store.find(request.collection)
-        seen = self._shadow.seen(collection)
+        tenant = caller().tenant
+        collection = await tenants.find(self._store, request.collection, tenant)
+        seen = self._shadow.seen(collection).items()
+        named = [(tenants.from_slice(slice_, tenant), watched) for slice_, watched in seen]
         return pb.GetRecallResponse(
-            slices=[write_watched(slice_, watched) for slice_, watched in seen.items()]
+            slices=[write_watched(name, watched) for name, watched in named if name is not None]
         )
 
     async def GetCalibration(
@@ -310,7 +325,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
         yield last
 
     def _write_collection(self, found: Description) -> pb.Collection:
-        running = self._changes.running(found.collection.name)
+        is_operator = caller().tenant is None
+        running = self._changes.running(found.collection.name) if is_operator else None
         return wire.write_collection(found, running)
 
     def _on_live(self, live: Live) -> None:

@@ -94,7 +94,8 @@ class RouterSettings(ServerSettings):
     shadow_queue: int = Field(default=64, ge=1)
     """Searches that wait to be repeated; more are left out, and counted."""
     shadow_slices: int = Field(default=500, ge=1)
-    """Slices, of all collections, whose recall is told apart; all others are one."""
+    """Slices, of all collections, whose recall is told apart, of the operator and of each tenant;
+    all others are one."""
     recalibrate: bool = False
     """Calibrate a collection anew, with its recent queries, when a slice falls below its target."""
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from services.router import tenants
 from services.router.attributes import check_attributes
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
@@ -33,6 +34,8 @@ class Batch:
     vectors: bytes | None = None
     """Full-size vectors, little-endian float32; None: the texts are encoded."""
     space_id: str = ""
+    tenant: str | None = None
+    """Whose the points become, whatever they say; None: the operator's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,20 @@ class Writer:
         self._max_text_chars = max_text_chars
         self._read_ahead = read_ahead
 
-    async def upsert(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Acknowledged]:
+    async def upsert(
+        self, batches: AsyncIterator[Batch], tenant: str | None
+    ) -> AsyncIterator[Acknowledged]:
         """Write batches, yielding once for each that is durable; index at the end.
+
+        Args:
+            batches: in the order in which they are written.
+            tenant: whose the points become; None: the operator's.
 
         Raises:
             ServiceError: of the class of what went wrong; the message begins with the batch's
                 number. Batches acknowledged before it stay.
         """
-        stream = _Numbered(batches)
+        stream = _Numbered(batches, tenant)
         ahead = deque(asyncio.create_task(self._next(stream)) for _ in range(self._read_ahead))
         written: dict[str, None] = {}
         total = 0
@@ -115,15 +124,15 @@ class Writer:
             for name in written:
                 await self._store.settle(name)
 
-    async def delete(self, name: str, ids: list[str]) -> None:
-        """Delete points; when it returns, that is durable."""
+    async def delete(self, name: str, ids: list[str], tenant: str | None) -> None:
+        """Delete points of a tenant or (None) of the operator; when it returns, that is durable."""
         if not 1 <= len(ids) <= self._max_batch_points:
             raise InvalidRequest(
                 f"ids must be 1 to {self._max_batch_points}, got {len(ids)}", "ids"
             )
-        async with self._gate.writing(name) as collection:
+        async with self._gate.writing(name, tenant) as collection:
             with self._metrics.stage("write"):
-                await self._store.delete(collection.name, ids)
+                await self._store.delete(collection.name, ids, tenant)
 
     async def _next(self, stream: "_Numbered") -> _Ready | None:
         """Read, check and encode the next batch; None at the end of the stream.
@@ -138,7 +147,8 @@ class Writer:
             return None
         with _naming_batch(number):
             self._check(batch)
-            return await self._encode(batch, await self._store.find(batch.collection))
+            collection = await tenants.find(self._store, batch.collection, batch.tenant)
+            return await self._encode(batch, collection)
 
     async def _encode(self, batch: Batch, collection: Collection) -> _Ready:
         if batch.vectors is not None:
@@ -148,13 +158,14 @@ class Writer:
             return _Ready(batch, collection, vectors_BD, ())
         texts = [point.text for point in batch.points]
         with self._metrics.stage("encode"):
-            encoded = await self._encoder.embed_many(collection.model, texts)
+            encoded = await self._encoder.embed_many(collection.model, texts, tenant=batch.tenant)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         truncated = tuple(batch.points[position].id for position in encoded.truncated)
         return _Ready(batch, collection, encoded.vectors_BD, truncated)
 
     async def _write(self, ready: _Ready) -> str:
-        async with self._gate.writing(ready.batch.collection) as collection:
+        batch = ready.batch
+        async with self._gate.writing(batch.collection, batch.tenant) as collection:
             if collection != ready.collection:  # the alias moved since the batch was encoded
                 ready = await self._encode(ready.batch, collection)
             with self._metrics.stage("write"):
@@ -187,10 +198,11 @@ class Writer:
 
 
 class _Numbered:
-    """Reads batches, counts them, and carries the collection's name from the first on."""
+    """Reads batches, counts them, carries the collection's name on, and says whose they are."""
 
-    def __init__(self, batches: AsyncIterator[Batch]) -> None:
+    def __init__(self, batches: AsyncIterator[Batch], tenant: str | None) -> None:
         self._batches = batches
+        self._tenant = tenant
         self._collection = ""
         self.number = 0
         self.turn = asyncio.Lock()
@@ -202,7 +214,8 @@ class _Numbered:
             return None
         self.number += 1
         self._collection = batch.collection or self._collection
-        return replace(batch, collection=self._collection)
+        points = [replace(point, tenant=self._tenant) for point in batch.points]
+        return replace(batch, collection=self._collection, points=points, tenant=self._tenant)
 
 
 @contextmanager

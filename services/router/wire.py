@@ -215,7 +215,7 @@ def write_plan(plan: Plan) -> pb.Plan:
     )
 
 
-def read_search(request: pb.SearchRequest) -> Search:
+def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
     query = request.WhichOneof("query")
     return Search(
         collection=request.collection,
@@ -233,6 +233,7 @@ def read_search(request: pb.SearchRequest) -> Search:
         max_bytes=(
             request.max_bytes_per_point if request.HasField("max_bytes_per_point") else None
         ),
+        tenant=tenant,
     )
 
 

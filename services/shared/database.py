@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Select, create_engine, event
+from sqlalchemy import Connection, Select, create_engine, event, inspect, text
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+from sqlalchemy.schema import CreateColumn
 
 from services.shared.paging import Page, Paging
 
@@ -34,8 +35,10 @@ class Database:
             event.listen(self._engine, "connect", _tune_sqlite)
 
     def open(self) -> None:
-        """Make the tables that are not there."""
+        """Make the tables that are not there, and the columns that tables of before lack."""
         Base.metadata.create_all(self._engine)
+        with self._engine.begin() as connection:
+            _add_columns(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -87,6 +90,19 @@ def fetch_page(
     rows = list(session.scalars(query))
     shown = rows[: paging.limit]
     return Page(shown[::-1] if is_backward else shown, len(rows) > paging.limit)
+
+
+def _add_columns(connection: Connection) -> None:
+    """Add what came later: columns that may be empty, or have a default in the database."""
+    seen = inspect(connection)
+    for table in Base.metadata.sorted_tables:
+        present = {column["name"] for column in seen.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                spec = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _tune_sqlite(connection: object, _: object) -> None:

@@ -5,6 +5,7 @@
     │   ├── TooLarge         INVALID_ARGUMENT     413
     │   └── TooSlow          INVALID_ARGUMENT     408
     ├── Unauthenticated      UNAUTHENTICATED      401
+    ├── PermissionDenied     PERMISSION_DENIED    403
     ├── NotFound             NOT_FOUND            404
     ├── AlreadyExists        ALREADY_EXISTS       409
     ├── WrongState           FAILED_PRECONDITION  400
@@ -85,6 +86,15 @@ class Unauthenticated(ServiceError):
     openai_code = "invalid_api_key"
 
 
+class PermissionDenied(ServiceError):
+    """The API key is valid, and not for this."""
+
+    grpc_code = grpc.StatusCode.PERMISSION_DENIED
+    http_status = 403
+    openai_type = "invalid_request_error"
+    openai_code = "permission_denied"
+
+
 class NotFound(ServiceError):
     """The named thing does not exist."""
 
@@ -152,6 +162,7 @@ _TREE = (
     TooLarge,
     TooSlow,
     Unauthenticated,
+    PermissionDenied,
     NotFound,
     AlreadyExists,
     WrongState,

@@ -31,6 +31,7 @@ class _FileRow(Base):
     created_at: Mapped[float]
     expires_at: Mapped[float | None] = mapped_column(index=True)
     is_deleted: Mapped[bool] = mapped_column(index=True, default=False)
+    tenant: Mapped[str | None] = mapped_column(index=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,12 @@ class File:
     created_at: float
     """Unix time, as the other."""
     expires_at: float | None = None
+    tenant: str | None = None
+    """Whose it is; None: the operator's."""
 
 
 class Files:
-    """All uploaded files.
+    """All uploaded files. Where a `tenant` is asked for, None is an operator, who sees all of them.
 
     Args:
         database: holds their table.
@@ -63,6 +66,7 @@ class Files:
         row = _FileRow(
             id=file.id, filename=file.filename, purpose=file.purpose, num_bytes=file.num_bytes,
             created_at=file.created_at, expires_at=file.expires_at, is_deleted=False,
+            tenant=file.tenant,
         )  # fmt: skip
 
         def add() -> None:
@@ -71,21 +75,24 @@ class Files:
 
         await asyncio.to_thread(add)
 
-    async def get(self, file_id: str, param: str = "file_id") -> File:
+    async def get(self, file_id: str, tenant: str | None, param: str = "file_id") -> File:
         """Return a file.
 
         Raises:
-            NotFound: no such file.
+            NotFound: no such file, or it is another tenant's.
         """
-        return (await self.get_all([file_id], param))[file_id]
+        return (await self.get_all([file_id], tenant, param))[file_id]
 
-    async def get_all(self, file_ids: Sequence[str], param: str) -> dict[str, File]:
+    async def get_all(
+        self, file_ids: Sequence[str], tenant: str | None, param: str
+    ) -> dict[str, File]:
         """Return several files by id; NotFound names the first that is not there."""
-        return await asyncio.to_thread(self._get_all, file_ids, param)
+        return await asyncio.to_thread(self._get_all, file_ids, tenant, param)
 
-    def _get_all(self, file_ids: Sequence[str], param: str) -> dict[str, File]:
+    def _get_all(self, file_ids: Sequence[str], tenant: str | None, param: str) -> dict[str, File]:
+        query = select(_FileRow).where(_FileRow.id.in_(file_ids), *_visible(), *_own(tenant))
         with self._database.reading() as session:
-            rows = session.scalars(select(_FileRow).where(_FileRow.id.in_(file_ids), *_visible()))
+            rows = session.scalars(query)
             found = {row.id: _to_file(row) for row in rows}
         for file_id in file_ids:
             if file_id not in found:
@@ -102,17 +109,17 @@ class Files:
 
         return await asyncio.to_thread(read)
 
-    async def page(self, paging: Paging, purpose: str) -> Page[File]:
+    async def page(self, paging: Paging, purpose: str, tenant: str | None) -> Page[File]:
         """Return a page of files, of one purpose or (empty) of all; NotFound for a cursor."""
-        return await asyncio.to_thread(self._page, paging, purpose)
+        return await asyncio.to_thread(self._page, paging, purpose, tenant)
 
-    def _page(self, paging: Paging, purpose: str) -> Page[File]:
+    def _page(self, paging: Paging, purpose: str, tenant: str | None) -> Page[File]:
         with self._database.reading() as session:
-            query = select(_FileRow).where(*_visible())
+            query = select(_FileRow).where(*_visible(), *_own(tenant))
             if purpose:
                 query = query.where(_FileRow.purpose == purpose)
-            after = _number(session, paging.after, "after")
-            before = _number(session, paging.before, "before")
+            after = _number(session, paging.after, tenant, "after")
+            before = _number(session, paging.before, tenant, "before")
             page = fetch_page(session, query, _FileRow.number, paging, after, before)
             return Page([_to_file(row) for row in page.items], page.has_more)
 
@@ -124,12 +131,13 @@ class Files:
         """Yield a file's bytes."""
         return self.blobs.read(file_id)
 
-    async def hide(self, file_id: str) -> None:
+    async def hide(self, file_id: str, tenant: str | None) -> None:
         """Make a file gone for everybody; `remove` then frees its bytes. NotFound."""
 
         def hide() -> None:
             with self._database.transaction() as session:
-                query = select(_FileRow).where(_FileRow.id == file_id, *_visible())
+                is_meant = (_FileRow.id == file_id, *_visible(), *_own(tenant))
+                query = select(_FileRow).where(*is_meant)
                 if (row := session.scalar(query)) is None:
                     raise _not_found(file_id, "file_id")
                 row.is_deleted = True
@@ -165,10 +173,15 @@ def _visible() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return (_FileRow.is_deleted.is_(False), is_alive)
 
 
-def _number(session: Session, file_id: str, param: str) -> int | None:
+def _own(tenant: str | None) -> tuple[ColumnElement[bool], ...]:
+    return () if tenant is None else (_FileRow.tenant == tenant,)
+
+
+def _number(session: Session, file_id: str, tenant: str | None, param: str) -> int | None:
     if not file_id:
         return None
-    number = session.scalar(select(_FileRow.number).where(_FileRow.id == file_id))
+    query = select(_FileRow.number).where(_FileRow.id == file_id, *_own(tenant))
+    number = session.scalar(query)
     if number is None:
         raise _not_found(file_id, param)
     return number
@@ -186,4 +199,5 @@ def _to_file(row: _FileRow) -> File:
         num_bytes=row.num_bytes,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        tenant=row.tenant,
     )

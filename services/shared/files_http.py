@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from services.shared.auth import caller
 from services.shared.bodies import Body
 from services.shared.errors import InvalidRequest, TooSlow
 from services.shared.files import File, Files
@@ -25,6 +26,16 @@ _MAX_LISTED = 10_000
 _EXPIRES_ANCHOR = "expires_after[anchor]"
 _EXPIRES_SECONDS = "expires_after[seconds]"
 _FIELDS = ("purpose", _EXPIRES_ANCHOR, _EXPIRES_SECONDS)
+OPEN_TO_TENANTS = frozenset(
+    {
+        "POST /v1/files",
+        "GET /v1/files",
+        "GET /v1/files/{file_id}",
+        "DELETE /v1/files/{file_id}",
+        "GET /v1/files/{file_id}/content",
+    }
+)
+"""Each asks `caller()` whose files it may touch."""
 _MIN_EXPIRES_S, _MAX_EXPIRES_S = 3_600, 2_592_000
 
 
@@ -62,7 +73,7 @@ class FilesHttp:
         pieces = _pieces(request, self._max_upload_s)
         try:
             await read_form(pieces, content_type, files.blobs.store, form)
-            file = _read_file(form)
+            file = _read_file(form, caller().tenant)
             await files.add(file)
         except BaseException:
             if form.blob is not None:
@@ -73,7 +84,7 @@ class FilesHttp:
     async def _list(self, request: Request) -> Response:
         query = request.query_params
         paging = read_paging(query, _MAX_LISTED, _MAX_LISTED, others=("purpose",))
-        page = await self._files().page(paging, query.get("purpose", ""))
+        page = await self._files().page(paging, query.get("purpose", ""), caller().tenant)
         # It may hold ten thousand.
         listed = await asyncio.to_thread(_write_list, page)
         return Response(listed, media_type="application/json")
@@ -83,7 +94,7 @@ class FilesHttp:
 
     async def _delete(self, request: Request) -> Response:
         file_id: str = request.path_params["file_id"]
-        await self._files().hide(file_id)
+        await self._files().hide(file_id, caller().tenant)
         await self._on_delete(file_id)
         await self._files().remove(file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
@@ -101,7 +112,7 @@ class FilesHttp:
         )
 
     async def _find(self, request: Request) -> File:
-        return await self._files().get(request.path_params["file_id"])
+        return await self._files().get(request.path_params["file_id"], caller().tenant)
 
 
 def write_file(file: File) -> dict[str, object]:
@@ -141,7 +152,7 @@ async def _pieces(request: Request, max_upload_s: float) -> AsyncIterator[bytes]
         ) from error
 
 
-def _read_file(form: Form) -> File:
+def _read_file(form: Form, tenant: str | None) -> File:
     if form.blob is None or form.file_field != "file":
         raise InvalidRequest("send the file as the form's field 'file', with a filename", "file")
     for name in form.fields:
@@ -164,6 +175,7 @@ def _read_file(form: Form) -> File:
         num_bytes=form.blob.num_bytes,
         created_at=now,
         expires_at=_read_expiry(form.fields, now),
+        tenant=tenant,
     )
 
 

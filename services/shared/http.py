@@ -7,12 +7,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from typing import Any, TypeVar
 
 import orjson
 import prometheus_client
-from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.shared.auth import check_key
+from services.shared.auth import ACTING_FOR, set_caller
 from services.shared.bodies import Bodies, Body
 from services.shared.connection import EXTENSION, Connection
 from services.shared.errors import (
@@ -31,6 +30,7 @@ from services.shared.errors import (
     TooSlow,
     outcome_of_status,
 )
+from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
 
@@ -118,7 +118,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 class _Guard:
-    """Checks key and readiness of API calls, and counts and times them."""
+    """Checks key, permission and readiness of API calls, and counts and times them."""
 
     def __init__(
         self,
@@ -126,13 +126,15 @@ class _Guard:
         metrics: ServiceMetrics,
         state: State,
         bodies: Bodies,
-        api_key: SecretStr | None,
+        keys: Keys,
+        open_to_tenants: Container[str],
     ) -> None:
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
         self._state = state
-        self._api_key = api_key
+        self._keys = keys
+        self._open_to_tenants = open_to_tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -147,8 +149,11 @@ class _Guard:
             await send(message)
 
         try:
-            check_key(request.headers.get("authorization"), self._api_key)
+            principal = self._keys.principal(request.headers.get("authorization"))
+            principal = principal.acting_for(request.headers.get(ACTING_FOR))
+            principal.check_may(method, self._open_to_tenants)
             self._state.check_open()
+            set_caller(principal)
             with self._bodies.hold() as scope["body"]:
                 await self._app(scope, receive, send_and_note)
         except ServiceError as error:
@@ -163,9 +168,20 @@ def build_app(
     state: State,
     bodies: Bodies,
     registry: prometheus_client.CollectorRegistry,
-    api_key: SecretStr | None,
+    keys: Keys,
+    open_to_tenants: Container[str],
 ) -> Starlette:
-    """Join the routes of one or several services with the probes and metrics of the process."""
+    """Join the routes of one or several services with the probes and metrics of the process.
+
+    Args:
+        routes: by the metrics of their service.
+        state: whether calls may be served now.
+        bodies: bounds those that are held.
+        registry: what `/metrics` shows.
+        keys: what callers must send.
+        open_to_tenants: the routes that tenants may call, such as "GET /v1/files"; any other is for
+            operators.
+    """
 
     def livez(_: Request) -> Response:
         return PlainTextResponse("ok")
@@ -182,7 +198,8 @@ def build_app(
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
             route.app = _named(
-                _Guard(route.app, service_metrics, state, bodies, api_key), route.path
+                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants),
+                route.path,
             )
             guarded.append(route)
     return Starlette(

@@ -1,8 +1,9 @@
 """The gRPC door: every call passes here once, and every error leaves here.
 
-For each call, in order: the API key, readiness, then the handler; then its outcome is counted
-and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug: the traceback is
-logged and the caller reads "internal error". When the server closes, streams end with UNAVAILABLE,
+For each call, in order: the API key, whether it may, readiness, then the handler; then its
+outcome is counted and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug:
+the traceback is logged and the caller reads "internal error". When the server closes, streams end
+with UNAVAILABLE,
 and their handlers need to know nothing of it: a stream of requests ends before its next one, so
 that what was read is answered; a stream that only answers ends before its next answer. The standard
 services, health and reflection, are open: of all this, only the end of their streams is theirs.
@@ -13,14 +14,14 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
-from pydantic import SecretStr
 
-from services.shared.auth import check_key
+from services.shared.auth import ACTING_FOR, set_caller
 from services.shared.errors import ServiceError, Unavailable
+from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
 
@@ -40,7 +41,9 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     Args:
         metrics: by full gRPC service name.
         state: whether calls may be served now.
-        api_key: what callers must send; None asks for nothing.
+        keys: what callers must send.
+        open_to_tenants: by full gRPC service name, the methods that tenants may call; any other is
+            for operators.
 
     Attributes:
         num_calls: how many calls have come, whatever became of them.
@@ -50,11 +53,13 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         self,
         metrics: dict[str, ServiceMetrics],
         state: State,
-        api_key: SecretStr | None,
+        keys: Keys,
+        open_to_tenants: Mapping[str, frozenset[str]],
     ) -> None:
         self._metrics = metrics
         self._state = state
-        self._api_key = api_key
+        self._keys = keys
+        self._open_to_tenants = open_to_tenants
         self.num_calls = 0
 
     async def intercept_service(
@@ -72,11 +77,14 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
             is_stream = handler.request_streaming or handler.response_streaming
             return _guarded(handler, _let_in, closing, None, method) if is_stream else handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        header = metadata.get("authorization")
+        header, tenant = metadata.get("authorization"), metadata.get(ACTING_FOR)
 
         def admit() -> None:
-            check_key(header if isinstance(header, str) else None, self._api_key)
+            principal = self._keys.principal(header if isinstance(header, str) else None)
+            principal = principal.acting_for(tenant if isinstance(tenant, str) else None)
+            principal.check_may(method, self._open_to_tenants.get(service, ()))
             self._state.check_open()
+            set_caller(principal)
 
         return _guarded(handler, admit, closing, self._metrics[service], method)
 

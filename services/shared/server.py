@@ -28,6 +28,7 @@ from services.shared.bodies import Bodies
 from services.shared.connection import Connection
 from services.shared.http import build_app
 from services.shared.interceptors import Door
+from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.settings import ServerSettings
 from services.shared.state import State
@@ -46,6 +47,9 @@ class Service(Protocol):
 
     name: str
     grpc_name: str
+    open_to_tenants: frozenset[str]
+    """What tenants may call: names of RPCs, and routes such as "GET /v1/files". Whatever is not
+    among them is for operators."""
 
     @property
     def metrics(self) -> ServiceMetrics:
@@ -111,11 +115,14 @@ async def run(
 
     Raises:
         CannotListen: one of the two ports cannot be had.
+        KeysError: the keys file cannot be used.
     """
+    keys = Keys(settings.api_key, settings.keys_file)
     stopping = _catch_signals()
     state = State()
     metrics: dict[str, ServiceMetrics] = {}
-    door = Door(metrics, state, settings.api_key)
+    open_to_tenants: dict[str, frozenset[str]] = {}
+    door = Door(metrics, state, keys, open_to_tenants)
     grpc_server = grpc.aio.server(
         interceptors=[door],
         options=channel_options(settings.max_message_bytes),
@@ -127,12 +134,15 @@ async def run(
 
     services = build(address)
     metrics.update({service.grpc_name: service.metrics for service in services})
+    open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
     health = _add_services(grpc_server, services)
-    http_server = _build_http(services, settings, state, registry)
+    http_server = _build_http(services, settings, state, registry, keys)
     await health.set_ready(False)
     await grpc_server.start()
     http_task = asyncio.create_task(http_server.serve([listener]))
+    watching = asyncio.create_task(keys.watch())
     async with contextlib.AsyncExitStack() as started:
+        started.callback(watching.cancel)
         for service in services:
             started.push_async_callback(service.stop)
             await service.start()
@@ -229,13 +239,15 @@ def _build_http(
     settings: ServerSettings,
     state: State,
     registry: CollectorRegistry,
+    keys: Keys,
 ) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
         state,
         Bodies(settings.max_bodies_bytes, settings.max_body_s),
         registry,
-        settings.api_key,
+        keys,
+        frozenset().union(*(service.open_to_tenants for service in services)),
     )
     return _Http(
         uvicorn.Config(

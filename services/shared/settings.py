@@ -34,7 +34,10 @@ class ServerSettings(BaseSettings):
     data_dir: Path = Path("matryoshka-data")
     """Folder for everything that must survive a restart."""
     api_key: SecretStr | None = None
-    """Callers must send this as a bearer token; unset: no key is asked for."""
+    """Callers must send this as a bearer token, or a key of `keys_file`; it is the operator's. Both
+    unset: no key is asked for."""
+    keys_file: Path | None = None
+    """Further keys, an operator's or a tenant's each (`keys.py`), read again when it changes."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest HTTP body; a longer one is refused before it is read."""
     max_message_bytes: int = Field(default=64 * 2**20, ge=1024)

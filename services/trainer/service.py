@@ -43,6 +43,8 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
 
     name = "trainer"
     grpc_name = pb.DESCRIPTOR.services_by_name["TrainerService"].full_name
+    # Files and jobs belong to nobody yet: they are for operators.
+    open_to_tenants: frozenset[str] = frozenset()
 
     def __init__(self, settings: TrainerSettings, registry: CollectorRegistry) -> None:
         trainer_metrics = TrainerMetrics(registry)

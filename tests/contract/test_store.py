@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -586,6 +587,53 @@ _filter = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+async def test_each_tenant_has_its_own_points_of_the_same_ids(store: Store, name: str) -> None:
+    """Found, counted and deleted are one tenant's, in every plan, and indexed too."""
+    collection = make_collection(name, SizeRequest(8, "int8"), SizeRequest(16))
+    await store.create(collection)
+    vectors_BD = random_vectors(60)
+    tenants = (None, "acme", "globex")
+    for place, tenant in enumerate(tenants):
+        points = [replace(point, tenant=tenant) for point in make_points(20)]
+        await store.upsert(name, points, vectors_BD[20 * place : 20 * (place + 1)])
+    await store.settle(name)
+    assert await store.count(name) == 60
+    plans = (
+        exact_plan(collection.sizes, 50),
+        default_plan(collection.sizes, 50, 100),
+        Plan((Stage(8, 50), Stage(16, 50), Stage(FULL, 50))),
+    )
+    for tenant in tenants[1:]:
+        assert await store.count(name, tenant=tenant) == 20
+        own, odd = filters.OfTenant(tenant), filters.Negated(filters.Equals("even", True))
+        for plan in plans:
+            for condition, ids in (
+                (own, {f"doc/{row}" for row in range(20)}),
+                (filters.All((own, odd)), {f"doc/{row}" for row in range(1, 20, 2)}),
+            ):
+                hits = (await store.search(collection, plan, vectors_BD[0], condition)).hits
+                assert {hit.point.tenant for hit in hits} == {tenant}
+                assert {hit.point.id for hit in hits} == ids
+    await store.delete(name, ["doc/1", "doc/2"], "acme")
+    assert [await store.count(name, tenant=tenant) for tenant in tenants] == [58, 18, 20]
+    await store.delete(name, ["doc/3"])
+    assert [await store.count(name, tenant=tenant) for tenant in tenants] == [57, 18, 20]
+    page = await store.scroll(name, None, 100)
+    assert sorted(str(point.tenant) for point in page.points) == (
+        ["None"] * 19 + ["acme"] * 18 + ["globex"] * 20
+    )
+    # Read back and written again, of one id each of several tenants: none is taken for another.
+    await store.upsert(name, page.points, random_vectors(len(page.points)))
+    assert [await store.count(name, tenant=tenant) for tenant in tenants] == [57, 18, 20]
+
+
+async def test_a_collection_remembers_whose_it_is(store: Store, name: str) -> None:
+    """From its creation on, and after it was opened again."""
+    await store.create(replace(make_collection(name), tenant="acme"))
+    again = await reopened(store)
+    assert (await again.find(name)).tenant == "acme"
 
 
 async def test_filters_mean_the_same_as_their_definition(store: Store, name: str) -> None:

@@ -129,3 +129,14 @@ def test_two_towers_never_share_a_vector():
     assert key("query", False) == key("none", False)
     picture = array("q", ids[0]).tobytes()
     assert key("none", False, [picture]) != key("none", False)
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, "q", "acme", "1:q"]), names), unique_by=str))
+def test_another_tenant_is_another_key(wanted):
+    """Whether a text is known says nothing of what other tenants have sent."""
+    cache = VectorCache(10_000)
+    keys = [
+        cache.keys(space, [content(*ids, part=part)], tenant)[0]
+        for tenant, (space, part, ids) in wanted
+    ]
+    assert len(set(keys)) == len(wanted)

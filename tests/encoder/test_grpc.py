@@ -1,6 +1,7 @@
 """The encoder's gRPC contract, on a real server with the real model."""
 
 import asyncio
+import re
 import shutil
 
 import grpc
@@ -177,3 +178,36 @@ async def test_health_and_reflection_are_standard(encoder_channel):
     async for answer in reflection.ServerReflectionInfo(iter([ask])):
         names = {service.name for service in answer.list_services_response.service}
     assert "matryoshka.v1.EncoderService" in names
+
+
+async def test_a_text_is_known_to_the_tenant_that_sent_it_only(stub, http_client):
+    """On both wires: what one has sent is there no sooner for another, or for an operator."""
+
+    def num_hits():
+        page = http_client.get("/metrics").text
+        found = re.search(r'cache_requests_total\{result="hit"\} (\S+)', page)
+        return float(found[1]) if found else 0.0
+
+    async def send(tenant, wire):
+        before = num_hits()
+        text, headers = "known to one", {} if tenant is None else {"x-matryoshka-tenant": tenant}
+        request = pb.EmbedRequest(texts=[text])
+        if wire == "http":
+            body = {"model": "default", "input": text}
+            assert http_client.post("/v1/embeddings", json=body, headers=headers).is_success
+        elif wire == "stream":
+            call = stub.EmbedStream(
+                iter([pb.EmbedStreamRequest(embed=request)]), metadata=tuple(headers.items())
+            )
+            assert [answer async for answer in call]
+        else:
+            await stub.Embed(request, metadata=tuple(headers.items()))
+        return num_hits() - before
+
+    assert await send("acme", "grpc") == 0
+    for wire in ("grpc", "stream", "http"):
+        assert await send("acme", wire) == 1
+    assert await send("globex", "http") == 0
+    assert await send(None, "stream") == 0
+    for tenant in ("acme", "globex", None):
+        assert await send(tenant, "grpc") == 1

@@ -109,7 +109,13 @@ def test_every_field_and_every_error_is_there(document):
     assert schemas["EmbeddingsBody"]["additionalProperties"] is False
     statuses = set(document["paths"]["/v1/embeddings"]["post"]["responses"])
     tree = [errors.InvalidRequest, errors.TooLarge, errors.TooSlow, errors.Unauthenticated]
-    tree += [errors.NotFound, errors.Overloaded, errors.Unavailable, errors.ServiceError]
+    tree += [
+        errors.PermissionDenied,
+        errors.NotFound,
+        errors.Overloaded,
+        errors.Unavailable,
+        errors.ServiceError,
+    ]
     assert {str(kind.http_status) for kind in tree} | {"200"} == statuses
 
 

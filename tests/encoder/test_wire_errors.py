@@ -18,6 +18,7 @@ from services.shared.bodies import Bodies
 from services.shared.connection import Connection
 from services.shared.errors import Overloaded, TookTooLong, Unavailable
 from services.shared.http import build_app
+from services.shared.keys import Keys
 from services.shared.state import State
 
 BODY = {"model": "m", "input": "x"}
@@ -45,7 +46,7 @@ def running(embedder, state):
     registry = prometheus_client.CollectorRegistry()
     metrics = EncoderMetrics(registry)
     routes = OpenAIRoutes(None, embedder, EncoderSettings()).routes()
-    app = build_app({metrics: routes}, state, Bodies(10**6, 5.0), registry, None)
+    app = build_app({metrics: routes}, state, Bodies(10**6, 5.0), registry, Keys(), frozenset())
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, log_config=None, access_log=False, lifespan="off", http=Connection

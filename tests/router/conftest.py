@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry
 
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
+from services.shared.auth import caller
 from services.shared.errors import InvalidRequest, NotFound, Overloaded
 from services.shared.interceptors import Door
+from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc
 from services.shared.state import State
@@ -50,6 +52,8 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         """Embed calls that are refused from now on, as too much: seconds to wait, of each."""
         self.embeds: list[encoder_pb2.EmbedRequest] = []
         """As they came."""
+        self.tenants: list[str | None] = []
+        """Whom each was for."""
 
     def _find(self, name: str) -> str:
         model = self.aliases.get(name, name)
@@ -71,6 +75,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def Embed(self, request: Any, context: Any) -> encoder_pb2.EmbedResponse:
         self.embeds.append(request)
+        self.tenants.append(caller().tenant)
         if (retry_after_s := next(self.refusals, None)) is not None:
             error = Overloaded("much work is waiting")
             error.retry_after_s = retry_after_s
@@ -103,6 +108,7 @@ class Running:
     encoder: Encoder
     registry: CollectorRegistry = field(repr=False)
     state: State
+    keys: Keys
 
 
 @pytest.fixture
@@ -111,7 +117,10 @@ async def encoder() -> AsyncIterator[tuple[Encoder, str]]:
     servicer = Encoder()
     name = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
     metrics = ServiceMetrics("encoder", CollectorRegistry())
-    server = grpc.aio.server(interceptors=[Door({name: metrics}, State(True, True), None)])
+    door = Door(
+        {name: metrics}, State(True, True), Keys(), {name: frozenset({"Embed", "GetModel"})}
+    )
+    server = grpc.aio.server(interceptors=[door])
     encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -121,7 +130,7 @@ async def encoder() -> AsyncIterator[tuple[Encoder, str]]:
 
 @asynccontextmanager
 async def running(
-    encoder: tuple[Encoder, str], data_dir: Path, **changes: Any
+    encoder: tuple[Encoder, str], data_dir: Path, keys: Keys | None = None, **changes: Any
 ) -> AsyncIterator[Running]:
     """A router on a folder, from its start to its stop; the next one finds what it left there."""
     servicer, address = encoder
@@ -138,7 +147,9 @@ async def running(
     }
     service = RouterService(RouterSettings(**(values | changes)), registry)
     state = State(True, True)
-    door = Door({service.grpc_name: service.metrics}, state, None)
+    keys = keys or Keys()
+    open_to_tenants = {service.grpc_name: service.open_to_tenants}
+    door = Door({service.grpc_name: service.metrics}, state, keys, open_to_tenants)
     server = grpc.aio.server(interceptors=[door])
     service.add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -146,7 +157,7 @@ async def running(
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        yield Running(service, stub, servicer, registry, state)
+        yield Running(service, stub, servicer, registry, state, keys)
     await server.stop(5)
     await service.stop()
 

@@ -11,8 +11,9 @@ import pytest
 
 from services.router.plan import Plan, Stage, exact_plan, for_fewer_hits
 from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.storage import edge_shard
 from services.router.storage.edge import EdgeStore
-from services.router.storage.store import Collection, Point
+from services.router.storage.store import TENANT, Collection, Point
 from services.shared.errors import NotFound, Overloaded, Unavailable
 
 COLLECTION = Collection("docs", "model", "space", resolve_sizes([SizeRequest(8)], 32))
@@ -351,3 +352,14 @@ async def test_a_shard_that_cannot_be_opened_is_an_error_not_a_hang(store, tmp_p
     with pytest.raises(Unavailable, match="could not be opened"):
         await store.count("docs")
     assert await store.count("other") == 0
+
+
+def test_a_shard_gets_the_tenants_index_when_it_is_opened(tmp_path: Path) -> None:
+    """Also one from before there were tenants; and it is there again after a restart."""
+    path = tmp_path / "shard"
+    path.mkdir()
+    edge_shard.create(str(path), COLLECTION.sizes, indexing_threshold_kb=1000)
+    for _ in range(2):
+        shard = edge_shard.Shard(str(path), COLLECTION.sizes)
+        assert list(shard._shard.info().payload_schema) == [TENANT]
+        shard.close()

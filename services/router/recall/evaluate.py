@@ -177,6 +177,7 @@ def _search(query: Labelled, contender: Contender, limit: int) -> Search:
         recall_target=contender.recall_target,
         slice=query.slice,
         is_live=False,
+        tenant=None,
     )
 
 

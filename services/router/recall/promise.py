@@ -2,7 +2,8 @@
 
 A search names a plan, or states a recall target, or says nothing and gets the collection's own.
 Where nothing was measured a target is still kept: by exact search. A promise that cannot be kept
-within the caller's budgets is said to be broken, never passed over.
+within the caller's budgets is said to be broken, never passed over. What was measured of a whole
+collection holds for none of its tenants and is not theirs to know: to them nothing was measured.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Wish:
     max_bytes: int | None = None
     """Bytes in memory per point."""
     is_filtered: bool = False
+    is_tenants: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Promises:
         if wish.plan is not None:
             plan = resolve_plan(wish.plan, collection.sizes, wish.limit, self._max_candidates)
             return plan, None
-        calibration = self.calibration(collection)
+        calibration = None if wish.is_tenants else self.calibration(collection)
         if calibration is None or wish.limit > calibration.limit:
             return self._unmeasured(wish, collection, calibration)
         target = wish.recall_target or calibration.target
@@ -97,7 +99,9 @@ class Promises:
     def _unmeasured(
         self, wish: Wish, collection: Collection, calibration: Calibration | None
     ) -> tuple[Plan, Promise | None]:
-        if calibration is None:
+        if wish.is_tenants:
+            missing = "a tenant's points are not measured by themselves"
+        elif calibration is None:
             missing = f"collection {collection.name!r} is not calibrated; run Calibrate"
         else:
             missing = (

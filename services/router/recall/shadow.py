@@ -15,10 +15,11 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from services.router import tenants
 from services.router.filters import Filter
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
@@ -78,7 +79,7 @@ class Shadow:
         share: of searches that are drawn.
         max_busy: share of the time that is spent on it.
         max_waiting: searches that wait to be repeated; more are left out, and counted.
-        max_slices: that are told apart; all further ones are one.
+        max_slices: of the operator, and of each tenant, that are told apart; all others are one.
         on_alarm: told the collection whose slice has fallen below its target, once.
     """
 
@@ -100,6 +101,8 @@ class Shadow:
         self._on_alarm = on_alarm
         self._waiting: asyncio.Queue[Live] = asyncio.Queue(max_waiting)
         self._watched: dict[tuple[str, str], Watched] = {}
+        self._num_watched: Counter[str] = Counter()
+        """By owner: a tenant, or the operator."""
         self._measured_at: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -140,17 +143,24 @@ class Shadow:
         if self._measured_at.get(collection.name, at) != at:
             self._forget(collection.name)  # other plans since: what was seen is not theirs
         self._measured_at[collection.name] = at
-        return self._watched.setdefault(self._key(collection, slice_), Watched())
+        key = self._key(collection, slice_)
+        if key not in self._watched:
+            self._watched[key] = Watched()
+            self._num_watched[tenants.owner(key[1])] += 1
+        return self._watched[key]
 
     def _key(self, collection: Collection, slice_: str) -> tuple[str, str]:
         """Return where a slice is counted: by itself, or with all that came too late for that."""
         key = (collection.name, slice_)
-        is_known = key in self._watched or len(self._watched) < self._max_slices
+        # Of each tenant as many: how many slices others have must not decide what it is told.
+        is_room = self._num_watched[tenants.owner(slice_)] < self._max_slices
+        is_known = key in self._watched or is_room
         return key if is_known else (_OTHER, _OTHER)
 
     def _forget(self, name: str) -> None:
         for key in [key for key in self._watched if key[0] == name]:
             del self._watched[key]
+            self._num_watched[tenants.owner(key[1])] -= 1
             self._metrics.forget_recall(*key)
         self._measured_at.pop(name, None)
 

@@ -7,7 +7,8 @@ that they can cross to an Edge worker.
 from typing import Any as Json
 
 from services.router.attributes import Value, kind_of
-from services.router.filters import All, Any, AnyOf, Equals, Filter, Negated, Range
+from services.router.filters import All, Any, AnyOf, Equals, Filter, Negated, OfTenant, Range
+from services.router.storage.store import TENANT
 
 Conditions = dict[str, Json]
 
@@ -19,6 +20,13 @@ def to_conditions(root: Filter) -> Conditions:
     """Return a Qdrant filter, {"must": [..]} or its kin, as a dict."""
     node = _convert(root)
     return {"must": [node]} if "key" in node else node
+
+
+def to_count(without_text: bool, tenant: str | None) -> Conditions | None:
+    """Return the filter of points to be counted; None: all of them."""
+    text: list[Conditions] = [{"key": "text", "match": {"value": ""}}] if without_text else []
+    must = text if tenant is None else [*text, _convert(OfTenant(tenant))]
+    return {"must": must} if must else None
 
 
 def _convert(node: Filter) -> Conditions:
@@ -37,6 +45,8 @@ def _convert(node: Filter) -> Conditions:
             bounds = {"gt": gt, "gte": gte, "lt": lt, "lte": lte}
             given = {name: bound for name, bound in bounds.items() if bound is not None}
             return {"key": f"attributes.number.{key}", "range": given}
+        case OfTenant(tenant):
+            return {"key": TENANT, "match": {"value": tenant}}
 
 
 def _equals(key: str, value: Value) -> Conditions:

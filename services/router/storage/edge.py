@@ -17,7 +17,7 @@ from services.router.plan import Plan
 from services.router.rotation import Rotation
 from services.router.sizes import Size
 from services.router.storage import edge_rebuild
-from services.router.storage.conditions import to_conditions
+from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.edge_folder import EdgeFolder, remove
 from services.router.storage.edge_open import OpenCollection, WorkerOptions, worker_metadata
 from services.router.storage.edge_process import create_shard
@@ -128,7 +128,7 @@ class EdgeStore:
 
     async def upsert(self, name: str, points: Sequence[Point], vectors_BD: Array) -> None:
         points, vectors_BD = latest(points, vectors_BD)
-        keys = [point_uuid(point.id) for point in points]
+        keys = [point_uuid(point.id, point.tenant) for point in points]
         opened = self._open(name)
         async with opened.writing() as worker:
             opened.touch(keys)
@@ -141,8 +141,8 @@ class EdgeStore:
                     vectors=pack(vectors_BD[some]),
                 )
 
-    async def delete(self, name: str, ids: Sequence[str]) -> None:
-        keys = [point_uuid(id_) for id_ in ids]
+    async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
+        keys = [point_uuid(id_, tenant) for id_ in ids]
         opened = self._open(name)
         async with opened.writing() as worker:
             opened.touch(keys)
@@ -202,9 +202,9 @@ class EdgeStore:
     async def kept_queries(self, name: str) -> KeptQueries:
         return await asyncio.to_thread(self._folder.read_queries, self._open(name).stored)
 
-    async def count(self, name: str, without_text: bool = False) -> int:
+    async def count(self, name: str, without_text: bool = False, tenant: str | None = None) -> int:
         worker = await self._open(name).running()
-        num_points: int = await worker.call("count", without_text=without_text)
+        num_points: int = await worker.call("count", conditions=to_count(without_text, tenant))
         return num_points
 
     async def settle(self, name: str) -> None:

@@ -108,7 +108,7 @@ async def _builder(
 
 async def _fill(opened: OpenCollection, builder: EdgeWorker, on_progress: Progress) -> None:
     worker = await opened.running()
-    total = await worker.call("count", without_text=False)
+    total = await worker.call("count", conditions=None)
     done, after = 0, None
     on_progress(done, total)
     while True:

@@ -16,13 +16,12 @@ import qdrant_edge as edge
 from services.router.plan import Stage, oversampling
 from services.router.rotation import Rotation
 from services.router.sizes import Quantization, Size, cut
-from services.router.storage.store import is_plain_rescoring
+from services.router.storage.store import TENANT, is_plain_rescoring
 from services.shared.vectors import Array
 
 _EF_CONSTRUCT = 100
 # KiB of vectors under which a filtered search scans instead of walking the graph: Qdrant's own.
 _FULL_SCAN_THRESHOLD_KB = 10_000
-_NO_TEXT = edge.Filter(must=[edge.FieldCondition("text", match=edge.MatchValue(""))])
 
 
 def create(path: str, sizes: Sequence[Size], indexing_threshold_kb: int) -> None:
@@ -81,6 +80,11 @@ class Shard:
         self._sizes = tuple(sizes)
         self._by_key = {size.key: size for size in sizes}
         self._rotation = rotation
+        # New, or from before there were tenants. Without it a search reads all points' payloads: of
+        # a tenant of 69 points among 20,000 it takes 18 ms, and with it 0.15 ms (Edge 0.9).
+        if TENANT not in self._shard.info().payload_schema:
+            index = edge.KeywordIndexParams(is_tenant=True)
+            self._shard.update(edge.UpdateOperation.create_field_index(TENANT, index))
 
     def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: bytes) -> None:
         """Write points; `vectors` are full rows, float32."""
@@ -197,8 +201,8 @@ class Shard:
         vectors: list[Any] = [record.vector for record in records]
         return np.array([vector[full] for vector in vectors], dtype="<f4").tobytes()
 
-    def count(self, without_text: bool) -> int:
-        wanted = _NO_TEXT if without_text else None
+    def count(self, conditions: dict[str, Any] | None) -> int:
+        wanted = _filter(conditions) if conditions else None
         return self._shard.count(edge.CountRequest(exact=True, filter=wanted))
 
     def progress(self) -> tuple[int, int]:

@@ -16,12 +16,13 @@ from services.router.filters import Filter
 from services.router.plan import Plan, Stage, oversampling
 from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
-from services.router.storage.conditions import to_conditions
+from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.qdrant_companions import Companions
 from services.router.storage.qdrant_config import METADATA_KEY, read_metadata, vector_params
 from services.router.storage.qdrant_errors import engine_errors
 from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.store import (
+    TENANT,
     Answer,
     Collection,
     KeptQueries,
@@ -45,9 +46,6 @@ from services.router.storage.store import (
 from services.shared.errors import NotFound, ServiceError
 from services.shared.vectors import Array, normalize
 
-_NO_TEXT = models.Filter(
-    must=[models.FieldCondition(key="text", match=models.MatchValue(value=""))]
-)
 _SETTLE_POLL_S = 0.2
 
 
@@ -99,6 +97,8 @@ class QdrantStore:
                 vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
                 metadata={METADATA_KEY: to_metadata(collection)},
             )
+            index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+            await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
 
     async def _is_taken(self, name: str) -> bool:
         with engine_errors():
@@ -161,7 +161,7 @@ class QdrantStore:
             rows |= {name: vectors_BM.tolist() for name, vectors_BM in short.items()}
         structs = [
             models.PointStruct(
-                id=point_uuid(point.id),
+                id=point_uuid(point.id, point.tenant),
                 vector={vector_name: vectors[row] for vector_name, vectors in rows.items()},
                 payload=to_payload(point),
             )
@@ -170,11 +170,10 @@ class QdrantStore:
         with engine_errors(name):
             await self._client.upsert(name, structs, wait=True)
 
-    async def delete(self, name: str, ids: Sequence[str]) -> None:
+    async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
+        points = models.PointIdsList(points=[point_uuid(id_, tenant) for id_ in ids])
         with engine_errors(name):
-            await self._client.delete(
-                name, models.PointIdsList(points=[point_uuid(id_) for id_ in ids]), wait=True
-            )
+            await self._client.delete(name, points, wait=True)
 
     async def search(
         self,
@@ -275,11 +274,11 @@ class QdrantStore:
         with engine_errors(name):
             return await self._companions.kept_queries(collection.name, collection.full)
 
-    async def count(self, name: str, without_text: bool = False) -> int:
+    async def count(self, name: str, without_text: bool = False, tenant: str | None = None) -> int:
+        conditions = to_count(without_text, tenant)
+        wanted = models.Filter.model_validate(conditions) if conditions else None
         with engine_errors(name):
-            counted = await self._client.count(
-                name, count_filter=_NO_TEXT if without_text else None, exact=True
-            )
+            counted = await self._client.count(name, count_filter=wanted, exact=True)
         return counted.count
 
     async def settle(self, name: str) -> None:

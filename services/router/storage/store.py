@@ -22,8 +22,12 @@ from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+TENANT = "tenant"
+"""Where a point's payload says whose it is, beside its attributes: no filter of a user gets there.
+It has an index, in engines that have any."""
 # Any fixed namespace will do; it must never change, as stored points are found by it.
 _POINT_NAMESPACE = uuid.UUID("6d617472-796f-5368-8b61-000000000001")
+_TENANT_NAMESPACE = uuid.UUID("6d617472-796f-5368-8b61-000000000002")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Collection:
     what it is."""
     change: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     """What is being changed of it (`change.py`), as JSON; None: nothing."""
+    tenant: str | None = None
+    """Whose it is alone; None: every tenant's points may be in it."""
 
     @property
     def full(self) -> int:
@@ -60,6 +66,8 @@ class Point:
     id: str
     text: str
     attributes: Attributes
+    tenant: str | None = None
+    """Whose it is; None: the operator's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +155,8 @@ class Store(Protocol):
     async def upsert(self, name: str, points: Sequence[Point], vectors_BD: Array) -> None:
         """Write points; when it returns they survive the death of any process."""
 
-    async def delete(self, name: str, ids: Sequence[str]) -> None:
-        """Delete points; unknown ids are no error."""
+    async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
+        """Delete points of a tenant or (None) of the operator; unknown ids are no error."""
 
     async def search(
         self,
@@ -208,8 +216,8 @@ class Store(Protocol):
     async def kept_queries(self, name: str) -> KeptQueries:
         """Return what `keep_queries` kept last; nothing, if it never did."""
 
-    async def count(self, name: str, without_text: bool = False) -> int:
-        """Count points exactly, all or those with an empty text."""
+    async def count(self, name: str, without_text: bool = False, tenant: str | None = None) -> int:
+        """Count points exactly, all or a tenant's, all or those with an empty text."""
 
     async def settle(self, name: str) -> None:
         """Index what was written, if that pays yet. Searches go on meanwhile."""
@@ -238,19 +246,22 @@ def taken(name: str) -> AlreadyExists:
     return AlreadyExists(f"the name {name!r} is taken by a collection or an alias")
 
 
-def point_uuid(id_: str) -> str:
-    """Return the engine's id of a point: engines take UUIDs, users any string."""
-    return str(uuid.uuid5(_POINT_NAMESPACE, id_))
+def point_uuid(id_: str, tenant: str | None = None) -> str:
+    """Return the engine's id of a point: engines take UUIDs, users any string, each its own."""
+    space = _POINT_NAMESPACE if tenant is None else uuid.uuid5(_TENANT_NAMESPACE, tenant)
+    return str(uuid.uuid5(space, id_))
 
 
 def to_payload(point: Point) -> dict[str, Any]:
     """Return what is stored beside a point's vectors."""
-    return {"id": point.id, "text": point.text, "attributes": to_stored(point.attributes)}
+    payload = {"id": point.id, "text": point.text, "attributes": to_stored(point.attributes)}
+    return payload if point.tenant is None else payload | {TENANT: point.tenant}
 
 
 def from_payload(payload: dict[str, Any]) -> Point:
     """Undo `to_payload`."""
-    return Point(payload["id"], payload["text"], from_stored(payload["attributes"]))
+    attributes = from_stored(payload["attributes"])
+    return Point(payload["id"], payload["text"], attributes, payload.get(TENANT))
 
 
 def to_metadata(collection: Collection) -> dict[str, Any]:
@@ -272,6 +283,7 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
         ],
         "calibration": collection.calibration,
         "change": collection.change,
+        "tenant": collection.tenant,
     }
 
 
@@ -284,6 +296,7 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         tuple(_size(**size) for size in metadata["sizes"]),
         metadata.get("calibration"),
         metadata.get("change"),
+        metadata.get("tenant"),
     )
 
 
@@ -309,7 +322,7 @@ def resized(collection: Collection, sizes: Sequence[Size]) -> Collection:
 
 def latest(points: Sequence[Point], vectors_BD: Array) -> tuple[list[Point], Array]:
     """Keep the last of points with the same id; engines do not say which one they keep."""
-    row_of = {point.id: row for row, point in enumerate(points)}
+    row_of = {(point.tenant, point.id): row for row, point in enumerate(points)}
     if len(row_of) == len(points):
         return list(points), vectors_BD
     rows = sorted(row_of.values())

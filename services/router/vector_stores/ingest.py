@@ -225,7 +225,7 @@ class Ingester:
         self._later[number] = _Later(now, now + _LONGEST_WAIT_S)
 
     async def _store(self, file: StoreFile) -> VectorStore:
-        return await asyncio.to_thread(self._stores.get, file.store_id)
+        return await asyncio.to_thread(self._stores.get, file.store_id, None)
 
     async def _remove(self, file: StoreFile) -> None:
         # Its store may be going as a whole, or be gone.
@@ -240,12 +240,12 @@ class Ingester:
             for start in range(keep, file.num_points, step):
                 numbers = range(start, min(start + step, file.num_points))
                 ids = [point_id(file.file_id, number) for number in numbers]
-                await self._writer.delete(store.collection, ids)
+                await self._writer.delete(store.collection, ids, store.tenant)
         await asyncio.to_thread(self._work.set_points, file.number, keep)
 
     async def _ingest(self, file: StoreFile, store: VectorStore, reader: Reader) -> None:
         try:
-            uploaded = await self._files.get(file.file_id)
+            uploaded = await self._files.get(file.file_id, store.tenant)
         except NotFound as error:
             raise CannotRead("invalid_file", "the file was deleted") from error
         if uploaded.num_bytes > self._max_document_bytes:
@@ -264,7 +264,7 @@ class Ingester:
             await self._files.fetch(file.file_id, path)
             read = reader.read(path, uploaded.filename, file.chunking)
             async with contextlib.aclosing(read):
-                async for _ in self._writer.upsert(chunks.batches(read)):
+                async for _ in self._writer.upsert(chunks.batches(read), store.tenant):
                     pass
         finally:
             path.unlink(missing_ok=True)

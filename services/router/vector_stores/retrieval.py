@@ -122,14 +122,14 @@ class Retrieval:
             model = await self._encoder.get_model(store.model)
         except NotFound as error:
             raise ModelNotFound(error.message, "model") from error
-        await self.files.get_all(file_ids, "file_ids")
+        await self.files.get_all(file_ids, store.tenant, "file_ids")
         await asyncio.to_thread(self.stores.add, store)
         try:
-            created = (await self._catalog.create(store.collection, model.id, ())).collection
+            described = await self._catalog.create(store.collection, model.id, (), store.tenant)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self.stores.set_state, store.id, "deleting"))
             raise
-        auto = auto_chunking(model.max_tokens)
+        created, auto = described.collection, auto_chunking(model.max_tokens)
         await asyncio.to_thread(
             self.stores.open, store.id, created.model, created.full, auto.max_tokens
         )
@@ -137,52 +137,61 @@ class Retrieval:
         if attachments:
             await asyncio.to_thread(self.store_files.attach, store.id, attachments)
             self._ingester.kick()
-        return await asyncio.to_thread(self.stores.get, store.id)
+        return await asyncio.to_thread(self.stores.get, store.id, store.tenant)
 
-    async def delete_store(self, store_id: str) -> None:
+    async def delete_store(self, store_id: str, tenant: str | None) -> None:
         """Delete a store, its files' chunks and their attributes; the files stay. NotFound."""
-        store = await asyncio.to_thread(self.stores.get, store_id)
+        store = await asyncio.to_thread(self.stores.get, store_id, tenant)
         await asyncio.to_thread(self.stores.set_state, store_id, "deleting")
         try:
             await self._drop(store)
         except ServiceError as error:
             log.warning("%s is deleted later: %s", store_id, error)
 
-    async def search(self, store_id: str, wanted: Wanted) -> Answer:
+    async def search(self, store_id: str, wanted: Wanted, tenant: str | None) -> Answer:
         """Search a store; NotFound, WrongState when it has expired."""
-        store = await asyncio.to_thread(self.stores.use, store_id)
+        store = await asyncio.to_thread(self.stores.use, store_id, tenant)
         return await self._searcher.search(store, wanted)
 
     async def attach(
-        self, store_id: str, files: Sequence[tuple[str, Attributes, Chunking | None]]
+        self,
+        store_id: str,
+        files: Sequence[tuple[str, Attributes, Chunking | None]],
+        tenant: str | None,
     ) -> list[StoreFile]:
         """Put files into a store, each with its attributes and how it is cut.
 
         Raises:
-            NotFound: no such store or file.
+            NotFound: no such store or file; a tenant's store takes no other's files.
             WrongState: the store has expired.
         """
-        attachments = await self._attachments(store_id, files)
+        attachments = await self._attachments(store_id, files, tenant)
         attached = await asyncio.to_thread(self.store_files.attach, store_id, attachments)
         self._ingester.kick()
         return attached
 
     async def attach_batch(
-        self, store_id: str, files: Sequence[tuple[str, Attributes, Chunking | None]]
+        self,
+        store_id: str,
+        files: Sequence[tuple[str, Attributes, Chunking | None]],
+        tenant: str | None,
     ) -> FileBatch:
         """Put files into a store together; see `attach`."""
-        attachments = await self._attachments(store_id, files)
+        attachments = await self._attachments(store_id, files, tenant)
         batch = await asyncio.to_thread(self.store_files.attach_batch, store_id, attachments)
         self._ingester.kick()
         return batch
 
     async def _attachments(
-        self, store_id: str, files: Sequence[tuple[str, Attributes, Chunking | None]]
+        self,
+        store_id: str,
+        files: Sequence[tuple[str, Attributes, Chunking | None]],
+        tenant: str | None,
     ) -> list[Attachment]:
-        store = await asyncio.to_thread(self.stores.use, store_id)
+        store = await asyncio.to_thread(self.stores.use, store_id, tenant)
         # The last of those that are named twice.
         by_id = {file_id: (attributes, chunking) for file_id, attributes, chunking in files}
-        await self.files.get_all(list(by_id), "file_id")
+        await self.files.get_all(list(by_id), store.tenant, "file_id")
         auto = Chunking(store.auto_tokens, store.auto_tokens // 2)
         return [
             Attachment(file_id, attributes, chunking or auto)
@@ -190,44 +199,44 @@ class Retrieval:
         ]
 
     async def set_attributes(
-        self, store_id: str, file_id: str, attributes: Attributes
+        self, store_id: str, file_id: str, attributes: Attributes, tenant: str | None
     ) -> StoreFile:
         """Give a file of a store other attributes; searches filter by them shortly. NotFound."""
-        await asyncio.to_thread(self.stores.use, store_id)
+        await asyncio.to_thread(self.stores.use, store_id, tenant)
         file = await asyncio.to_thread(
             self.store_files.set_attributes, store_id, file_id, attributes
         )
         self._ingester.kick()
         return file
 
-    async def detach(self, store_id: str, file_id: str) -> None:
+    async def detach(self, store_id: str, file_id: str, tenant: str | None) -> None:
         """Take a file out of a store; NotFound."""
-        await asyncio.to_thread(self.stores.get, store_id)
+        await asyncio.to_thread(self.stores.get, store_id, tenant)
         file = await asyncio.to_thread(self.store_files.hide, store_id, file_id)
         await self._ingester.remove(file)
 
-    async def cancel_batch(self, store_id: str, batch_id: str) -> FileBatch:
+    async def cancel_batch(self, store_id: str, batch_id: str, tenant: str | None) -> FileBatch:
         """Stop what is in progress of a batch; its chunks are taken out. NotFound."""
-        await asyncio.to_thread(self.stores.get, store_id)
+        await asyncio.to_thread(self.stores.get, store_id, tenant)
         batch, numbers = await asyncio.to_thread(self.store_files.cancel_batch, store_id, batch_id)
         await self._ingester.interrupt(numbers)
         self._ingester.kick()
         return batch
 
-    async def content(self, store_id: str, file_id: str) -> list[str]:
+    async def content(self, store_id: str, file_id: str, tenant: str | None) -> list[str]:
         """Return the text of a file of a store, in its parts: pages of a PDF, or one.
 
         Raises:
             NotFound: no such store or file.
             WrongState: it is not in the store yet.
         """
-        await asyncio.to_thread(self.stores.get, store_id)
+        await asyncio.to_thread(self.stores.get, store_id, tenant)
         file = await asyncio.to_thread(self.store_files.get, store_id, file_id)
         if file.state != "completed":
             raise WrongState(
                 f"the text is there when the file is completed; it is {file.state}", "file_id"
             )
-        uploaded = await self.files.get(file_id)
+        uploaded = await self.files.get(file_id, tenant)
         path: Path = self._settings.data_dir / "reading" / f"content-{uuid.uuid4().hex}"
         async with self._content:
             try:

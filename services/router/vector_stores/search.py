@@ -100,6 +100,7 @@ class StoreSearcher:
                         max_bytes=routing.max_bytes,
                         explain=routing.explain,
                         measure_recall=routing.measure_recall,
+                        tenant=store.tenant,
                     )
                 )
                 for query in wanted.queries

@@ -42,6 +42,7 @@ class _StoreRow(Base):
     created_at: Mapped[float]
     last_active_at: Mapped[float]
     expires_days: Mapped[int | None]
+    tenant: Mapped[str | None] = mapped_column(index=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class VectorStore:
     """A vector store as it stands now."""
 
     id: str
+    tenant: str | None = None
+    """Whose it is; None: the operator's."""
     collection: str
     """Name of the router's collection."""
     model: str
@@ -87,7 +90,7 @@ class Changes:
 
 
 class VectorStores:
-    """All vector stores.
+    """All vector stores. Where a `tenant` is asked for, None is an operator, who sees all of them.
 
     Args:
         database: holds their table.
@@ -104,7 +107,7 @@ class VectorStores:
             dim=store.dim, auto_tokens=store.auto_tokens, name=store.name,
             description=store.description,
             tags=store.metadata, created_at=now, last_active_at=now,
-            expires_days=store.expires_days,
+            expires_days=store.expires_days, tenant=store.tenant,
         )  # fmt: skip
         with self._database.transaction() as session:
             session.add(row)
@@ -121,16 +124,16 @@ class VectorStores:
             if (row := _row(session, store_id)) is not None:
                 row.state = state
 
-    def get(self, store_id: str) -> VectorStore:
+    def get(self, store_id: str, tenant: str | None) -> VectorStore:
         """Return a store.
 
         Raises:
-            NotFound: no such store.
+            NotFound: no such store, or it is another tenant's.
         """
         with self._database.reading() as session:
-            return _describe(session, [_seen(session, store_id)])[0]
+            return _describe(session, [_seen(session, store_id, tenant)])[0]
 
-    def use(self, store_id: str) -> VectorStore:
+    def use(self, store_id: str, tenant: str | None) -> VectorStore:
         """Return a store that is about to be used, and note that it is active.
 
         Raises:
@@ -138,7 +141,7 @@ class VectorStores:
             WrongState: it has expired.
         """
         with self._database.reading() as session:
-            store = _to_store(_seen(session, store_id))
+            store = _to_store(_seen(session, store_id, tenant))
         if store.is_expired:
             raise WrongState(
                 f"vector store {store_id} has expired; create a new one with the same files",
@@ -151,16 +154,18 @@ class VectorStores:
                     row.last_active_at = now
         return store
 
-    def page(self, paging: Paging) -> Page[VectorStore]:
+    def page(self, paging: Paging, tenant: str | None) -> Page[VectorStore]:
         """Return a page of stores; NotFound if a cursor is no store."""
         with self._database.reading() as session:
             query = select(_StoreRow).where(_StoreRow.state.in_(_SEEN))
-            after = _seen(session, paging.after).number if paging.after else None
-            before = _seen(session, paging.before).number if paging.before else None
+            if tenant is not None:
+                query = query.where(_StoreRow.tenant == tenant)
+            after = _seen(session, paging.after, tenant).number if paging.after else None
+            before = _seen(session, paging.before, tenant).number if paging.before else None
             page = fetch_page(session, query, _StoreRow.number, paging, after, before)
             return Page(_describe(session, page.items), page.has_more)
 
-    def change(self, store_id: str, changes: Changes) -> VectorStore:
+    def change(self, store_id: str, changes: Changes, tenant: str | None) -> VectorStore:
         """Change what a caller may change.
 
         Raises:
@@ -168,7 +173,7 @@ class VectorStores:
             WrongState: it has expired, and its expiry is to change.
         """
         with self._database.transaction() as session:
-            row = _seen(session, store_id)
+            row = _seen(session, store_id, tenant)
             if "name" in changes.fields:
                 row.name = changes.name
             if "metadata" in changes.fields:
@@ -210,9 +215,9 @@ def _row(session: Session, store_id: str) -> _StoreRow | None:
     return session.scalar(select(_StoreRow).where(_StoreRow.id == store_id))
 
 
-def _seen(session: Session, store_id: str) -> _StoreRow:
+def _seen(session: Session, store_id: str, tenant: str | None) -> _StoreRow:
     row = _row(session, store_id)
-    if row is None or row.state not in _SEEN:
+    if row is None or row.state not in _SEEN or tenant not in (None, row.tenant):
         raise NotFound(f"there is no vector store {store_id[:64]!r}", "vector_store_id")
     return row
 
@@ -231,6 +236,7 @@ def _to_store(row: _StoreRow, counts: FileCounts = _NO_FILES, usage_bytes: int =
     )
     return VectorStore(
         id=row.id,
+        tenant=row.tenant,
         collection=row.collection,
         model=row.model,
         dim=row.dim,

@@ -26,9 +26,23 @@ from services.router.vector_stores.retrieval import Retrieval
 from services.router.vector_stores.routing import read_routing
 from services.router.vector_stores.search import Wanted
 from services.router.vector_stores.stores import Changes, VectorStore
+from services.shared.auth import caller
 from services.shared.errors import InvalidRequest
 from services.shared.http import while_connected
 from services.shared.paging import read_paging, write_page
+
+_STORES, _STORE = "/v1/vector_stores", "/v1/vector_stores/{vector_store_id}"
+OPEN_TO_TENANTS = frozenset(
+    {
+        f"POST {_STORES}",
+        f"GET {_STORES}",
+        f"GET {_STORE}",
+        f"POST {_STORE}",
+        f"DELETE {_STORE}",
+        f"POST {_STORE}/search",
+    }
+)
+"""Each asks `caller()` whose stores it may touch."""
 
 
 class VectorStoresHttp:
@@ -44,14 +58,13 @@ class VectorStoresHttp:
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
-        stores, store = "/v1/vector_stores", "/v1/vector_stores/{vector_store_id}"
         return [
-            Route(stores, self._create, methods=["POST"]),
-            Route(stores, self._list, methods=["GET"]),
-            Route(store, self._get, methods=["GET"]),
-            Route(store, self._update, methods=["POST"]),
-            Route(store, self._delete, methods=["DELETE"]),
-            Route(f"{store}/search", self._search, methods=["POST"]),
+            Route(_STORES, self._create, methods=["POST"]),
+            Route(_STORES, self._list, methods=["GET"]),
+            Route(_STORE, self._get, methods=["GET"]),
+            Route(_STORE, self._update, methods=["POST"]),
+            Route(_STORE, self._delete, methods=["DELETE"]),
+            Route(f"{_STORE}/search", self._search, methods=["POST"]),
         ]
 
     async def _create(self, request: Request) -> Response:
@@ -59,6 +72,7 @@ class VectorStoresHttp:
         id_ = f"vs_{uuid.uuid4().hex}"
         store = VectorStore(
             id=id_,
+            tenant=caller().tenant,
             collection=id_,
             model=body.model,
             name=body.name or "",
@@ -72,11 +86,13 @@ class VectorStoresHttp:
 
     async def _list(self, request: Request) -> Response:
         paging = read_paging(request.query_params)
-        page = await asyncio.to_thread(self._retrieval.stores.page, paging)
+        page = await asyncio.to_thread(self._retrieval.stores.page, paging, caller().tenant)
         return JSONResponse(write_page([write_store(store) for store in page.items], page.has_more))
 
     async def _get(self, request: Request) -> Response:
-        store = await asyncio.to_thread(self._retrieval.stores.get, store_id(request))
+        store = await asyncio.to_thread(
+            self._retrieval.stores.get, store_id(request), caller().tenant
+        )
         return JSONResponse(write_store(store))
 
     async def _update(self, request: Request) -> Response:
@@ -87,12 +103,14 @@ class VectorStoresHttp:
             read_metadata(body.metadata),
             body.expires_after.days if body.expires_after else None,
         )
-        store = await asyncio.to_thread(self._retrieval.stores.change, store_id(request), changes)
+        store = await asyncio.to_thread(
+            self._retrieval.stores.change, store_id(request), changes, caller().tenant
+        )
         return JSONResponse(write_store(store))
 
     async def _delete(self, request: Request) -> Response:
         id_ = store_id(request)
-        await self._retrieval.delete_store(id_)
+        await self._retrieval.delete_store(id_, caller().tenant)
         return JSONResponse(write_deleted(id_, "vector_store"))
 
     async def _search(self, request: Request) -> Response:
@@ -104,7 +122,7 @@ class VectorStoresHttp:
             condition=None if body.filters is None else read_filters(body.filters),
             routing=None if body.routing is None else read_routing(body.routing),
         )
-        searching = self._retrieval.search(store_id(request), wanted)
+        searching = self._retrieval.search(store_id(request), wanted, caller().tenant)
         return JSONResponse(write_results(await while_connected(request, searching)))
 
 
