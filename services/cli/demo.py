@@ -262,11 +262,12 @@ class Demo:
                 encoder_pb2.LoadModelRequest(source=job.model_dir)
             )
             with self.screen.progress("index in the new space", len(self.documents)) as advance:
-                request = rt.ReindexRequest(
+                request = rt.MigrateCollectionRequest(
                     source=ALIAS, target="docs-2", model=loaded.model.id, alias=ALIAS
                 )
-                async for answer in self.stubs.router.Reindex(request):
-                    advance(answer.num_points)
+                async for answer in self.stubs.router.MigrateCollection(request):
+                    if answer.change.step == "copy":
+                        advance(answer.change.done)
             await self.stubs.encoder.SetAlias(
                 encoder_pb2.SetAliasRequest(alias="default", model=loaded.model.id)
             )

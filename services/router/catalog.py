@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.router import tenants
+from services.router.changes.change import read_change
 from services.router.encoder_client import EncoderClient
-from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
 from services.router.storage.store import Collection, Store, check_name
@@ -30,16 +30,12 @@ class Catalog:
     Args:
         store: where they are.
         encoder: knows the models.
-        gate: knows which collections are being reindexed.
         metrics: gets the number of collections.
     """
 
-    def __init__(
-        self, store: Store, encoder: EncoderClient, gate: WriteGate, metrics: RouterMetrics
-    ) -> None:
+    def __init__(self, store: Store, encoder: EncoderClient, metrics: RouterMetrics) -> None:
         self._store = store
         self._encoder = encoder
-        self._gate = gate
         self._metrics = metrics
 
     async def create(
@@ -91,8 +87,7 @@ class Catalog:
 
         Raises:
             NotFound: no collection has this name; aliases are not followed.
-            WrongState: an alias points at it.
-            Unavailable: it is being reindexed.
+            WrongState: an alias points at it, or it is being migrated.
         """
         aliases = await self._store.aliases()
         pointing = sorted(alias for alias, target in aliases.items() if target == name)
@@ -105,7 +100,17 @@ class Catalog:
             raise WrongState(
                 f"{name!r} is an alias of {aliases[name]!r}; delete a collection by its own name"
             )
-        self._gate.check_open(name)
+        for other in await self._store.collections():
+            change = read_change(other)
+            if (
+                change is not None
+                and change.kind == "migrate"
+                and name in (other.name, change.source)
+            ):
+                raise WrongState(
+                    f"collection {name!r} is part of the migration to {other.name!r}; "
+                    "FinishMigration or CancelChange ends it"
+                )
         await self._store.drop(name)
         await self.count()
 

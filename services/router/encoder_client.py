@@ -41,6 +41,18 @@ class Model:
     """What the model reads of a text; 0: it does not say."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """By what a model differs from its base."""
+
+    space_id: str
+    base_space_id: str
+    weight_DD: Array
+    """The model's vectors are the base's, `normalize(vectors @ weight.T)`."""
+    is_orthogonal: bool
+    """Whether scores at full size stay as they are, and the transpose undoes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Vectors of some texts."""
@@ -101,6 +113,21 @@ class EncoderClient:
         found = response.model
         dims = tuple(found.matryoshka_dims)
         return Model(found.id, found.space_id, found.dim, dims, found.max_tokens)
+
+    async def get_head(self, model: str) -> Head:
+        """Return a model's head over its base.
+
+        Raises:
+            WrongState: it is none over a base that is known.
+            NotFound, Unavailable: see `get_model`.
+        """
+        request = encoder_pb2.GetHeadRequest(model=model)
+        with peer_errors("encoder"):
+            head = await self._stub.GetHead(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+        weight_DD = unpack(head.weight, head.dim)
+        return Head(head.space_id, head.base_space_id, weight_DD, head.orthogonal)
 
     async def embed_query(self, model: str, text: str, tenant: str | None = None) -> Encoded:
         """Encode one query, for a tenant or for an operator.

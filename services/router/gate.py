@@ -1,7 +1,9 @@
-"""Who may write to a collection now: while it is being reindexed, nobody.
+"""Writes to a collection, and moments in which there is none.
 
-Writes to a collection that is being read into another one would be missing there. The gate is
-this router's own: of several routers over one Qdrant server, one should do writes and reindexes.
+While a collection is moved to another one, each page of it is copied in such a moment, and so is
+the switch from one to the other made: writers wait some milliseconds, and none is lost between the
+two. The gate is this router's own: of several routers over one Qdrant server, one should do the
+writes while a collection is migrated.
 """
 
 import asyncio
@@ -11,17 +13,16 @@ from contextlib import asynccontextmanager
 
 from services.router import tenants
 from services.router.storage.store import Collection, Store
-from services.shared.errors import Unavailable, WrongState
 
 
 class WriteGate:
-    """Lets writes through, or stops them and waits until none is under way."""
+    """Lets writes through, or lets them wait."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._writes: Counter[str] = Counter()
-        self._closed: set[str] = set()
-        self._ended = asyncio.Condition()
+        self._paused: Counter[str] = Counter()
+        self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def writing(self, name: str, tenant: str | None) -> AsyncIterator[Collection]:
@@ -32,45 +33,31 @@ class WriteGate:
 
         Raises:
             NotFound: no such name.
-            Unavailable: it is being reindexed.
         """
         while True:
-            collection = await tenants.find(self._store, name, tenant)
-            self.check_open(collection.name)
-            self._writes[collection.name] += 1
+            found = await tenants.find(self._store, name, tenant)
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._paused[found.name])  # noqa: B023
+                self._writes[found.name] += 1
             try:
-                if await tenants.find(self._store, name, tenant) == collection:
+                collection = await tenants.find(self._store, name, tenant)
+                if collection == found:
                     yield collection
                     return
             finally:
-                self._writes[collection.name] -= 1
-                async with self._ended:
-                    self._ended.notify_all()
-
-    def check_open(self, name: str) -> None:
-        """Refuse to change a collection that is being reindexed.
-
-        Raises:
-            Unavailable: it is; try again later.
-        """
-        if name in self._closed:
-            raise Unavailable(
-                f"collection {name!r} is being reindexed; it can be changed again when that ends"
-            )
+                async with self._changed:
+                    self._writes[found.name] -= 1
+                    self._changed.notify_all()
 
     @asynccontextmanager
-    async def closed(self, name: str) -> AsyncIterator[None]:
-        """Refuse writes to a collection; entered once those under way have ended.
-
-        Raises:
-            WrongState: somebody has closed it already.
-        """
-        if name in self._closed:
-            raise WrongState(f"collection {name!r} is being reindexed already")
-        self._closed.add(name)
+    async def paused(self, *names: str) -> AsyncIterator[None]:
+        """Let writes to some collections wait; entered once those under way have ended."""
+        self._paused.update(names)
         try:
-            async with self._ended:
-                await self._ended.wait_for(lambda: self._writes[name] == 0)
+            async with self._changed:
+                await self._changed.wait_for(lambda: not any(self._writes[name] for name in names))
             yield
         finally:
-            self._closed.discard(name)
+            self._paused.subtract(names)
+            async with self._changed:
+                self._changed.notify_all()

@@ -40,6 +40,8 @@ class RouterSettings(ServerSettings):
     """Vectors that a rotation is learned from; of a larger collection a random sample."""
     change_lease_s: float = Field(default=60.0, gt=0)
     """A change of a collection that no router was seen at for so long is gone on with."""
+    change_patience_s: float = Field(default=600.0, ge=0)
+    """Longest that a change waits for an encoder, a trainer or a storage that is away."""
 
     qdrant_url: str | None = None
     """A Qdrant server, for example http://qdrant:6333; unset: Qdrant Edge in `data_dir`."""
@@ -68,8 +70,9 @@ class RouterSettings(ServerSettings):
     """Batches of one upsert stream that are read and encoded while one before them is written."""
     max_text_chars: int = Field(default=1_000_000, ge=1)
     """Longest text of a point or a query, in characters."""
-    reindex_batch_points: int = Field(default=256, ge=1, le=2048)
-    """Points read, encoded and written at once by a reindex; each is one step of its progress."""
+    migrate_page_points: int = Field(default=256, ge=1, le=2048)
+    """Points that a migration reads, encodes and writes at once; writers wait while a page is put
+    into the target."""
 
     calibrate_queries: int = Field(default=4000, ge=100)
     """Most queries of a calibration: 600 choose plans, the others bound their recall."""

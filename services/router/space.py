@@ -18,5 +18,5 @@ def check_space(collection: Collection, space_id: str, what: str) -> None:
     if space_id != collection.space_id:
         raise WrongState(
             f"{what} is of space {space_id!r}, but collection {collection.name!r} holds space "
-            f"{collection.space_id!r}; build the collection again with Reindex to change its model"
+            f"{collection.space_id!r}; MigrateCollection changes its model"
         )

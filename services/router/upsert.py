@@ -15,6 +15,7 @@ from services.router.attributes import check_attributes
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
+from services.router.mirror import Mirror
 from services.router.search import read_vectors
 from services.router.space import check_space
 from services.router.storage.store import Collection, Point, Store
@@ -63,7 +64,8 @@ class Writer:
     Args:
         store: where to.
         encoder: turns texts into vectors.
-        gate: stops writes to a collection while it is reindexed.
+        gate: lets writes wait while a collection is switched.
+        mirror: repeats writes to a collection that is being migrated.
         metrics: gets stage times and counts.
         max_batch_points: most points of one batch.
         max_text_chars: longest text.
@@ -75,6 +77,7 @@ class Writer:
         store: Store,
         encoder: EncoderClient,
         gate: WriteGate,
+        mirror: Mirror,
         metrics: RouterMetrics,
         max_batch_points: int,
         max_text_chars: int,
@@ -83,6 +86,7 @@ class Writer:
         self._store = store
         self._encoder = encoder
         self._gate = gate
+        self._mirror = mirror
         self._metrics = metrics
         self._max_batch_points = max_batch_points
         self._max_text_chars = max_text_chars
@@ -112,8 +116,7 @@ class Writer:
                 ahead.append(asyncio.create_task(self._next(stream)))
                 number += 1
                 with _naming_batch(number):
-                    name = await self._write(ready)
-                written[name] = None
+                    written |= dict.fromkeys(await self._write(ready))
                 total += len(ready.batch.points)
                 yield Acknowledged(len(ready.batch.points), total, ready.truncated_ids)
         finally:
@@ -133,6 +136,7 @@ class Writer:
         async with self._gate.writing(name, tenant) as collection:
             with self._metrics.stage("write"):
                 await self._store.delete(collection.name, ids, tenant)
+                await self._mirror.delete(collection, ids, tenant)
 
     async def _next(self, stream: "_Numbered") -> _Ready | None:
         """Read, check and encode the next batch; None at the end of the stream.
@@ -163,15 +167,18 @@ class Writer:
         truncated = tuple(batch.points[position].id for position in encoded.truncated)
         return _Ready(batch, collection, encoded.vectors_BD, truncated)
 
-    async def _write(self, ready: _Ready) -> str:
+    async def _write(self, ready: _Ready) -> list[str]:
+        """Write a batch; return the collections that it went to."""
         batch = ready.batch
         async with self._gate.writing(batch.collection, batch.tenant) as collection:
             if collection != ready.collection:  # the alias moved since the batch was encoded
                 ready = await self._encode(ready.batch, collection)
             with self._metrics.stage("write"):
-                await self._store.upsert(collection.name, ready.batch.points, ready.vectors_BD)
+                points = ready.batch.points
+                await self._store.upsert(collection.name, points, ready.vectors_BD)
+                mirrored = await self._mirror.upsert(collection, points, ready.vectors_BD)
         self._metrics.written_points.inc(len(ready.batch.points))
-        return collection.name
+        return [collection.name] if mirrored is None else [collection.name, mirrored]
 
     def _check(self, batch: Batch) -> None:
         if not batch.collection:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
-from services.router.changes.changes import read_change
+from services.router.changes.change import read_change
+from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
 from services.router.plan import Plan, Stage
 from services.router.recall.promise import Promise
-from services.router.reindex import Reindex
 from services.router.search import DEFAULT_LIMIT, Found, Search
 from services.router.sizes import Placement, Quantization, SizeRequest
 from services.router.storage.store import Point, ScoredPoint
@@ -282,7 +282,8 @@ def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
     )
 
 
-def read_reindex(request: pb.ReindexRequest) -> Reindex:
-    return Reindex(
-        request.source, request.target, request.model, read_sizes(request.sizes), request.alias
-    )
+def read_migrate(request: pb.MigrateCollectionRequest) -> Migrate:
+    return Migrate(
+        request.source, request.target, request.model, read_sizes(request.sizes), request.alias,
+        request.hold, request.watch,
+    )  # fmt: skip

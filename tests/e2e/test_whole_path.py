@@ -120,9 +120,11 @@ async def test_train_and_swap_without_a_failed_query(stubs, documents):
 
     searching = asyncio.create_task(keep_searching())
     loaded = await encoder.LoadModel(en.LoadModelRequest(source=job.model_dir))
-    request = rt.ReindexRequest(source="docs", target="docs-2", model=loaded.model.id, alias="docs")
-    steps = [answer async for answer in router.Reindex(request)]
-    assert steps[-1].done
+    request = rt.MigrateCollectionRequest(
+        source="docs", target="docs-2", model=loaded.model.id, alias="docs"
+    )
+    steps = [answer async for answer in router.MigrateCollection(request)]
+    assert steps[-1].collection.num_points == len(documents)
     await asyncio.sleep(0.3)
     stop.set()
     await searching

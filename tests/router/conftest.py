@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
 from services.shared.auth import caller
-from services.shared.errors import InvalidRequest, NotFound, Overloaded
+from services.shared.errors import InvalidRequest, NotFound, Overloaded, WrongState
 from services.shared.interceptors import Door
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
@@ -27,8 +27,16 @@ from services.shared.vectors import Array, normalize, pack
 MAX_CHARS = 100
 
 
+def turn(dim: int) -> Array:
+    """The head by which the model "turned" differs from "small"."""
+    drawn = np.random.default_rng(5).standard_normal((dim, dim))
+    return np.linalg.qr(drawn)[0].astype(np.float32)
+
+
 def encode(model: str, text: str, dim: int) -> Array:
     """The vector that the tests' encoder gives a text: random, but always the same."""
+    if model == "turned":
+        return turn(dim) @ encode("small", text, dim)
     seed = hashlib.sha256(f"{model}:{text}".encode()).digest()[:8]
     rng = np.random.default_rng(int.from_bytes(seed, "little"))
     return normalize(rng.standard_normal((1, dim)).astype(np.float32))[0]
@@ -37,12 +45,13 @@ def encode(model: str, text: str, dim: int) -> Array:
 class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
     """Keeps the encoder's contract with vectors drawn from the text's digest.
 
-    Two models: "small" (32 numbers, declares 8 and 16) and "wide" (48, declares none).
+    Models: "small" (32 numbers, declares 8 and 16), "wide" (48, declares none), and "turned", a
+    rotation of "small".
     """
 
     def __init__(self) -> None:
-        self.dims = {"small": 32, "wide": 48}
-        self.spaces = {"small": "space-small", "wide": "space-wide"}
+        self.dims = {"small": 32, "wide": 48, "turned": 32}
+        self.spaces = {model: f"space-{model}" for model in self.dims}
         self.aliases = {"": "small", "default": "small"}
         self.fail_after: int | None = None
         """Embed calls that succeed from now on; then it is unavailable."""
@@ -71,6 +80,19 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
                 dim=self.dims[model],
                 matryoshka_dims=declared,
             )
+        )
+
+    async def GetHead(self, request: Any, context: Any) -> encoder_pb2.GetHeadResponse:
+        model = self._find(request.model)
+        if model != "turned":
+            raise WrongState(f"model {model!r} is no head over a known base")
+        dim = self.dims[model]
+        return encoder_pb2.GetHeadResponse(
+            space_id=self.spaces[model],
+            base_space_id=self.spaces["small"],
+            dim=dim,
+            weight=pack(turn(dim)),
+            orthogonal=True,
         )
 
     async def Embed(self, request: Any, context: Any) -> encoder_pb2.EmbedResponse:
@@ -139,7 +161,7 @@ async def running(
         "encoder_address": address,
         "data_dir": data_dir,
         "encoder_batch_texts": 16,
-        "reindex_batch_points": 10,
+        "migrate_page_points": 10,
         "edge_indexing_threshold_kb": 1,
         "max_candidates": 500,
         "max_batch_points": 100,

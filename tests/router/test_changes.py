@@ -174,7 +174,7 @@ async def test_a_change_that_its_router_left_is_gone_on_with(encoder, tmp_path, 
                 break
         assert answer.change.step.startswith(step)
         # Neither said goodbye: the router's tasks end where they are.
-        await first.service._changes.stop()
+        await first.service._parts.changes.stop()
         call.cancel()
     async with routing(encoder, tmp_path, trainer) as second:
         assert (await get(second)).change.kind == "nest"
@@ -207,7 +207,7 @@ async def test_a_caller_that_leaves_does_not_end_a_change(router):
 async def test_a_trainer_that_is_away_fails_the_change_and_changes_nothing(encoder, tmp_path):
     """The caller and the collection say why; once it is there another try succeeds. Sizes that
     nobody names are parts of the full one, in codes of four bits."""
-    async with routing(encoder, tmp_path, "127.0.0.1:1") as router:
+    async with routing(encoder, tmp_path, "127.0.0.1:1", change_patience_s=0) as router:
         await fill(router)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await nest(router, sizes=NESTED)

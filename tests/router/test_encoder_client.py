@@ -16,7 +16,7 @@ from tests.router.test_service import create, make_points, read_all, upsert
 
 BATCH = pb.UpsertRequest(collection="docs", points=make_points("a"))
 SEARCH = pb.SearchRequest(collection="docs", text="x")
-REINDEX = pb.ReindexRequest(source="docs", target="new", model="wide")
+MIGRATE = pb.MigrateCollectionRequest(source="docs", target="new", model="wide")
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ async def busy(call):
 
 
 async def test_queries_go_before_documents(router):
-    """Writes and reindexes are bulk work to the encoder, searches are interactive."""
+    """Writes and migrations are bulk work to the encoder, searches are interactive."""
     await create(router)
     await upsert(router, BATCH)
     await router.stub.Search(SEARCH)
-    await read_all(router.stub.Reindex(REINDEX), [])
+    await read_all(router.stub.MigrateCollection(MIGRATE), [])
     document = (encoder_pb2.ROLE_DOCUMENT, encoder_pb2.PRIORITY_BULK)
     query = (encoder_pb2.ROLE_QUERY, encoder_pb2.PRIORITY_INTERACTIVE)
     asked = [(embed.role, embed.priority) for embed in router.encoder.embeds]
@@ -49,9 +49,12 @@ async def test_queries_go_before_documents(router):
 
 
 async def test_documents_come_back_when_the_encoder_says(router):
-    """A write and a reindex that are refused as too much wait, and then are done."""
+    """A write and a migration that are refused as too much wait, and then are done."""
     await create(router)
-    for work in (lambda: upsert(router, BATCH), lambda: read_all(router.stub.Reindex(REINDEX), [])):
+    for work in (
+        lambda: upsert(router, BATCH),
+        lambda: read_all(router.stub.MigrateCollection(MIGRATE), []),
+    ):
         before = len(router.encoder.embeds)
         router.encoder.refusals = iter([2])
         start = time.monotonic()

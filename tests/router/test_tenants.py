@@ -102,7 +102,7 @@ async def world(request, encoder, tmp_path, monkeypatch) -> AsyncIterator[World]
     if request.param == "memory":
         # The twin in memory has no address that settings could say.
         monkeypatch.setattr(
-            "services.router.service._build_store",
+            "services.router.parts._build_store",
             lambda *_: QdrantStore(AsyncQdrantClient(":memory:")),
         )
     keys = write_keys(tmp_path / "keys", "operator", *TENANTS)
@@ -298,13 +298,13 @@ async def shared(encoder, tmp_path) -> AsyncIterator[Running]:
         yield router
 
 
-async def test_a_reindex_leaves_each_tenant_its_points(shared: Running) -> None:
+async def test_a_migration_leaves_each_tenant_its_points(shared: Running) -> None:
     """Points of the same id, of several tenants and of nobody, stay whose they were."""
     for who in ("operator", *TENANTS):
         await put(shared, who, "docs", *IDS)
     operator = (("authorization", "Bearer k-operator"),)
-    request = pb.ReindexRequest(source="docs", target="new", model="wide", alias="latest")
-    async for _ in shared.stub.Reindex(request, metadata=operator):
+    request = pb.MigrateCollectionRequest(source="docs", target="new", model="wide", alias="latest")
+    async for _ in shared.stub.MigrateCollection(request, metadata=operator):
         pass
     for who in TENANTS:
         metadata = (("authorization", f"Bearer k-{who}"),)
@@ -315,10 +315,10 @@ async def test_a_reindex_leaves_each_tenant_its_points(shared: Running) -> None:
         pb.GetCollectionRequest(name="new"), metadata=operator
     )
     assert counted.collection.num_points == 3 * len(IDS)
-    request = pb.ReindexRequest(source="own-acme", target="own", model="wide")
-    async for _ in shared.stub.Reindex(request, metadata=operator):
+    request = pb.MigrateCollectionRequest(source="own-acme", target="own", model="wide")
+    async for _ in shared.stub.MigrateCollection(request, metadata=operator):
         pass
-    assert (await shared.service._store.find("own")).tenant == "acme"
+    assert (await shared.service._parts.store.find("own")).tenant == "acme"
 
 
 async def test_what_was_measured_of_all_is_told_to_no_tenant(shared: Running) -> None:
@@ -344,7 +344,7 @@ async def test_what_was_measured_of_all_is_told_to_no_tenant(shared: Running) ->
 async def test_repeated_searches_see_the_tenants_points_only(shared: Running) -> None:
     """What watches recall looks for what the search looked for, with the same condition."""
     seen: list = []
-    shared.service._shadow.offer = seen.append
+    shared.service._parts.shadow.offer = seen.append
     await search(shared, "acme", slice="de")
     await search(shared, "operator", slice="de")
     acme, operator = seen

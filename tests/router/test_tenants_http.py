@@ -97,7 +97,7 @@ async def served(router: Running, tmp_path) -> AsyncIterator[str]:
 async def worlds(encoder, tmp_path, monkeypatch) -> AsyncIterator[dict[str, World]]:
     # The twin in memory has no address that settings could say, and a collection costs it nothing.
     monkeypatch.setattr(
-        "services.router.service._build_store",
+        "services.router.parts._build_store",
         lambda *_: QdrantStore(AsyncQdrantClient(":memory:")),
     )
     keys = write_keys(tmp_path / "keys", "operator", *TENANTS)

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.router.recall.calibration import Calibration, Objective
 from services.router.sizes import Placement, Quantization, SizeRequest
+from services.router.storage.store import Collection
 
-Kind = Literal["resize", "nest"]
-Step = Literal["sample", "learn", "build", "calibrate"]
+Kind = Literal["resize", "nest", "migrate"]
+Step = Literal["sample", "learn", "build", "copy", "calibrate", "ready", "watch"]
+_WAITING: tuple[Step, ...] = ("ready", "watch")
 
 
 class _Frozen(BaseModel):
@@ -38,7 +40,11 @@ class Calibrated(_Frozen):
     confidence: float = 0.95
 
     @classmethod
-    def like(cls, calibration: Calibration) -> Self:
+    def of(cls, collection: Collection) -> Self | None:
+        """Return how a collection was calibrated; None: it was not."""
+        if collection.calibration is None:
+            return None
+        calibration = Calibration.model_validate(collection.calibration)
         return cls(
             limit=calibration.limit,
             target=calibration.target,
@@ -53,18 +59,34 @@ class Change(_Frozen):
     version: Literal[1] = 1
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     kind: Kind
-    sizes: tuple[SizeRow, ...]
-    """All that the collection shall have."""
+    step: Step
     calibrated: Calibrated | None
     """None: it is not calibrated in the end."""
-    step: Step
-    job_id: str = ""
-    """Of the trainer, once there is one."""
     owner: str = ""
     seen_at: float = Field(default_factory=time.time)
     """Unix time, seconds: when its router last said that it is at it."""
     error: str = ""
     """Why it ended before its end; "": it has not."""
+
+    sizes: tuple[SizeRow, ...] = ()
+    """Of other sizes: all that the collection shall have."""
+    job_id: str = ""
+    """Of the trainer, once there is one."""
+
+    source: str = ""
+    """Of a migration: the collection that this one is filled from."""
+    alias: str = ""
+    holds: bool = False
+    keeps_source: bool = False
+    after: str | None = None
+    """Where the next page of the source begins."""
+    num_copied: int = 0
+    is_copied: bool = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for somebody's word, and no router is at it."""
+        return self.step in _WAITING
 
     def requests(self) -> list[SizeRequest]:
         """Return the sizes as `resolve_sizes` takes them."""
@@ -74,3 +96,8 @@ class Change(_Frozen):
 def size_rows(requests: Sequence[SizeRequest]) -> tuple[SizeRow, ...]:
     """Return sizes as they are kept."""
     return tuple(SizeRow(**asdict(request)) for request in requests)
+
+
+def read_change(collection: Collection) -> Change | None:
+    """Return what is kept of a collection's change; None: it has none."""
+    return Change.model_validate(collection.change) if collection.change else None

@@ -1,9 +1,8 @@
-"""Changes of live collections: other sizes, or nested ones. Each survives the death of its router.
+"""Changes of live collections. Each survives the death of its router.
 
 What is to be done is kept with the collection before it begins, and how far it is. A router says
 now and then that it is at it; what nobody has been at for a while, another router, or the same
-one after a restart, goes on with. Every step may be done twice. Searches and writes go on during
-all of it, and see the old sizes up to the one moment in which the new ones count.
+one after a restart, goes on with. Searches and writes go on during all of it.
 """
 
 import asyncio
@@ -11,27 +10,24 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from services.router.changes.change import Calibrated, Change, Kind, size_rows
-from services.router.changes.running import Running
-from services.router.changes.sample import Sampler
+from services.router.changes.change import Change, Kind, read_change
+from services.router.changes.running import Keep, Running, Work
 from services.router.metrics import RouterMetrics
-from services.router.recall.calibrate import Calibrate, Calibrator
-from services.router.recall.calibration import Calibration
-from services.router.rotation import Rotation
-from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.store import Collection, Store
-from services.router.trainer_client import TrainerClient
-from services.shared.errors import InvalidRequest, NotFound, ServiceError, WrongState
+from services.shared.errors import (
+    NotFound,
+    Overloaded,
+    ServiceError,
+    TookTooLong,
+    Unavailable,
+    WrongState,
+)
 
 log = logging.getLogger(__name__)
 
-# What nested sizes are made of where the caller names none: parts of the full width that keep
-# most of it (see `bench/nest.py`), in codes of four bits.
-_NESTED_PARTS = (6, 4)
-_NESTED_STEP = 8
-_SHORTEST_NESTED, _LONGEST_NESTED = 16, 256
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 _BEATS = 4
 """So many times in the time after which a change counts as left by its router it is seen."""
 
@@ -41,28 +37,25 @@ class Changes:
 
     Args:
         store: where the collections are.
-        calibrator: measures a collection anew in the end.
-        sampler: hands vectors to the trainer.
-        trainer: learns rotations.
+        works: what each kind of change does.
         metrics: counts changes.
         lease_s: a change that no router was seen at for so long is gone on with.
+        patience_s: longest that a change waits for a service that is away.
     """
 
     def __init__(
         self,
         store: Store,
-        calibrator: Calibrator,
-        sampler: Sampler,
-        trainer: TrainerClient,
+        works: Mapping[Kind, Work],
         metrics: RouterMetrics,
         lease_s: float,
+        patience_s: float,
     ) -> None:
         self._store = store
-        self._calibrator = calibrator
-        self._sampler = sampler
-        self._trainer = trainer
+        self._works = works
         self._metrics = metrics
         self._lease_s = lease_s
+        self._patience_s = patience_s
         self._name = uuid.uuid4().hex
         self._running: dict[str, Running] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -73,57 +66,32 @@ class Changes:
 
     async def stop(self) -> None:
         """Leave what is under way; it is gone on with after a restart."""
-        tasks = [running.task for running in self._running.values() if running.task]
-        for task in [*tasks, *([self._watch] if self._watch else [])]:
+        tasks = [self._watch, *(running.task for running in self._running.values())]
+        present = [task for task in tasks if task is not None]
+        for task in present:
             task.cancel()
-        await asyncio.gather(
-            *tasks, *([self._watch] if self._watch else []), return_exceptions=True
-        )
+        await asyncio.gather(*present, return_exceptions=True)
 
-    async def resize(self, name: str, requests: Sequence[SizeRequest]) -> Running:
-        """Begin to give a collection other sizes.
+    def check_free(self, collection: Collection) -> None:
+        """Refuse a collection that is being changed; WrongState."""
+        before = read_change(collection)
+        if collection.name in self._running or (before is not None and not before.error):
+            raise WrongState(
+                f"collection {collection.name!r} is being changed already; wait for its end, or "
+                "CancelChange"
+            )
+
+    async def begin(self, collection: Collection, change: Change) -> Running:
+        """Keep a change with its collection, and begin it.
 
         Raises:
-            InvalidRequest: a size is out of bounds.
             WrongState: the collection is being changed already.
         """
-        collection = await self._store.find(name)
-        if not requests:
-            raise InvalidRequest("sizes must name what the collection shall have", "sizes")
-        resolve_sizes(requests, collection.full, nesting=collection.nesting)
-        return await self._begin(collection, "resize", requests, _calibrated(collection))
-
-    async def nest(
-        self, name: str, requests: Sequence[SizeRequest], calibrated: Calibrated | None
-    ) -> Running:
-        """Begin to learn a rotation from a collection's vectors and to add nested sizes.
-
-        Args:
-            name: of the collection, or an alias.
-            requests: the nested sizes, besides those that the collection has; empty: a sixth and a
-                quarter of the full width, in codes of four bits.
-            calibrated: how to measure it in the end; None: as it was, or by default.
-        """
-        collection = await self._store.find(name)
-        nested = list(requests) or _default_nested(collection.full)
-        if not all(request.is_nested for request in nested):
-            raise InvalidRequest(
-                "sizes must be nested ones; those that the collection has stay", "sizes"
-            )
-        plain = [
-            SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement)
-            for size in collection.sizes
-            if not size.is_nested
-        ]
-        wanted = [*plain, *nested]
-        resolve_sizes(wanted, collection.full, nesting="to be learned")
-        calibrated = calibrated or _calibrated(collection) or Calibrated()
-        self._calibrator.check(_calibrate(collection.name, calibrated))
-        await self._sampler.check(collection)
-        return await self._begin(collection, "nest", wanted, calibrated)
+        self.check_free(collection)
+        return await self._go(collection.name, change)
 
     async def cancel(self, name: str) -> None:
-        """End a change before its end; what was built is thrown away.
+        """End a change before its end, and leave the collection as it was.
 
         Raises:
             WrongState: nothing is being changed, or by another router.
@@ -131,10 +99,16 @@ class Changes:
         collection = await self._store.find(name)
         running = self._running.get(collection.name)
         change = read_change(collection)
-        if change is None or (running is None and not change.error and self._is_held(change)):
+        is_elsewhere = running is None and change is not None and self._is_held(change)
+        if change is None or is_elsewhere:
             raise WrongState(
                 f"collection {collection.name!r} is not being changed by this router; "
                 "GetCollection shows its change, if there is one"
+            )
+        if change.step == "watch":
+            raise WrongState(
+                f"collection {collection.name!r} is in use already; RollBack or FinishMigration "
+                "ends its migration"
             )
         try:
             if running is not None and running.task is not None:
@@ -142,10 +116,8 @@ class Changes:
                 running.task.cancel()
                 await asyncio.gather(running.task, return_exceptions=True)
                 change = running.change
-            if change.job_id:
-                with contextlib.suppress(ServiceError):
-                    await self._trainer.cancel(change.job_id)
             await self._store.annotate(collection.name, "change", None)
+            await self._works[change.kind].undo(collection.name, change)
         finally:
             if running is not None:
                 self._running.pop(collection.name, None)
@@ -153,34 +125,6 @@ class Changes:
     def running(self, name: str) -> Running | None:
         """Return the change of a collection that this router is at."""
         return self._running.get(name)
-
-    def _is_left(self, collection: Collection) -> bool:
-        change = read_change(collection)
-        if change is None or change.error or collection.name in self._running:
-            return False
-        return not self._is_held(change)
-
-    def _is_held(self, change: Change) -> bool:
-        return time.time() - change.seen_at < self._lease_s
-
-    async def _begin(
-        self,
-        collection: Collection,
-        kind: Kind,
-        requests: Sequence[SizeRequest],
-        calibrated: Calibrated | None,
-    ) -> Running:
-        before = read_change(collection)
-        if collection.name in self._running or (before is not None and not before.error):
-            raise WrongState(
-                f"collection {collection.name!r} is being changed already; wait for its end, or "
-                "CancelChange"
-            )
-        change = Change(
-            kind=kind, sizes=size_rows(requests), calibrated=calibrated,
-            step="sample" if kind == "nest" else "build",
-        )  # fmt: skip
-        return await self._go(collection.name, change)
 
     async def _go(self, name: str, change: Change) -> Running:
         running = self._running[name] = Running(change)
@@ -200,15 +144,28 @@ class Changes:
         await self._store.annotate(name, "change", running.change.model_dump(mode="json"))
 
     async def _run(self, name: str, running: Running) -> None:
-        beat = asyncio.create_task(self._beat(name, running))
+        over = asyncio.Event()
+        beat = asyncio.create_task(self._beat(name, running, over))
         kind = running.change.kind
         log.info("changing %s: %s", name, kind)
         outcome = "left"
+
+        async def keep(**progress: object) -> None:
+            await self._keep(name, running, **progress)
+
         try:
-            await self._do(name, running)
-            await self._store.annotate(name, "change", None)
-            outcome = "done"
-            log.info("changed %s: %s", name, kind)
+            try:
+                is_done = await self._do(name, running, keep)
+            finally:  # not cancelled: what it writes last must not come after what we do
+                over.set()
+                await beat
+            if is_done:
+                await self._store.annotate(name, "change", None)
+                outcome = "done"
+                log.info("changed %s: %s", name, kind)
+            else:
+                outcome = "waiting"
+                log.info("changing %s: %s is %s", name, kind, running.change.step)
         except NotFound:
             outcome = "gone"
             raise
@@ -219,58 +176,32 @@ class Changes:
                 await self._keep(name, running, error=error.message)
             raise
         finally:
-            beat.cancel()
-            await asyncio.gather(beat, return_exceptions=True)
             if not running.is_cancelled:  # until it is forgotten, nobody may go on with it
                 del self._running[name]
             self._metrics.changes.labels(kind, outcome).inc()
 
-    async def _do(self, name: str, running: Running) -> None:
-        """Do what is left of a change, from top to bottom."""
-        change = running.change
-        collection = await self._store.find(name)
-        rotation = await self._learn(collection, running) if change.kind == "nest" else None
-        nesting = rotation.id if rotation else collection.nesting
-        sizes = resolve_sizes(change.requests(), collection.full, nesting=nesting)
-        if sizes != collection.sizes:
-            await self._keep(name, running, step="build")
-            is_new = rotation is not None and nesting != collection.nesting
-            await self._store.resize(
-                name, sizes, rotation if is_new else None,
-                lambda done, total: running.tell("build", done, total),
-            )  # fmt: skip
-        if change.calibrated is not None:
-            await self._keep(name, running, step="calibrate")
-            await self._calibrate(name, running, change.calibrated)
-
-    async def _learn(self, collection: Collection, running: Running) -> Rotation:
-        job_id = running.change.job_id
-        if not job_id:
-            documents, queries = await self._sampler.hand_over(
-                collection, lambda done, total: running.tell("sample", done, total)
-            )
-            dims = [size.dim for size in running.change.sizes if size.is_nested]
-            job_id = await self._trainer.nest(running.change.id, documents, queries, sorted(dims))
-            await self._keep(collection.name, running, step="learn", job_id=job_id)
-        learned = await self._trainer.wait(
-            job_id, lambda done, total: running.tell("learn", done, total)
-        )
-        running.quality = learned.quality
-        if learned.rotation_DD.shape[1] != collection.full:
-            raise ServiceError("the trainer's rotation is of another width than the collection")
-        longest = max(size.dim for size in running.change.sizes if size.is_nested)
-        return Rotation.of(learned.rotation_DD[:longest].copy())
-
-    async def _calibrate(self, name: str, running: Running, calibrated: Calibrated) -> None:
-        await self._calibrator.run(
-            _calibrate(name, calibrated),
-            lambda step, done, total: running.tell(f"calibrate: {step}", done, total),
-        )
-
-    async def _beat(self, name: str, running: Running) -> None:
-        """Say now and then that we are at it."""
+    async def _do(self, name: str, running: Running, keep: Keep) -> bool:
+        """Do what is left of a change; what fails because a service is away, once more."""
+        wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + self._patience_s
         while True:
-            await asyncio.sleep(self._lease_s / _BEATS)
+            before = running.progress
+            try:
+                return await self._works[running.change.kind].do(name, running, keep)
+            except (Unavailable, Overloaded, TookTooLong) as error:
+                if running.progress != before:  # it got on since it failed last
+                    wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + self._patience_s
+                if time.monotonic() + wait_s > give_up:
+                    raise
+                running.tell(f"waits: {error.message}", 0, 0)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _beat(self, name: str, running: Running, over: asyncio.Event) -> None:
+        """Say now and then that we are at it."""
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), self._lease_s / _BEATS)
+                return
             with contextlib.suppress(ServiceError):
                 await self._keep(name, running)
 
@@ -292,33 +223,19 @@ class Changes:
                 log.info("going on with a change of %s: %s", collection.name, change.kind)
                 await self._go(collection.name, change)
 
+    def _is_left(self, collection: Collection) -> bool:
+        """Say whether somebody should be at its change, and nobody is."""
+        change = read_change(collection)
+        if change is None or change.error or change.is_waiting:
+            return False
+        return collection.name not in self._running and not self._is_held(change)
 
-def read_change(collection: Collection) -> Change | None:
-    """Return what is kept of a collection's change; None: it has none."""
-    return Change.model_validate(collection.change) if collection.change else None
+    def _is_held(self, change: Change) -> bool:
+        is_at_work = not (change.error or change.is_waiting)
+        return is_at_work and time.time() - change.seen_at < self._lease_s
 
 
 def _read(task: "asyncio.Task[None]") -> None:
     """Take note of how it ended; who follows it hears so, and else the log has it."""
     if not task.cancelled():
         task.exception()
-
-
-def _calibrated(collection: Collection) -> Calibrated | None:
-    if collection.calibration is None:
-        return None
-    return Calibrated.like(Calibration.model_validate(collection.calibration))
-
-
-def _calibrate(name: str, calibrated: Calibrated) -> Calibrate:
-    return Calibrate(
-        name, calibrated.limit, calibrated.target, calibrated.objective, calibrated.confidence
-    )
-
-
-def _default_nested(full: int) -> list[SizeRequest]:
-    dims = {
-        min(max(full // part // _NESTED_STEP * _NESTED_STEP, _SHORTEST_NESTED), _LONGEST_NESTED)
-        for part in _NESTED_PARTS
-    }
-    return [SizeRequest(dim, "turbo4", is_nested=True) for dim in sorted(dims) if dim < full]

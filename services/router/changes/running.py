@@ -1,9 +1,10 @@
-"""A change that this router is at, and who follows it."""
+"""A change that this router is at, who follows it, and what does it."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from services.router.changes.change import Change
 from services.router.trainer_client import NestQuality
@@ -36,7 +37,7 @@ class Running:
             follower.put_nowait(self.progress)
 
     async def follow(self) -> AsyncIterator[Progress]:
-        """Give progress until the change has ended.
+        """Give progress until the change has ended, or waits for somebody's word.
 
         Raises:
             ServiceError: why it ended before its end.
@@ -54,3 +55,19 @@ class Running:
             await asyncio.shield(self.task)
         if self.is_cancelled:
             raise WrongState("the change was cancelled")
+
+
+class Keep(Protocol):
+    """Writes with the collection how far its change is."""
+
+    def __call__(self, **progress: object) -> Awaitable[None]: ...
+
+
+class Work(Protocol):
+    """What a kind of change does. Every step may be done twice."""
+
+    async def do(self, name: str, running: Running, keep: Keep) -> bool:
+        """Do what is left; False: it waits for somebody's word, and is kept."""
+
+    async def undo(self, name: str, change: Change) -> None:
+        """Leave things as they were before it, after it was ended."""

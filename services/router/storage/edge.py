@@ -174,20 +174,34 @@ class EdgeStore:
         ]
         return Answer(hits, seconds)
 
-    async def scroll(self, name: str, after: str | None, limit: int) -> Page:
-        worker = await self._open(name).running()
-        payloads, offset = await worker.call("scroll", after=after, limit=limit)
-        return Page([from_payload(payload) for payload in payloads], offset)
+    async def scroll(
+        self, name: str, after: str | None, limit: int, with_vectors: bool = False
+    ) -> Page:
+        opened = self._open(name)
+        worker = await opened.running()
+        if not with_vectors:
+            payloads, offset = await worker.call("scroll", after=after, limit=limit)
+            return Page([from_payload(payload) for payload in payloads], offset)
+        _, payloads, rows, offset = await worker.call("page", after=after, limit=limit)
+        return _page(payloads, rows, opened.collection.full, offset)
+
+    async def read(self, name: str, keys: Sequence[str]) -> Page:
+        opened = self._open(name)
+        worker = await opened.running()
+        _, payloads, rows = await worker.call("points", ids=list(keys))
+        return _page(payloads, rows, opened.collection.full, None)
 
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         opened = self._open(name)
         worker = await opened.running()
         keys, rows, offset = await worker.call("vectors", after=after, limit=limit)
-        full = opened.collection.full
-        vectors_BD = np.frombuffer(rows, dtype="<f4").reshape(-1, full).astype(np.float32)
-        return Vectors(keys, vectors_BD, offset)
+        return Vectors(keys, _vectors(rows, opened.collection.full), offset)
 
     async def annotate(self, name: str, note: Note, value: dict[str, Any] | None) -> None:
+        # To its end, even if the caller leaves: two at the file would disturb each other.
+        await asyncio.shield(asyncio.create_task(self._annotate(name, note, value)))
+
+    async def _annotate(self, name: str, note: Note, value: dict[str, Any] | None) -> None:
         opened = self._open(name)
         async with opened.starting:  # which shard counts is written in the same file
             opened.check_there()
@@ -248,3 +262,12 @@ class EdgeStore:
         if opened is None:
             raise not_found(name)
         return opened
+
+
+def _page(payloads: list[dict[str, Any]], rows: bytes, full: int, after: str | None) -> Page:
+    points = [from_payload(payload) for payload in payloads]
+    return Page(points, after, _vectors(rows, full))
+
+
+def _vectors(rows: bytes, full: int) -> Array:
+    return np.frombuffer(rows, dtype="<f4").reshape(-1, full).astype(np.float32)

@@ -88,4 +88,4 @@ class OpenCollection:
 
 def worker_metadata(collection: Collection) -> str:
     """Return what a worker must know of a collection: its sizes, and nothing that grows."""
-    return json.dumps(to_metadata(replace(collection, calibration=None, change=None)))
+    return json.dumps(to_metadata(replace(collection, calibration=None, change=None, mirror=None)))

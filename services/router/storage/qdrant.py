@@ -7,6 +7,7 @@ The router keeps nothing of its own: what a collection is lies in the collection
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,13 +206,25 @@ class QdrantStore:
         ]
         return Answer(hits, seconds)
 
-    async def scroll(self, name: str, after: str | None, limit: int) -> Page:
+    async def scroll(
+        self, name: str, after: str | None, limit: int, with_vectors: bool = False
+    ) -> Page:
+        full = (await self.find(name)).sizes[-1].vector_name
         with engine_errors(name):
             records, offset = await self._client.scroll(
-                name, offset=after, limit=limit, with_payload=True, with_vectors=False
+                name, offset=after, limit=limit, with_payload=True,
+                with_vectors=[full] if with_vectors else False,
+            )  # fmt: skip
+        page = _page(records, full if with_vectors else None)
+        return replace(page, after=None if offset is None else str(offset))
+
+    async def read(self, name: str, keys: Sequence[str]) -> Page:
+        full = (await self.find(name)).sizes[-1].vector_name
+        with engine_errors(name):
+            records = await self._client.retrieve(
+                name, list(keys), with_payload=True, with_vectors=[full]
             )
-        points = [from_payload(record.payload) for record in records if record.payload]
-        return Page(points, None if offset is None else str(offset))
+        return _page(records, full)
 
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         collection = await self.find(name)
@@ -298,6 +311,14 @@ class QdrantStore:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _page(records: Sequence[models.Record], full: str | None) -> Page:
+    points = [from_payload(record.payload) for record in records if record.payload]
+    if full is None or not records:
+        return Page(points, None)
+    rows: list[Any] = [record.vector for record in records]
+    return Page(points, None, normalize(np.array([row[full] for row in rows], dtype=np.float32)))
 
 
 def _nested_query(

@@ -45,6 +45,8 @@ class Collection:
     what it is."""
     change: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     """What is being changed of it (`change.py`), as JSON; None: nothing."""
+    mirror: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """{"to": name of the collection that gets all its writes too}; None: none does."""
     tenant: str | None = None
     """Whose it is alone; None: every tenant's points may be in it."""
 
@@ -119,9 +121,11 @@ class Page:
     points: list[Point]
     after: str | None
     """Where the next page begins; None: there is none."""
+    vectors_BD: Array | None = None
+    """The points' full vectors, of unit length, if they were asked for."""
 
 
-Note = Literal["calibration", "change"]
+Note = Literal["calibration", "change", "mirror"]
 """What is known of a collection besides what it is; a field of `Collection`."""
 
 Progress = Callable[[int, int], None]
@@ -179,8 +183,13 @@ class Store(Protocol):
             NotFound: the collection is gone, or has other sizes now; `find` it again.
         """
 
-    async def scroll(self, name: str, after: str | None, limit: int) -> Page:
+    async def scroll(
+        self, name: str, after: str | None, limit: int, with_vectors: bool = False
+    ) -> Page:
         """Read points page by page; `after` is the last page's, None begins."""
+
+    async def read(self, name: str, keys: Sequence[str]) -> Page:
+        """Read some points by their keys (`point_uuid`), with vectors; those that are there."""
 
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         """Read full vectors page by page, as `scroll`."""
@@ -283,6 +292,7 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
         ],
         "calibration": collection.calibration,
         "change": collection.change,
+        "mirror": collection.mirror,
         "tenant": collection.tenant,
     }
 
@@ -296,6 +306,7 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         tuple(_size(**size) for size in metadata["sizes"]),
         metadata.get("calibration"),
         metadata.get("change"),
+        metadata.get("mirror"),
         metadata.get("tenant"),
     )
 

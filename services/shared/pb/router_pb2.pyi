@@ -224,9 +224,9 @@ class Change(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"resize" or "nest"."""
+    """"resize", "nest" or "migrate"."""
     step: _builtins.str
-    """What is being done, for people: "sample", "learn", "build", "calibrate: read"."""
+    """What is being done, for people: "sample", "learn", "build", "copy", "calibrate: read"."""
     done: _builtins.int
     """How much of the step is done, and of how much; of a change that another router is at: 0."""
     total: _builtins.int
@@ -2094,7 +2094,7 @@ class QueryChange(_message.Message):
 Global___QueryChange: _TypeAlias = QueryChange  # noqa: Y015
 
 @_typing.final
-class ReindexRequest(_message.Message):
+class MigrateCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SOURCE_FIELD_NUMBER: _builtins.int
@@ -2102,17 +2102,25 @@ class ReindexRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SIZES_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Name or alias of the collection to read."""
     target: _builtins.str
     """Name of the collection to build; must not exist."""
     model: _builtins.str
-    """Id or alias of the model to encode with."""
+    """Id or alias of the model of the target."""
     alias: _builtins.str
-    """Pointed at the target once it is complete. Empty: no alias is moved."""
+    """Pointed at the target once it is complete. Empty: no alias is moved, and both part."""
+    hold: _builtins.bool
+    """Do not switch when all is ready, but wait for CutOver; both are kept current until then."""
+    watch: _builtins.bool
+    """Keep the source current after the switch, so that RollBack loses nothing, until
+    FinishMigration.
+    """
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
-        """As in CreateCollectionRequest. Empty: the source's sizes."""
+        """As in CreateCollectionRequest. Empty: the source's plain sizes."""
 
     def __init__(
         self,
@@ -2122,37 +2130,146 @@ class ReindexRequest(_message.Message):
         model: _builtins.str = ...,
         sizes: _abc.Iterable[Global___Size] | None = ...,
         alias: _builtins.str = ...,
+        hold: _builtins.bool = ...,
+        watch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "sizes", b"sizes", "source", b"source", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "hold", b"hold", "model", b"model", "sizes", b"sizes", "source", b"source", "target", b"target", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReindexRequest: _TypeAlias = ReindexRequest  # noqa: Y015
+Global___MigrateCollectionRequest: _TypeAlias = MigrateCollectionRequest  # noqa: Y015
 
 @_typing.final
-class ReindexResponse(_message.Message):
+class MigrateCollectionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    NUM_POINTS_FIELD_NUMBER: _builtins.int
-    TOTAL_POINTS_FIELD_NUMBER: _builtins.int
-    DONE_FIELD_NUMBER: _builtins.int
-    num_points: _builtins.int
-    total_points: _builtins.int
-    done: _builtins.bool
-    """Set in the last message: the target is complete and the alias, if any, points at it."""
+    CHANGE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """The step is "copy", "calibrate: ...", and in the end, if it waits, "ready" or "watch"."""
+
+    @_builtins.property
+    def collection(self) -> Global___Collection:
+        """The target; in the last message."""
+
     def __init__(
         self,
         *,
-        num_points: _builtins.int = ...,
-        total_points: _builtins.int = ...,
-        done: _builtins.bool = ...,
+        change: Global___Change | None = ...,
+        collection: Global___Collection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "num_points", b"num_points", "total_points", b"total_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collection", b"collection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReindexResponse: _TypeAlias = ReindexResponse  # noqa: Y015
+Global___MigrateCollectionResponse: _TypeAlias = MigrateCollectionResponse  # noqa: Y015
+
+@_typing.final
+class CutOverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the target."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CutOverRequest: _TypeAlias = CutOverRequest  # noqa: Y015
+
+@_typing.final
+class CutOverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CutOverResponse: _TypeAlias = CutOverResponse  # noqa: Y015
+
+@_typing.final
+class RollBackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the target."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackRequest: _TypeAlias = RollBackRequest  # noqa: Y015
+
+@_typing.final
+class RollBackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackResponse: _TypeAlias = RollBackResponse  # noqa: Y015
+
+@_typing.final
+class FinishMigrationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the target."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishMigrationRequest: _TypeAlias = FinishMigrationRequest  # noqa: Y015
+
+@_typing.final
+class FinishMigrationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishMigrationResponse: _TypeAlias = FinishMigrationResponse  # noqa: Y015

@@ -111,10 +111,25 @@ class RouterServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeResponse.FromString,
                 _registered_method=True)
-        self.Reindex = channel.unary_stream(
-                '/matryoshka.v1.RouterService/Reindex',
-                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexRequest.SerializeToString,
-                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexResponse.FromString,
+        self.MigrateCollection = channel.unary_stream(
+                '/matryoshka.v1.RouterService/MigrateCollection',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionResponse.FromString,
+                _registered_method=True)
+        self.CutOver = channel.unary_unary(
+                '/matryoshka.v1.RouterService/CutOver',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.CutOverRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CutOverResponse.FromString,
+                _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/matryoshka.v1.RouterService/RollBack',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.RollBackResponse.FromString,
+                _registered_method=True)
+        self.FinishMigration = channel.unary_unary(
+                '/matryoshka.v1.RouterService/FinishMigration',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationResponse.FromString,
                 _registered_method=True)
 
 
@@ -224,15 +239,39 @@ class RouterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelChange(self, request, context):
-        """End what one of these two does before its end, and leave the collection as it was.
+        """End one of these, or a migration, before its end, and leave the collection as it was; the target
+        of a migration is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Reindex(self, request, context):
-        """Build a collection again in another model's space from the stored texts, then point an alias
-        at it. Searches go on during all of it; writes to the source are refused until it ends.
+    def MigrateCollection(self, request, context):
+        """Build a collection again in another model's space, and point an alias at it: of its texts, or,
+        where the models differ by a head only, of its vectors, without encoding a text. Searches and
+        writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
+        after a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CutOver(self, request, context):
+        """Point the alias at a target that waits for it (`hold`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Point the alias at the source again, which was kept current (`watch`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishMigration(self, request, context):
+        """End a migration that was watched: source and target part. The source stays, to be deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -316,10 +355,25 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_router__pb2.CancelChangeResponse.SerializeToString,
             ),
-            'Reindex': grpc.unary_stream_rpc_method_handler(
-                    servicer.Reindex,
-                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexRequest.FromString,
-                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.ReindexResponse.SerializeToString,
+            'MigrateCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.MigrateCollection,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionResponse.SerializeToString,
+            ),
+            'CutOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.CutOver,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.CutOverRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.CutOverResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.RollBackRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.RollBackResponse.SerializeToString,
+            ),
+            'FinishMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishMigration,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -740,7 +794,7 @@ class RouterService:
             _registered_method=True)
 
     @staticmethod
-    def Reindex(request,
+    def MigrateCollection(request,
             target,
             options=(),
             channel_credentials=None,
@@ -753,9 +807,90 @@ class RouterService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/matryoshka.v1.RouterService/Reindex',
-            services_dot_shared_dot_pb_dot_router__pb2.ReindexRequest.SerializeToString,
-            services_dot_shared_dot_pb_dot_router__pb2.ReindexResponse.FromString,
+            '/matryoshka.v1.RouterService/MigrateCollection',
+            services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.MigrateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CutOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/CutOver',
+            services_dot_shared_dot_pb_dot_router__pb2.CutOverRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.CutOverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/RollBack',
+            services_dot_shared_dot_pb_dot_router__pb2.RollBackRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.RollBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/FinishMigration',
+            services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.FinishMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

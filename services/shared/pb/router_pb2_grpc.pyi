@@ -71,11 +71,21 @@ class RouterServiceStub:
     at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
     """
     CancelChange: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelChangeRequest, _router_pb2.CancelChangeResponse]
-    """End what one of these two does before its end, and leave the collection as it was."""
-    Reindex: _grpc.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]
-    """Build a collection again in another model's space from the stored texts, then point an alias
-    at it. Searches go on during all of it; writes to the source are refused until it ends.
+    """End one of these, or a migration, before its end, and leave the collection as it was; the target
+    of a migration is deleted.
     """
+    MigrateCollection: _grpc.UnaryStreamMultiCallable[_router_pb2.MigrateCollectionRequest, _router_pb2.MigrateCollectionResponse]
+    """Build a collection again in another model's space, and point an alias at it: of its texts, or,
+    where the models differ by a head only, of its vectors, without encoding a text. Searches and
+    writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
+    after a restart.
+    """
+    CutOver: _grpc.UnaryUnaryMultiCallable[_router_pb2.CutOverRequest, _router_pb2.CutOverResponse]
+    """Point the alias at a target that waits for it (`hold`)."""
+    RollBack: _grpc.UnaryUnaryMultiCallable[_router_pb2.RollBackRequest, _router_pb2.RollBackResponse]
+    """Point the alias at the source again, which was kept current (`watch`)."""
+    FinishMigration: _grpc.UnaryUnaryMultiCallable[_router_pb2.FinishMigrationRequest, _router_pb2.FinishMigrationResponse]
+    """End a migration that was watched: source and target part. The source stays, to be deleted."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -120,11 +130,21 @@ class RouterServiceAsyncStub(RouterServiceStub):
     at full size stay what they are. Undone by ResizeCollection without them. It goes on like that.
     """
     CancelChange: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelChangeRequest, _router_pb2.CancelChangeResponse]  # type: ignore[assignment]
-    """End what one of these two does before its end, and leave the collection as it was."""
-    Reindex: _aio.UnaryStreamMultiCallable[_router_pb2.ReindexRequest, _router_pb2.ReindexResponse]  # type: ignore[assignment]
-    """Build a collection again in another model's space from the stored texts, then point an alias
-    at it. Searches go on during all of it; writes to the source are refused until it ends.
+    """End one of these, or a migration, before its end, and leave the collection as it was; the target
+    of a migration is deleted.
     """
+    MigrateCollection: _aio.UnaryStreamMultiCallable[_router_pb2.MigrateCollectionRequest, _router_pb2.MigrateCollectionResponse]  # type: ignore[assignment]
+    """Build a collection again in another model's space, and point an alias at it: of its texts, or,
+    where the models differ by a head only, of its vectors, without encoding a text. Searches and
+    writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
+    after a restart.
+    """
+    CutOver: _aio.UnaryUnaryMultiCallable[_router_pb2.CutOverRequest, _router_pb2.CutOverResponse]  # type: ignore[assignment]
+    """Point the alias at a target that waits for it (`hold`)."""
+    RollBack: _aio.UnaryUnaryMultiCallable[_router_pb2.RollBackRequest, _router_pb2.RollBackResponse]  # type: ignore[assignment]
+    """Point the alias at the source again, which was kept current (`watch`)."""
+    FinishMigration: _aio.UnaryUnaryMultiCallable[_router_pb2.FinishMigrationRequest, _router_pb2.FinishMigrationResponse]  # type: ignore[assignment]
+    """End a migration that was watched: source and target part. The source stays, to be deleted."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores each document at several sizes and searches in stages: shortlist on a short vector,
@@ -256,16 +276,44 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.CancelChangeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.CancelChangeResponse, _abc.Awaitable[_router_pb2.CancelChangeResponse]]:
-        """End what one of these two does before its end, and leave the collection as it was."""
+        """End one of these, or a migration, before its end, and leave the collection as it was; the target
+        of a migration is deleted.
+        """
 
     @_abc_1.abstractmethod
-    def Reindex(
+    def MigrateCollection(
         self,
-        request: _router_pb2.ReindexRequest,
+        request: _router_pb2.MigrateCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.ReindexResponse], _abc.AsyncIterator[_router_pb2.ReindexResponse]]:
-        """Build a collection again in another model's space from the stored texts, then point an alias
-        at it. Searches go on during all of it; writes to the source are refused until it ends.
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.MigrateCollectionResponse], _abc.AsyncIterator[_router_pb2.MigrateCollectionResponse]]:
+        """Build a collection again in another model's space, and point an alias at it: of its texts, or,
+        where the models differ by a head only, of its vectors, without encoding a text. Searches and
+        writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
+        after a restart.
         """
+
+    @_abc_1.abstractmethod
+    def CutOver(
+        self,
+        request: _router_pb2.CutOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.CutOverResponse, _abc.Awaitable[_router_pb2.CutOverResponse]]:
+        """Point the alias at a target that waits for it (`hold`)."""
+
+    @_abc_1.abstractmethod
+    def RollBack(
+        self,
+        request: _router_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RollBackResponse, _abc.Awaitable[_router_pb2.RollBackResponse]]:
+        """Point the alias at the source again, which was kept current (`watch`)."""
+
+    @_abc_1.abstractmethod
+    def FinishMigration(
+        self,
+        request: _router_pb2.FinishMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.FinishMigrationResponse, _abc.Awaitable[_router_pb2.FinishMigrationResponse]]:
+        """End a migration that was watched: source and target part. The source stays, to be deleted."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

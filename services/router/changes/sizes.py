@@ -1,0 +1,147 @@
+"""Other sizes for a collection, nested ones too: learn a rotation, build, calibrate."""
+
+import contextlib
+from collections.abc import Sequence
+
+from services.router.changes.change import Calibrated, Change, size_rows
+from services.router.changes.running import Keep, Running
+from services.router.changes.sample import Sampler
+from services.router.recall.calibrate import Calibrate, Calibrator
+from services.router.rotation import Rotation
+from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.storage.store import Collection, Store
+from services.router.trainer_client import TrainerClient
+from services.shared.errors import InvalidRequest, ServiceError
+
+# What nested sizes are made of where the caller names none: parts of the full width that keep
+# most of it (see `bench/nest.py`), in codes of four bits.
+_NESTED_PARTS = (6, 4)
+_NESTED_STEP = 8
+_SHORTEST_NESTED, _LONGEST_NESTED = 16, 256
+
+
+class SizeWork:
+    """Changes sizes.
+
+    Args:
+        store: where the collections are.
+        calibrator: measures a collection anew in the end.
+        sampler: hands vectors to the trainer.
+        trainer: learns rotations.
+    """
+
+    def __init__(
+        self, store: Store, calibrator: Calibrator, sampler: Sampler, trainer: TrainerClient
+    ) -> None:
+        self._store = store
+        self._calibrator = calibrator
+        self._sampler = sampler
+        self._trainer = trainer
+
+    async def resize(self, name: str, requests: Sequence[SizeRequest]) -> tuple[Collection, Change]:
+        """Return the change that gives a collection other sizes.
+
+        Raises:
+            InvalidRequest: a size is out of bounds.
+        """
+        collection = await self._store.find(name)
+        if not requests:
+            raise InvalidRequest("sizes must name what the collection shall have", "sizes")
+        resolve_sizes(requests, collection.full, nesting=collection.nesting)
+        calibrated = Calibrated.of(collection)
+        return collection, Change(
+            kind="resize", step="build", sizes=size_rows(requests), calibrated=calibrated
+        )
+
+    async def nest(
+        self, name: str, requests: Sequence[SizeRequest], calibrated: Calibrated | None
+    ) -> tuple[Collection, Change]:
+        """Return the change that learns a rotation from a collection and adds nested sizes.
+
+        Args:
+            name: of the collection, or an alias.
+            requests: the nested sizes, besides those that the collection has; empty: a sixth and a
+                quarter of the full width, in codes of four bits.
+            calibrated: how to measure it in the end; None: as it was, or by default.
+
+        Raises:
+            InvalidRequest: a size or a number is out of bounds.
+            WrongState: the collection has too few points to learn from.
+        """
+        collection = await self._store.find(name)
+        nested = list(requests) or _default_nested(collection.full)
+        if not all(request.is_nested for request in nested):
+            raise InvalidRequest(
+                "sizes must be nested ones; those that the collection has stay", "sizes"
+            )
+        plain = [
+            SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement)
+            for size in collection.sizes
+            if not size.is_nested
+        ]
+        wanted = [*plain, *nested]
+        resolve_sizes(wanted, collection.full, nesting="to be learned")
+        calibrated = calibrated or Calibrated.of(collection) or Calibrated()
+        self._calibrator.check(to_calibrate(collection.name, calibrated))
+        await self._sampler.check(collection)
+        return collection, Change(
+            kind="nest", step="sample", sizes=size_rows(wanted), calibrated=calibrated
+        )
+
+    async def do(self, name: str, running: Running, keep: Keep) -> bool:
+        change = running.change
+        collection = await self._store.find(name)
+        rotation = await self._learn(collection, running, keep) if change.kind == "nest" else None
+        nesting = rotation.id if rotation else collection.nesting
+        sizes = resolve_sizes(change.requests(), collection.full, nesting=nesting)
+        if sizes != collection.sizes:
+            await keep(step="build")
+            is_new = rotation is not None and nesting != collection.nesting
+            await self._store.resize(
+                name, sizes, rotation if is_new else None,
+                lambda done, total: running.tell("build", done, total),
+            )  # fmt: skip
+        if change.calibrated is not None:
+            await keep(step="calibrate")
+            await self._calibrator.run(
+                to_calibrate(name, change.calibrated),
+                lambda step, done, total: running.tell(f"calibrate: {step}", done, total),
+            )
+        return True
+
+    async def undo(self, name: str, change: Change) -> None:
+        if change.job_id:
+            with contextlib.suppress(ServiceError):
+                await self._trainer.cancel(change.job_id)
+
+    async def _learn(self, collection: Collection, running: Running, keep: Keep) -> Rotation:
+        job_id = running.change.job_id
+        dims = sorted(size.dim for size in running.change.sizes if size.is_nested)
+        if not job_id:
+            documents, queries = await self._sampler.hand_over(
+                collection, lambda done, total: running.tell("sample", done, total)
+            )
+            job_id = await self._trainer.nest(running.change.id, documents, queries, dims)
+            await keep(step="learn", job_id=job_id)
+        learned = await self._trainer.wait(
+            job_id, lambda done, total: running.tell("learn", done, total)
+        )
+        running.quality = learned.quality
+        if learned.rotation_DD.shape[1] != collection.full:
+            raise ServiceError("the trainer's rotation is of another width than the collection")
+        return Rotation.of(learned.rotation_DD[: dims[-1]].copy())
+
+
+def to_calibrate(name: str, calibrated: Calibrated) -> Calibrate:
+    """Return the request that measures a collection in the end."""
+    return Calibrate(
+        name, calibrated.limit, calibrated.target, calibrated.objective, calibrated.confidence
+    )
+
+
+def _default_nested(full: int) -> list[SizeRequest]:
+    dims = {
+        min(max(full // part // _NESTED_STEP * _NESTED_STEP, _SHORTEST_NESTED), _LONGEST_NESTED)
+        for part in _NESTED_PARTS
+    }
+    return [SizeRequest(dim, "turbo4", is_nested=True) for dim in sorted(dims) if dim < full]

@@ -1,0 +1,58 @@
+"""Writes to a collection that is being migrated go to its other half too, in that one's space.
+
+So both hold the same points all the time, and either can answer. A write is acknowledged when it
+is durable in both.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from services.router.storage.store import Collection, Point, Store
+from services.router.translate import Translator
+from services.shared.errors import NotFound
+from services.shared.vectors import Array
+
+log = logging.getLogger(__name__)
+
+
+class Mirror:
+    """Repeats writes.
+
+    Args:
+        store: where both collections are.
+        translator: makes vectors for the other one.
+    """
+
+    def __init__(self, store: Store, translator: Translator) -> None:
+        self._store = store
+        self._translator = translator
+
+    async def upsert(
+        self, collection: Collection, points: Sequence[Point], vectors_BD: Array
+    ) -> str | None:
+        """Write points, with their full vectors, where this collection is mirrored, if it is.
+
+        Returns:
+            The other collection's name; None: there is none.
+        """
+        other = await self._other(collection)
+        if other is None:
+            return None
+        made_BD = await self._translator.vectors(collection, other, points, vectors_BD)
+        await self._store.upsert(other.name, points, made_BD)
+        return other.name
+
+    async def delete(self, collection: Collection, ids: Sequence[str], tenant: str | None) -> None:
+        """Delete points there."""
+        other = await self._other(collection)
+        if other is not None:
+            await self._store.delete(other.name, ids, tenant)
+
+    async def _other(self, collection: Collection) -> Collection | None:
+        if collection.mirror is None:
+            return None
+        try:
+            return await self._store.find(collection.mirror["to"])
+        except NotFound:
+            log.warning("%s is mirrored to a collection that is gone", collection.name)
+            return None

@@ -1,0 +1,162 @@
+"""What the router is made of: its long-lived objects, built, started and stopped in order."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+from services.router.catalog import Catalog
+from services.router.changes.change import Kind
+from services.router.changes.changes import Changes
+from services.router.changes.migrate import Migrator
+from services.router.changes.migrations import MigrateWork
+from services.router.changes.running import Work
+from services.router.changes.sample import Sampler
+from services.router.changes.sizes import SizeWork
+from services.router.encoder_client import EncoderClient
+from services.router.gate import WriteGate
+from services.router.metrics import RouterMetrics
+from services.router.mirror import Mirror
+from services.router.recall.calibrate import Calibrate, Calibrator
+from services.router.recall.evaluate import Evaluator
+from services.router.recall.promise import Promises
+from services.router.recall.queries import Queries
+from services.router.recall.recent import Recent
+from services.router.recall.shadow import Live, Shadow
+from services.router.search import Searcher
+from services.router.settings import RouterSettings
+from services.router.storage.edge import EdgeStore
+from services.router.storage.qdrant import QdrantStore
+from services.router.storage.store import Collection, Store
+from services.router.trainer_client import TrainerClient
+from services.router.translate import Translator
+from services.router.upsert import Writer
+from services.router.vector_stores.retrieval import Retrieval
+from services.shared.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """The router's objects; most are there once it has started.
+
+    Args:
+        settings: see there.
+        metrics: of the router.
+    """
+
+    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.store = _build_store(settings, metrics)
+        self._gate = WriteGate(self.store)
+        self.retrieval = Retrieval(settings, metrics)
+        self._recalibrations: set[asyncio.Task[None]] = set()
+        self._open = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Build and start everything, and go on with what was left undone."""
+        # grpc.aio wants its channels built on the loop that uses them.
+        s = self._settings
+        encoder = EncoderClient(
+            s.encoder_address,
+            s.encoder_api_key.get_secret_value() if s.encoder_api_key else None,
+            s.encoder_timeout_s,
+            s.encoder_batch_texts,
+            s.encoder_concurrency,
+            s.max_message_bytes,
+            s.encoder_max_wait_s,
+        )
+        self._open.push_async_callback(encoder.close)
+        store, gate, metrics = self.store, self._gate, self._metrics
+        await store.open()
+        self._open.push_async_callback(store.close)
+        self.catalog = Catalog(store, encoder, metrics)
+        self.promises = Promises(s.max_candidates)
+        self.searcher = Searcher(
+            store, encoder, metrics, self.promises, s.max_limit, s.max_text_chars, self._on_live
+        )
+        self.recent = Recent(store, s.recent_queries, s.recent_collections, s.recent_flush_s)
+        self.shadow = Shadow(
+            store, metrics, s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,
+            self._on_alarm,
+        )  # fmt: skip
+        for watcher in (self.recent, self.shadow):
+            watcher.start()
+            self._open.push_async_callback(watcher.stop)
+        queries = Queries(store, encoder, self.recent, s.calibrate_queries)
+        longest = min(s.calibrate_candidates, s.max_candidates)
+        self.calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
+        self.evaluator = Evaluator(self.searcher, s.evaluate_queries)
+        translator = Translator(encoder)
+        mirror = Mirror(store, translator)
+        self.writer = Writer(
+            store, encoder, gate, mirror, metrics, s.max_batch_points, s.max_text_chars,
+            s.upsert_read_ahead,
+        )  # fmt: skip
+        trainer = TrainerClient(
+            s.trainer_address,
+            s.trainer_api_key.get_secret_value() if s.trainer_api_key else None,
+            s.trainer_timeout_s,
+            s.max_message_bytes,
+        )
+        self._open.push_async_callback(trainer.close)
+        spool = s.data_dir / "samples"
+        sampler = Sampler(store, self.recent, trainer, spool, s.nest_points)
+        self.sizes = SizeWork(store, self.calibrator, sampler, trainer)
+        migrator = Migrator(store, encoder, translator, gate, metrics, s.migrate_page_points)
+        self.migrations = MigrateWork(store, self.calibrator, migrator)
+        works: dict[Kind, Work] = {
+            "resize": self.sizes, "nest": self.sizes, "migrate": self.migrations
+        }  # fmt: skip
+        self.changes = Changes(store, works, metrics, s.change_lease_s, s.change_patience_s)
+        self.changes.start()
+        self._open.push_async_callback(self.changes.stop)
+        await self.catalog.count()
+        self._open.push_async_callback(self.retrieval.stop)
+        await self.retrieval.start(self.catalog, encoder, self.writer, self.searcher)
+
+    async def stop(self) -> None:
+        """Stop everything, the last first."""
+        for task in self._recalibrations:
+            task.cancel()
+        await asyncio.gather(*self._recalibrations, return_exceptions=True)
+        await self._open.aclose()
+
+    def _on_live(self, live: Live) -> None:
+        """Take note of a search that was answered."""
+        self.recent.observe(live.collection, live.query_D, live.slice)
+        self.shadow.offer(live)
+
+    def _on_alarm(self, collection: Collection) -> None:
+        """Calibrate again, if that is wanted, as it was done before."""
+        calibration = self.promises.calibration(collection)
+        if not self._settings.recalibrate or calibration is None:
+            return
+        wanted = Calibrate(
+            collection.name, calibration.limit, calibration.target, calibration.objective,
+            calibration.confidence,
+        )  # fmt: skip
+        task = asyncio.create_task(self._recalibrate(wanted))
+        self._recalibrations.add(task)
+        task.add_done_callback(self._recalibrations.discard)
+
+    async def _recalibrate(self, wanted: Calibrate) -> None:
+        try:
+            await self.calibrator.run(wanted, lambda *_: None)
+        except ServiceError as error:
+            log.warning("%s could not be calibrated again: %s", wanted.collection, error.message)
+
+
+def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:
+    if settings.qdrant_url is None:
+        return EdgeStore(
+            settings.data_dir / "collections",
+            settings.edge_queue,
+            settings.edge_indexing_threshold_kb,
+            settings.edge_start_timeout_s,
+            metrics.worker_restarts.inc,
+        )
+    api_key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+    return QdrantStore.connect(
+        settings.qdrant_url, settings.qdrant_grpc_port, api_key, settings.qdrant_timeout_s
+    )
