@@ -122,10 +122,10 @@ async def world(request, encoder, tmp_path, monkeypatch) -> AsyncIterator[World]
 
 async def set_up(service: RouterService, owners: dict[str, str | None]) -> None:
     """A collection for all, with an alias, and some for one tenant, as vector stores have them."""
-    await service._catalog.create("docs", "small", ())
-    await service._catalog.set_alias("latest", "docs")
+    await service._parts.catalog.create("docs", "small", ())
+    await service._parts.catalog.set_alias("latest", "docs")
     for name, tenant in owners.items():
-        await service._catalog.create(name, "small", (), tenant)
+        await service._parts.catalog.create(name, "small", (), tenant)
 
 
 COLLECTIONS = ("docs", "latest", *OWN, "missing")

@@ -107,11 +107,12 @@ class EdgeStore:
             async with dropped.writes, dropped.starting:
                 del self._collections[name]
                 dropped.is_dropped = True
-                trash = self._folder.drop(name)
+                # Before the folder goes: what they still write would make it anew.
                 if dropped.builder is not None:
                     await dropped.builder.kill()
                 if dropped.worker is not None:
                     await dropped.worker.stop()
+                trash = self._folder.drop(name)
             await asyncio.to_thread(remove, trash)
 
     async def aliases(self) -> dict[str, str]:
