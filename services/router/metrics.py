@@ -75,6 +75,12 @@ class RouterMetrics(ServiceMetrics):
             of_slice,
             registry=registry,
         )
+        self._agreement = Gauge(
+            "matryoshka_router_migration_overlap_ratio",
+            "Mean share of hits that both halves of a migration found, of live searches.",
+            of_slice,
+            registry=registry,
+        )
         self.collections = Gauge(
             "matryoshka_router_collections_count",
             "Collections in the storage, as last seen by this router.",
@@ -90,6 +96,10 @@ class RouterMetrics(ServiceMetrics):
             self._recall_loss.labels(collection, slice_, cause).set(lost)
         self._recall_queries.labels(collection, slice_).set(watched.num_measured)
         self._recall_alarm.labels(collection, slice_).set(rings)
+
+    def show_agreement(self, collection: str, slice_: str, overlap: float) -> None:
+        """Show what a collection that is migrated to, or from, finds as its other half does."""
+        self._agreement.labels(collection, slice_).set(overlap)
 
     def forget_recall(self, collection: str, slice_: str) -> None:
         """Show nothing of a slice any more."""

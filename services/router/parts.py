@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from services.router.catalog import Catalog
 from services.router.changes.change import Kind
 from services.router.changes.changes import Changes
+from services.router.changes.comparison import Comparison
 from services.router.changes.migrate import Migrator
 from services.router.changes.migrations import MigrateWork
 from services.router.changes.running import Work
@@ -108,6 +109,12 @@ class Parts:
         works: dict[Kind, Work] = {
             "resize": self.sizes, "nest": self.sizes, "migrate": self.migrations
         }  # fmt: skip
+        self.comparison = Comparison(
+            store, encoder, translator, self.promises, metrics,
+            s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,
+        )  # fmt: skip
+        self.comparison.start()
+        self._open.push_async_callback(self.comparison.stop)
         self.changes = Changes(store, works, metrics, s.change_lease_s, s.change_patience_s)
         self.changes.start()
         self._open.push_async_callback(self.changes.stop)
@@ -126,6 +133,7 @@ class Parts:
         """Take note of a search that was answered."""
         self.recent.observe(live.collection, live.query_D, live.slice)
         self.shadow.offer(live)
+        self.comparison.offer(live)
 
     def _on_alarm(self, collection: Collection) -> None:
         """Calibrate again, if that is wanted, as it was done before."""

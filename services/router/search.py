@@ -153,7 +153,10 @@ class Searcher:
         if search.is_live:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
-            self._on_live(Live(collection, plan, query_D, condition, slice_, target))
+            keys = tuple(hit.key for hit in hits)
+            self._on_live(
+                Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
+            )
         return Found(
             hits, plan, collection, encode_seconds, search_seconds,
             promise, stages, ranks, share, exact_seconds,

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from services.router import tenants, wire
 from services.router.catalog import Description
+from services.router.changes.change import read_change
 from services.router.changes.running import Progress
 from services.router.metrics import RouterMetrics
 from services.router.parts import Parts
@@ -263,9 +264,12 @@ class RouterService(pb_grpc.RouterServiceServicer):
         return pb.FinishMigrationResponse()
 
     def _write_collection(self, found: Description) -> pb.Collection:
-        is_operator = caller().tenant is None
-        running = self._parts.changes.running(found.collection.name) if is_operator else None
-        return wire.write_collection(found, running)
+        if caller().tenant is not None:
+            return wire.write_collection(found)
+        name = found.collection.name
+        change = read_change(found.collection)
+        agreements = self._parts.comparison.seen(name, change.source) if change else None
+        return wire.write_collection(found, self._parts.changes.running(name), agreements)
 
     async def _follow(
         self, work: Coroutine[Any, Any, None], steps: "asyncio.Queue[_M | None]", context: _Context

@@ -4,12 +4,13 @@ What the wire can say and our types cannot (a value that is not set, an unknown 
 here; all other checks are where the types are used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
 from services.router.changes.change import read_change
+from services.router.changes.comparison import Agreement
 from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
 from services.router.plan import Plan, Stage
@@ -72,14 +73,32 @@ def write_quality(row: NestQuality) -> pb.NestedQuality:
     return pb.NestedQuality(dim=row.dim, plain=row.plain, pca=row.pca, nested=row.nested)
 
 
-def write_collection(description: Description, running: Running | None = None) -> pb.Collection:
-    """Write a collection; `running` is its change, if this router is at it."""
+def write_collection(
+    description: Description,
+    running: Running | None = None,
+    agreements: Mapping[str, Agreement] | None = None,
+) -> pb.Collection:
+    """Write a collection.
+
+    Args:
+        description: of the collection.
+        running: its change, if this router is at it.
+        agreements: what it has in common with the collection that it is migrated from.
+    """
     collection = description.collection
     change = None
     if running is not None:
         change = write_change(running)
     elif kept := read_change(collection):
-        change = pb.Change(kind=kept.kind, step=kept.step, error=kept.error)
+        change = pb.Change(
+            kind=kept.kind,
+            step=kept.step,
+            error=kept.error,
+            agreements=[
+                pb.SliceAgreement(slice=slice_, num_compared=a.num_compared, overlap=a.overlap)
+                for slice_, a in (agreements or {}).items()
+            ],
+        )
     return pb.Collection(
         name=collection.name,
         model=collection.model,

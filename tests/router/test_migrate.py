@@ -199,6 +199,31 @@ async def test_one_can_wait_switch_and_go_back_without_losing_a_write(router):
     await router.stub.DeleteCollection(pb.DeleteCollectionRequest(name="old"))
 
 
+@pytest.mark.parametrize("model", ["wide", "turned"])
+async def test_live_searches_show_what_both_find(encoder, tmp_path, model):
+    """Each slice's share of common hits; a head that turns all alike finds the same."""
+    async with running(encoder, tmp_path, shadow_max_busy=1.0) as router:
+        await set_up(router)
+        await run(router, asked(model=model, hold=True))
+        for number in range(20):
+            request = pb.SearchRequest(
+                collection="current", text=f"text of p{number}", limit=5, slice="ab"[number % 2]
+            )
+            await router.stub.Search(request)
+        async with asyncio.timeout(10):
+            seen = []
+            while sum(one.num_compared for one in seen) < 20:
+                await asyncio.sleep(0.02)
+                seen = (await get(router)).change.agreements
+        assert sorted(one.slice for one in seen) == ["a", "b"]
+        overlaps = [one.overlap for one in seen]
+        assert overlaps == sorted(overlaps)
+        if model == "turned":
+            assert overlaps == [1.0, 1.0]
+        else:  # random vectors: the searched document, and others by chance
+            assert all(0.2 <= overlap < 0.7 for overlap in overlaps)
+
+
 async def test_neither_half_can_be_deleted_meanwhile(router):
     """Source and target are refused by name, with what ends the migration."""
     await set_up(router)

@@ -49,6 +49,10 @@ class Live:
     slice: str
     target: float | None
     """Recall that it was promised; None: nothing was."""
+    text: str | None = None
+    """What was searched for, until it is no longer needed; None: a vector was."""
+    keys: tuple[str, ...] = ()
+    """Of the hits, best first."""
 
 
 @dataclass(slots=True)

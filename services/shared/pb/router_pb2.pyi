@@ -223,6 +223,7 @@ class Change(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    AGREEMENTS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"resize", "nest" or "migrate"."""
     step: _builtins.str
@@ -232,6 +233,12 @@ class Change(_message.Message):
     total: _builtins.int
     error: _builtins.str
     """Why it ended before its end; empty: it is under way."""
+    @_builtins.property
+    def agreements(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceAgreement]:
+        """Of a migration that waits: what source and target have in common on live searches since this
+        router has seen some, the slices that differ most first.
+        """
+
     def __init__(
         self,
         *,
@@ -240,14 +247,45 @@ class Change(_message.Message):
         done: _builtins.int = ...,
         total: _builtins.int = ...,
         error: _builtins.str = ...,
+        agreements: _abc.Iterable[Global___SliceAgreement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "error", b"error", "kind", b"kind", "step", b"step", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreements", b"agreements", "done", b"done", "error", b"error", "kind", b"kind", "step", b"step", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class SliceAgreement(_message.Message):
+    """How alike two collections answer a slice's live searches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_FIELD_NUMBER: _builtins.int
+    NUM_COMPARED_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    slice: _builtins.str
+    """"": searches that name none."""
+    num_compared: _builtins.int
+    """How many were answered by both."""
+    overlap: _builtins.float
+    """Mean share of hits that both found, 0..1."""
+    def __init__(
+        self,
+        *,
+        slice: _builtins.str = ...,
+        num_compared: _builtins.int = ...,
+        overlap: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_compared", b"num_compared", "overlap", b"overlap", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceAgreement: _TypeAlias = SliceAgreement  # noqa: Y015
 
 @_typing.final
 class ResizeCollectionRequest(_message.Message):
