@@ -19,7 +19,6 @@ from services.router.parts import Parts
 from services.router.recall.calibration_plot import plot
 from services.router.recall.calibration_wire import (
     read_calibrate,
-    read_calibrated,
     write_calibration,
     write_watched,
 )
@@ -134,7 +133,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
     async def NestCollection(
         self, request: pb.NestCollectionRequest, context: _Context
     ) -> AsyncIterator[pb.NestCollectionResponse]:
-        calibrated = read_calibrated(request)
+        calibrated = wire.read_calibrated(request)
         wanted = await self._parts.sizes.nest(
             request.name, wire.read_sizes(request.sizes), calibrated
         )

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
-from services.router.changes.change import read_change
+from services.router.changes.change import Calibrated, read_change
 from services.router.changes.comparison import Agreement
 from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
 from services.router.plan import Plan, Stage
+from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
 from services.router.search import DEFAULT_LIMIT, Found, Search
 from services.router.sizes import Placement, Quantization, SizeRequest
@@ -58,6 +59,16 @@ def _read_size(size: pb.Size) -> SizeRequest:
     hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
     quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
     return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
+
+
+def read_calibrated(request: pb.NestCollectionRequest) -> Calibrated | None:
+    """Read how a collection is calibrated after a change; None: as it was."""
+    if not (request.limit or request.recall_target):
+        return None
+    return Calibrated(
+        limit=request.limit or DEFAULT_LIMIT,
+        target=request.recall_target or DEFAULT_TARGET,
+    )
 
 
 def write_change(running: Running) -> pb.Change:

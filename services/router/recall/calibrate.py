@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Told the step, how much of it is done, and of how much."""
 
+DEFAULT_TARGET = 0.95
 _PAGE = 1000
 # Screening ends after so many queries each time, and what beats a plan there must be this much
 # cheaper: times and recalls of few queries are noisy.
@@ -55,7 +56,7 @@ class Calibrate:
     collection: str
     """Name or alias."""
     limit: int = 10
-    target: float = 0.95
+    target: float = DEFAULT_TARGET
     objective: Objective = "latency"
     confidence: float = 0.95
     queries: QuerySource = field(default_factory=QuerySource)

@@ -1,7 +1,6 @@
 """Calibrations on the wire: protobuf on one side, the router's own types on the other."""
 
-from services.router.changes.change import Calibrated
-from services.router.recall.calibrate import Calibrate
+from services.router.recall.calibrate import DEFAULT_TARGET, Calibrate
 from services.router.recall.calibration import Calibration, Objective, PlanRow, Recall, Source
 from services.router.recall.queries import QuerySource
 from services.router.recall.shadow import Watched
@@ -25,7 +24,6 @@ _SOURCES: dict[Source, "pb.QuerySource.ValueType"] = {
     "recent": pb.QUERY_SOURCE_RECENT,
     "documents": pb.QUERY_SOURCE_DOCUMENTS,
 }
-_TARGET = 0.95
 _CONFIDENCE = 0.95
 
 
@@ -38,7 +36,7 @@ def read_calibrate(request: pb.CalibrateRequest, full: int) -> Calibrate:
     return Calibrate(
         collection=request.collection,
         limit=request.limit or DEFAULT_LIMIT,
-        target=request.recall_target or _TARGET,
+        target=request.recall_target or DEFAULT_TARGET,
         objective=_OBJECTIVES[request.objective],
         confidence=request.confidence or _CONFIDENCE,
         queries=QuerySource(
@@ -48,13 +46,6 @@ def read_calibrate(request: pb.CalibrateRequest, full: int) -> Calibrate:
             slices=list(request.slices),
         ),
     )
-
-
-def read_calibrated(request: pb.NestCollectionRequest) -> Calibrated | None:
-    """Read how a collection is calibrated after a change; None: as it was."""
-    if not (request.limit or request.recall_target):
-        return None
-    return Calibrated(limit=request.limit or DEFAULT_LIMIT, target=request.recall_target or _TARGET)
 
 
 def _read_queries(data: bytes, full: int) -> Array:
