@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n services/shared/pb/encoder.proto\x12\rmatryoshka.v1\":\n\x0e\x41utoDimensions\x12\x15\n\rmin_retention\x18\x01 \x01(\x02\x12\x11\n\tmax_bytes\x18\x02 \x01(\r\"\xaf\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\ndimensions\x18\x03 \x03(\r\x12!\n\x04role\x18\x04 \x01(\x0e\x32\x13.matryoshka.v1.Role\x12-\n\ntruncation\x18\x06 \x01(\x0e\x32\x19.matryoshka.v1.Truncation\x12#\n\x05\x64type\x18\x07 \x01(\x0e\x32\x14.matryoshka.v1.Dtype\x12+\n\x04\x61uto\x18\x08 \x01(\x0b\x32\x1d.matryoshka.v1.AutoDimensions\x12)\n\x08priority\x18\t \x01(\x0e\x32\x17.matryoshka.v1.Priority\x12\x0e\n\x06images\x18\n \x03(\x0cJ\x04\x08\x05\x10\x06R\x08truncate\"\x92\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\'\n\x07vectors\x18\x03 \x03(\x0b\x32\x16.matryoshka.v1.Vectors\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x11\n\ttruncated\x18\x05 \x03(\r\x12\x10\n\x08warnings\x18\x06 \x03(\t\"@\n\x12\x45mbedStreamRequest\x12*\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x1b.matryoshka.v1.EmbedRequest\"B\n\x13\x45mbedStreamResponse\x12+\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x1c.matryoshka.v1.EmbedResponse\"\xd3\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x17\n\x0fmatryoshka_dims\x18\x04 \x03(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\x12\x11\n\tloaded_at\x18\x08 \x01(\x03\x12\x12\n\nneeds_role\x18\t \x01(\x08\x12\x14\n\x0ctakes_images\x18\n \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\"L\n\x0b\x45ngineTrial\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x12\n\nmin_cosine\x18\x02 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.matryoshka.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"v\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.matryoshka.v1.Model\x12\x11\n\tcard_json\x18\x02 \x01(\t\x12*\n\x06trials\x18\x03 \x03(\x0b\x32\x1a.matryoshka.v1.EngineTrial\".\n\x10LoadModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.matryoshka.v1.Model\" \n\x12UnloadModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"/\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x12\n\x10SetAliasResponse\"I\n\x07Vectors\x12\x0b\n\x03\x64im\x18\x01 \x01(\r\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.matryoshka.v1.Dtype\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*R\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02*w\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0e\n\nDTYPE_INT8\x10\x02\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x03\x12\x10\n\x0c\x44TYPE_BINARY\x10\x04\x12\x11\n\rDTYPE_UBINARY\x10\x05\x32\xc1\x04\n\x0e\x45ncoderService\x12\x42\n\x05\x45mbed\x12\x1b.matryoshka.v1.EmbedRequest\x1a\x1c.matryoshka.v1.EmbedResponse\x12X\n\x0b\x45mbedStream\x12!.matryoshka.v1.EmbedStreamRequest\x1a\".matryoshka.v1.EmbedStreamResponse(\x01\x30\x01\x12Q\n\nListModels\x12 .matryoshka.v1.ListModelsRequest\x1a!.matryoshka.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.matryoshka.v1.GetModelRequest\x1a\x1f.matryoshka.v1.GetModelResponse\x12N\n\tLoadModel\x12\x1f.matryoshka.v1.LoadModelRequest\x1a .matryoshka.v1.LoadModelResponse\x12T\n\x0bUnloadModel\x12!.matryoshka.v1.UnloadModelRequest\x1a\".matryoshka.v1.UnloadModelResponse\x12K\n\x08SetAlias\x12\x1e.matryoshka.v1.SetAliasRequest\x1a\x1f.matryoshka.v1.SetAliasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n services/shared/pb/encoder.proto\x12\rmatryoshka.v1\":\n\x0e\x41utoDimensions\x12\x15\n\rmin_retention\x18\x01 \x01(\x02\x12\x11\n\tmax_bytes\x18\x02 \x01(\r\"\xaf\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\ndimensions\x18\x03 \x03(\r\x12!\n\x04role\x18\x04 \x01(\x0e\x32\x13.matryoshka.v1.Role\x12-\n\ntruncation\x18\x06 \x01(\x0e\x32\x19.matryoshka.v1.Truncation\x12#\n\x05\x64type\x18\x07 \x01(\x0e\x32\x14.matryoshka.v1.Dtype\x12+\n\x04\x61uto\x18\x08 \x01(\x0b\x32\x1d.matryoshka.v1.AutoDimensions\x12)\n\x08priority\x18\t \x01(\x0e\x32\x17.matryoshka.v1.Priority\x12\x0e\n\x06images\x18\n \x03(\x0cJ\x04\x08\x05\x10\x06R\x08truncate\"\x92\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\'\n\x07vectors\x18\x03 \x03(\x0b\x32\x16.matryoshka.v1.Vectors\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x11\n\ttruncated\x18\x05 \x03(\r\x12\x10\n\x08warnings\x18\x06 \x03(\t\"@\n\x12\x45mbedStreamRequest\x12*\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x1b.matryoshka.v1.EmbedRequest\"B\n\x13\x45mbedStreamResponse\x12+\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x1c.matryoshka.v1.EmbedResponse\"\xea\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x17\n\x0fmatryoshka_dims\x18\x04 \x03(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\x12\x11\n\tloaded_at\x18\x08 \x01(\x03\x12\x12\n\nneeds_role\x18\t \x01(\x08\x12\x14\n\x0ctakes_images\x18\n \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x15\n\rbase_space_id\x18\x0c \x01(\t\"L\n\x0b\x45ngineTrial\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x12\n\nmin_cosine\x18\x02 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.matryoshka.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"v\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.matryoshka.v1.Model\x12\x11\n\tcard_json\x18\x02 \x01(\t\x12*\n\x06trials\x18\x03 \x03(\x0b\x32\x1a.matryoshka.v1.EngineTrial\"\x1f\n\x0eGetHeadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\x0fGetHeadResponse\x12\x10\n\x08space_id\x18\x01 \x01(\t\x12\x15\n\rbase_space_id\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\x0c\x12\x12\n\northogonal\x18\x05 \x01(\x08\".\n\x10LoadModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.matryoshka.v1.Model\" \n\x12UnloadModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"/\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x12\n\x10SetAliasResponse\"I\n\x07Vectors\x12\x0b\n\x03\x64im\x18\x01 \x01(\r\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.matryoshka.v1.Dtype\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*R\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02*w\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0e\n\nDTYPE_INT8\x10\x02\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x03\x12\x10\n\x0c\x44TYPE_BINARY\x10\x04\x12\x11\n\rDTYPE_UBINARY\x10\x05\x32\x8b\x05\n\x0e\x45ncoderService\x12\x42\n\x05\x45mbed\x12\x1b.matryoshka.v1.EmbedRequest\x1a\x1c.matryoshka.v1.EmbedResponse\x12X\n\x0b\x45mbedStream\x12!.matryoshka.v1.EmbedStreamRequest\x1a\".matryoshka.v1.EmbedStreamResponse(\x01\x30\x01\x12Q\n\nListModels\x12 .matryoshka.v1.ListModelsRequest\x1a!.matryoshka.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.matryoshka.v1.GetModelRequest\x1a\x1f.matryoshka.v1.GetModelResponse\x12H\n\x07GetHead\x12\x1d.matryoshka.v1.GetHeadRequest\x1a\x1e.matryoshka.v1.GetHeadResponse\x12N\n\tLoadModel\x12\x1f.matryoshka.v1.LoadModelRequest\x1a .matryoshka.v1.LoadModelResponse\x12T\n\x0bUnloadModel\x12!.matryoshka.v1.UnloadModelRequest\x1a\".matryoshka.v1.UnloadModelResponse\x12K\n\x08SetAlias\x12\x1e.matryoshka.v1.SetAliasRequest\x1a\x1f.matryoshka.v1.SetAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'services.shared.pb.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1534
-  _globals['_ROLE']._serialized_end=1597
-  _globals['_PRIORITY']._serialized_start=1599
-  _globals['_PRIORITY']._serialized_end=1680
-  _globals['_TRUNCATION']._serialized_start=1682
-  _globals['_TRUNCATION']._serialized_end=1764
-  _globals['_DTYPE']._serialized_start=1766
-  _globals['_DTYPE']._serialized_end=1885
+  _globals['_ROLE']._serialized_start=1699
+  _globals['_ROLE']._serialized_end=1762
+  _globals['_PRIORITY']._serialized_start=1764
+  _globals['_PRIORITY']._serialized_end=1845
+  _globals['_TRUNCATION']._serialized_start=1847
+  _globals['_TRUNCATION']._serialized_end=1929
+  _globals['_DTYPE']._serialized_start=1931
+  _globals['_DTYPE']._serialized_end=2050
   _globals['_AUTODIMENSIONS']._serialized_start=51
   _globals['_AUTODIMENSIONS']._serialized_end=109
   _globals['_EMBEDREQUEST']._serialized_start=112
@@ -50,31 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDSTREAMRESPONSE']._serialized_start=632
   _globals['_EMBEDSTREAMRESPONSE']._serialized_end=698
   _globals['_MODEL']._serialized_start=701
-  _globals['_MODEL']._serialized_end=912
-  _globals['_ENGINETRIAL']._serialized_start=914
-  _globals['_ENGINETRIAL']._serialized_end=990
-  _globals['_LISTMODELSREQUEST']._serialized_start=992
-  _globals['_LISTMODELSREQUEST']._serialized_end=1011
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1013
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1071
-  _globals['_GETMODELREQUEST']._serialized_start=1073
-  _globals['_GETMODELREQUEST']._serialized_end=1105
-  _globals['_GETMODELRESPONSE']._serialized_start=1107
-  _globals['_GETMODELRESPONSE']._serialized_end=1225
-  _globals['_LOADMODELREQUEST']._serialized_start=1227
-  _globals['_LOADMODELREQUEST']._serialized_end=1273
-  _globals['_LOADMODELRESPONSE']._serialized_start=1275
-  _globals['_LOADMODELRESPONSE']._serialized_end=1331
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1333
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1365
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1367
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1388
-  _globals['_SETALIASREQUEST']._serialized_start=1390
-  _globals['_SETALIASREQUEST']._serialized_end=1437
-  _globals['_SETALIASRESPONSE']._serialized_start=1439
-  _globals['_SETALIASRESPONSE']._serialized_end=1457
-  _globals['_VECTORS']._serialized_start=1459
-  _globals['_VECTORS']._serialized_end=1532
-  _globals['_ENCODERSERVICE']._serialized_start=1888
-  _globals['_ENCODERSERVICE']._serialized_end=2465
+  _globals['_MODEL']._serialized_end=935
+  _globals['_ENGINETRIAL']._serialized_start=937
+  _globals['_ENGINETRIAL']._serialized_end=1013
+  _globals['_LISTMODELSREQUEST']._serialized_start=1015
+  _globals['_LISTMODELSREQUEST']._serialized_end=1034
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1036
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1094
+  _globals['_GETMODELREQUEST']._serialized_start=1096
+  _globals['_GETMODELREQUEST']._serialized_end=1128
+  _globals['_GETMODELRESPONSE']._serialized_start=1130
+  _globals['_GETMODELRESPONSE']._serialized_end=1248
+  _globals['_GETHEADREQUEST']._serialized_start=1250
+  _globals['_GETHEADREQUEST']._serialized_end=1281
+  _globals['_GETHEADRESPONSE']._serialized_start=1283
+  _globals['_GETHEADRESPONSE']._serialized_end=1390
+  _globals['_LOADMODELREQUEST']._serialized_start=1392
+  _globals['_LOADMODELREQUEST']._serialized_end=1438
+  _globals['_LOADMODELRESPONSE']._serialized_start=1440
+  _globals['_LOADMODELRESPONSE']._serialized_end=1496
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1498
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1530
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1532
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1553
+  _globals['_SETALIASREQUEST']._serialized_start=1555
+  _globals['_SETALIASREQUEST']._serialized_end=1602
+  _globals['_SETALIASRESPONSE']._serialized_start=1604
+  _globals['_SETALIASRESPONSE']._serialized_end=1622
+  _globals['_VECTORS']._serialized_start=1624
+  _globals['_VECTORS']._serialized_end=1697
+  _globals['_ENCODERSERVICE']._serialized_start=2053
+  _globals['_ENCODERSERVICE']._serialized_end=2704
 # @@protoc_insertion_point(module_scope)

@@ -310,6 +310,7 @@ class Model(_message.Message):
     NEEDS_ROLE_FIELD_NUMBER: _builtins.int
     TAKES_IMAGES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_SPACE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """For example "all-MiniLM-L6-v2"."""
     space_id: _builtins.str
@@ -327,6 +328,8 @@ class Model(_message.Message):
     takes_images: _builtins.bool
     memory_bytes: _builtins.int
     """Bytes of its weights as they are held."""
+    base_space_id: _builtins.str
+    """The space of the model that this one differs from by its head only. Empty: not known."""
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes the model declares, ascending, the last the full one. Empty: it declares none."""
@@ -349,10 +352,11 @@ class Model(_message.Message):
         needs_role: _builtins.bool = ...,
         takes_images: _builtins.bool = ...,
         memory_bytes: _builtins.int = ...,
+        base_space_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dim", b"dim", "engine", b"engine", "id", b"id", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_space_id", b"base_space_id", "dim", b"dim", "engine", b"engine", "id", b"id", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,6 +477,65 @@ class GetModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class GetHeadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id or alias. Empty: the alias "default"."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHeadRequest: _TypeAlias = GetHeadRequest  # noqa: Y015
+
+@_typing.final
+class GetHeadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPACE_ID_FIELD_NUMBER: _builtins.int
+    BASE_SPACE_ID_FIELD_NUMBER: _builtins.int
+    DIM_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    ORTHOGONAL_FIELD_NUMBER: _builtins.int
+    space_id: _builtins.str
+    """Of the model."""
+    base_space_id: _builtins.str
+    """Of the vectors that the head takes."""
+    dim: _builtins.int
+    """Width of the full vectors of both."""
+    weight: _builtins.bytes
+    """Little-endian float32 [dim, dim], row after row, applied as `normalize(vectors @ weight.T)` to
+    full vectors of unit length in the base's space. One message: at 3072 numbers it has 36 MiB, and
+    64 MiB is the longest message by default.
+    """
+    orthogonal: _builtins.bool
+    """`weight @ weight.T` is the identity within 1e-3: all full-size scores stay as they are."""
+    def __init__(
+        self,
+        *,
+        space_id: _builtins.str = ...,
+        base_space_id: _builtins.str = ...,
+        dim: _builtins.int = ...,
+        weight: _builtins.bytes = ...,
+        orthogonal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_space_id", b"base_space_id", "dim", b"dim", "orthogonal", b"orthogonal", "space_id", b"space_id", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHeadResponse: _TypeAlias = GetHeadResponse  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

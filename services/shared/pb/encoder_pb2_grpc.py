@@ -55,6 +55,11 @@ class EncoderServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetHead = channel.unary_unary(
+                '/matryoshka.v1.EncoderService/GetHead',
+                request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/matryoshka.v1.EncoderService/LoadModel',
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.LoadModelRequest.SerializeToString,
@@ -104,6 +109,15 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHead(self, request, context):
+        """The matrix by which a model differs from its base (`base_space_id`): with it, stored full vectors
+        of the base become vectors of the model, and no text is encoded again. FAILED_PRECONDITION: the
+        model is no head over a known base, or the matrix is longer than a message may be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Load a model beside those already served. Loading the same model twice is harmless.
         """
@@ -147,6 +161,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetModelRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHead,
+                    request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -273,6 +292,33 @@ class EncoderService:
             '/matryoshka.v1.EncoderService/GetModel',
             services_dot_shared_dot_pb_dot_encoder__pb2.GetModelRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_encoder__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.EncoderService/GetHead',
+            services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_encoder__pb2.GetHeadResponse.FromString,
             options,
             channel_credentials,
             insecure,

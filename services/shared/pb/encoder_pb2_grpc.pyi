@@ -42,6 +42,11 @@ class EncoderServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]
     """One model, with its card."""
+    GetHead: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetHeadRequest, _encoder_pb2.GetHeadResponse]
+    """The matrix by which a model differs from its base (`base_space_id`): with it, stored full vectors
+    of the base become vectors of the model, and no text is encoded again. FAILED_PRECONDITION: the
+    model is no head over a known base, or the matrix is longer than a message may be.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse]
     """Load a model beside those already served. Loading the same model twice is harmless."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.UnloadModelRequest, _encoder_pb2.UnloadModelResponse]
@@ -63,6 +68,11 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model, with its card."""
+    GetHead: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetHeadRequest, _encoder_pb2.GetHeadResponse]  # type: ignore[assignment]
+    """The matrix by which a model differs from its base (`base_space_id`): with it, stored full vectors
+    of the base become vectors of the model, and no text is encoded again. FAILED_PRECONDITION: the
+    model is no head over a known base, or the matrix is longer than a message may be.
+    """
     LoadModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Load a model beside those already served. Loading the same model twice is harmless."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.UnloadModelRequest, _encoder_pb2.UnloadModelResponse]  # type: ignore[assignment]
@@ -105,6 +115,17 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.GetModelResponse, _abc.Awaitable[_encoder_pb2.GetModelResponse]]:
         """One model, with its card."""
+
+    @_abc_1.abstractmethod
+    def GetHead(
+        self,
+        request: _encoder_pb2.GetHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.GetHeadResponse, _abc.Awaitable[_encoder_pb2.GetHeadResponse]]:
+        """The matrix by which a model differs from its base (`base_space_id`): with it, stored full vectors
+        of the base become vectors of the model, and no text is encoded again. FAILED_PRECONDITION: the
+        model is no head over a known base, or the matrix is longer than a message may be.
+        """
 
     @_abc_1.abstractmethod
     def LoadModel(
