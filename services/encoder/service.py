@@ -11,12 +11,19 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
 from services.encoder.embed import Embedder
+from services.encoder.head import read_head
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import LoadedModel, Models
 from services.encoder.openai import OPEN_TO_TENANTS, OpenAIRoutes
 from services.encoder.settings import EncoderSettings
 from services.encoder.stream import answer_in_order
-from services.encoder.wire import describe, describe_trials, read_request, write_answer
+from services.encoder.wire import (
+    describe,
+    describe_trials,
+    read_request,
+    write_answer,
+    write_head,
+)
 from services.shared.auth import caller
 from services.shared.card import FILENAME
 from services.shared.pb import encoder_pb2 as pb
@@ -43,6 +50,7 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         encoder_metrics = EncoderMetrics(registry)
         self.metrics = encoder_metrics
         self._stream_read_ahead = settings.stream_read_ahead
+        self._max_message_bytes = settings.max_message_bytes
         self._models = Models(settings, encoder_metrics)
         self._embedder = Embedder(self._models, settings, encoder_metrics)
         self._routes = OpenAIRoutes(self._models, self._embedder, settings)
@@ -94,6 +102,11 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         return pb.GetModelResponse(
             model=self._describe(model), card_json=text, trials=describe_trials(model)
         )
+
+    async def GetHead(self, request: pb.GetHeadRequest, context: _Context) -> pb.GetHeadResponse:
+        model = self._models.get(request.model)
+        head = await asyncio.to_thread(read_head, model)
+        return write_head(head, self._max_message_bytes)
 
     async def LoadModel(
         self, request: pb.LoadModelRequest, context: _Context

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from services.encoder.auto import Auto
 from services.encoder.embed import Embedded, EmbedInput, Priority
+from services.encoder.head import Head
 from services.encoder.models import LoadedModel
 from services.encoder.tokens import Truncation
-from services.shared.errors import InvalidRequest
+from services.shared.errors import InvalidRequest, WrongState
 from services.shared.model import Role
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.quantization import Dtype, Stored
+from services.shared.vectors import pack
 
 _ROLES: dict[int, Role] = {
     pb.ROLE_UNSPECIFIED: "none",
@@ -115,7 +117,35 @@ def describe(model: LoadedModel, aliases: Sequence[str]) -> pb.Model:
         needs_role=text_model.needs_role,
         takes_images=text_model.takes_images,
         memory_bytes=model.memory_bytes,
+        base_space_id=text_model.base_space_id or "",
     )
+
+
+def write_head(head: Head, max_message_bytes: int) -> pb.GetHeadResponse:
+    """Turn a head into an answer.
+
+    Args:
+        head: of a loaded model.
+        max_message_bytes: the server's bound. A head of 3072 numbers has 36 MiB, within the default
+            of 64 MiB, so the answer needs no stream.
+
+    Raises:
+        WrongState: the answer would be longer.
+    """
+    response = pb.GetHeadResponse(
+        space_id=head.space_id,
+        base_space_id=head.base_space_id,
+        dim=len(head.weight_DD),
+        weight=pack(head.weight_DD),
+        orthogonal=head.is_orthogonal,
+    )
+    # gRPC would refuse it with the status of an encoder that has too much to do.
+    if (size := response.ByteSize()) > max_message_bytes:
+        raise WrongState(
+            f"the head has {size} bytes and a message may have {max_message_bytes}; give the "
+            "encoder, and who calls it, a greater max_message_bytes"
+        )
+    return response
 
 
 def describe_trials(model: LoadedModel) -> list[pb.EngineTrial]:

@@ -93,6 +93,10 @@ class Card(BaseModel):
     """sha256 of the training pairs."""
     space_id: str
     """Digest of weights and recipe; checked when the model is loaded."""
+    base_space_id: str | None = Field(default=None, min_length=1)
+    """Space of the model that this one differs from by its head only; absent where there is none:
+    served full vectors of that space, turned by the head and scaled to unit length, are this
+    model's."""
     quality: Quality | None = None
     int8_ranges: tuple[DimRanges, ...] = ()
     """What int8 and uint8 vectors of each size are stored by."""
@@ -128,7 +132,10 @@ def read_card(folder: Path) -> Card | None:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write the card into a folder, in one step."""
-    text = _NUMBERS.sub(lambda found: "".join(found[0].split()), card.model_dump_json(indent=2))
+    # Readers from before this field refuse the key, so it is there only where it says something.
+    left_out = {"base_space_id"} if card.base_space_id is None else None
+    content = card.model_dump_json(indent=2, exclude=left_out)
+    text = _NUMBERS.sub(lambda found: "".join(found[0].split()), content)
     temporary = folder / f"{FILENAME}.tmp"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / FILENAME)

@@ -229,6 +229,11 @@ class TextModel:
         """Sizes that the model promises, ascending, full last; empty if it promises none."""
         return self.card.dims if self.card else self._config_dims
 
+    @property
+    def base_space_id(self) -> str | None:
+        """The space of the model that this one differs from by its head only, if it is known."""
+        return self.card.base_space_id if self.card else None
+
     def _tower_of(self, tokens: Tokens) -> Tower:
         return self.tower(tokens.role if isinstance(tokens, TowerTokens | ImageTokens) else "none")
 

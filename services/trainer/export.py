@@ -48,6 +48,8 @@ class Origin:
     dims: tuple[int, ...]
     """Trained sizes, ascending, the full one last."""
     prompts: dict[str, str]
+    base_space_id: str | None = None
+    """Of the base as it is served, where the new model is the base, its prompts and a head."""
 
 
 def copy_base(base: Path, folder: Path) -> None:
@@ -158,6 +160,7 @@ def finish(
         base_model=origin.base_model,
         data_digest=origin.data_digest,
         space_id=space_id(folder, pre_op, origin.prompts),
+        base_space_id=origin.base_space_id,
         quality=quality,
         int8_ranges=measure_byte_ranges(vector_sets, origin.dims) if vector_sets else (),
     )

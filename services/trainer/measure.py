@@ -110,6 +110,7 @@ def measure_card(
         base_model=old.base_model if old else None,
         data_digest=old.data_digest if old else None,
         space_id=model.space_id,
+        base_space_id=model.base_space_id,
         quality=quality,
         int8_ranges=measure_byte_ranges([asked.queries_QD, asked.documents_ND], sizes),
     )

@@ -275,6 +275,10 @@ def _finish(
         data_digest=digest(job.data.training),
         dims=hyper.dims,
         prompts=model.prompts,
+        # Full vectors are served after the pre-op and at unit length. A head comes after the pre-op
+        # too and has no bias, so lengths do not matter, and the prompts are the base's: it makes of
+        # the base's served vectors what it makes of texts.
+        base_space_id=model.space_id if hyper.method == "adaptor" else None,
     )
     folder = job.folder / ".model-writing"
     export.copy_base(Path(spec.base_dir), folder)

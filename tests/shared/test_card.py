@@ -40,6 +40,7 @@ cards = st.builds(
     prompts=st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
     base_model=st.none() | st.text(),
     space_id=st.text(),
+    base_space_id=st.none() | st.text(min_size=1),
     quality=st.none()
     | st.builds(
         Quality,
@@ -75,6 +76,16 @@ def test_ranges_read_back_as_float32_and_stay_short(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [FILENAME]
 
 
+def test_older_readers_take_a_card_that_names_no_base_space(tmp_path):
+    """They refuse what they do not know, so the key is there only where it says something."""
+    card = Card(id="x", dims=(2,), space_id="s")
+    write_card(tmp_path, card)
+    assert "base_space_id" not in (tmp_path / FILENAME).read_text()
+    assert '"base_model": null' in (tmp_path / FILENAME).read_text()
+    write_card(tmp_path, card.model_copy(update={"base_space_id": "b"}))
+    assert '"base_space_id": "b"' in (tmp_path / FILENAME).read_text()
+
+
 def test_no_card_is_not_an_error(tmp_path):
     """Most models have none."""
     assert read_card(tmp_path) is None
@@ -88,6 +99,7 @@ def test_no_card_is_not_an_error(tmp_path):
         ('{"id":"x","dims":[],"space_id":"s"}', "dims"),
         ('{"id":"x","dims":[2],"space_id":"s","pre_op":"tanh"}', "pre_op"),
         ('{"id":"x","dims":[2],"space_id":"s","dim":3}', "dim"),
+        ('{"id":"x","dims":[2],"space_id":"s","base_space_id":""}', "base_space_id"),
         (WITH_RANGES % '{"dim":2,"low":[0],"high":[1]}', "int8_ranges.0.*2 numbers each"),
         (WITH_RANGES % '{"dim":1,"low":[1],"high":[0]}', "low must not be above high"),
         (WITH_RANGES % '{"dim":1,"low":[NaN],"high":[0]}', "int8_ranges.0.low"),

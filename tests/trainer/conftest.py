@@ -78,8 +78,11 @@ def default_model() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_model(folder: Path) -> Path:
     """A BERT of two layers, 32 numbers wide, with random weights and a vocabulary of words."""
-    folder = tmp_path_factory.mktemp("tiny")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokens += [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
     (folder / "words").mkdir()
@@ -100,6 +103,10 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_pairs() -> list[Pair]:
+    return make_tiny_pairs()
+
+
+def make_tiny_pairs() -> list[Pair]:
     """Each pair shares one odd word, so there is something to learn."""
     return [
         Pair(f"{a} {b} sees", f"the {b} {a} opens {c}")
