@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import urllib.request
 
 import grpc
 import numpy as np
@@ -51,6 +53,13 @@ async def stubs(processes):
         await channel.close()
 
 
+def num_encoded(process):
+    """Texts that an encoder has really encoded."""
+    with urllib.request.urlopen(f"{process.http}/metrics") as answer:
+        text = answer.read().decode()
+    return float(re.search(r"^matryoshka_encoder_texts_total (\S+)$", text, re.MULTILINE)[1])
+
+
 def upload(documents):
     lines = "".join(json.dumps({"anchor": d.title, "positive": d.body}) + "\n" for d in documents)
     data = lines.encode()
@@ -59,7 +68,7 @@ def upload(documents):
     yield tr.UploadFileRequest(num_bytes=len(data))
 
 
-async def test_train_and_swap_without_a_failed_query(stubs, documents):
+async def test_train_and_swap_without_a_failed_query(processes, stubs, documents):
     """Index, search, train an adaptor, rebuild and flip while searches go on: none fails."""
     encoder, router, trainer = stubs
     sizes = [rt.Size(dim=32), rt.Size(dim=96, quantization=rt.QUANTIZATION_INT8)]
@@ -105,11 +114,12 @@ async def test_train_and_swap_without_a_failed_query(stubs, documents):
     assert job.status == tr.JOB_STATUS_SUCCEEDED, job.error
     assert job.plot_png.startswith(b"\x89PNG")
 
-    failures, answered_by = [], set()
+    failures, answered_by, asked = [], set(), []
     stop = asyncio.Event()
 
     async def keep_searching():
         while not stop.is_set():
+            asked.append(None)
             try:
                 answer = await search("a function that returns a list")
                 answered_by.add(answer.collection)
@@ -123,8 +133,11 @@ async def test_train_and_swap_without_a_failed_query(stubs, documents):
     request = rt.MigrateCollectionRequest(
         source="docs", target="docs-2", model=loaded.model.id, alias="docs"
     )
+    before = num_encoded(processes[0]) - len(asked)
     steps = [answer async for answer in router.MigrateCollection(request)]
     assert steps[-1].collection.num_points == len(documents)
+    documents_encoded = num_encoded(processes[0]) - len(asked) - before
+    assert documents_encoded < 5, "a head is applied to vectors, not to texts"
     await asyncio.sleep(0.3)
     stop.set()
     await searching
