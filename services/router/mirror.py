@@ -6,6 +6,7 @@ is durable in both.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from services.router.storage.store import Collection, Point, Store
 from services.router.translate import Translator
@@ -13,6 +14,16 @@ from services.shared.errors import NotFound
 from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mirrored:
+    """What of a batch goes to the other half."""
+
+    name: str
+    """Of that collection."""
+    vectors_BD: Array
+    """In its space."""
 
 
 class Mirror:
@@ -27,20 +38,28 @@ class Mirror:
         self._store = store
         self._translator = translator
 
-    async def upsert(
+    async def translate(
         self, collection: Collection, points: Sequence[Point], vectors_BD: Array
-    ) -> str | None:
-        """Write points, with their full vectors, where this collection is mirrored, if it is.
+    ) -> Mirrored | None:
+        """Make what is written to the other half, if there is one, before anything is.
 
-        Returns:
-            The other collection's name; None: there is none.
+        Args:
+            collection: that the points are written to.
+            points: see there.
+            vectors_BD: their full vectors, in its space.
+
+        Raises:
+            WrongState: a point needs a text, and has none.
         """
         other = await self._other(collection)
         if other is None:
             return None
         made_BD = await self._translator.vectors(collection, other, points, vectors_BD)
-        await self._store.upsert(other.name, points, made_BD)
-        return other.name
+        return Mirrored(other.name, made_BD)
+
+    async def upsert(self, points: Sequence[Point], mirrored: Mirrored) -> None:
+        """Write points to the other half."""
+        await self._store.upsert(mirrored.name, points, mirrored.vectors_BD)
 
     async def delete(self, collection: Collection, ids: Sequence[str], tenant: str | None) -> None:
         """Delete points there."""

@@ -15,7 +15,7 @@ from services.router.attributes import check_attributes
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
-from services.router.mirror import Mirror
+from services.router.mirror import Mirror, Mirrored
 from services.router.search import read_vectors
 from services.router.space import check_space
 from services.router.storage.store import Collection, Point, Store
@@ -56,6 +56,7 @@ class _Ready:
     collection: Collection
     vectors_BD: Array
     truncated_ids: tuple[str, ...]
+    mirrored: Mirrored | None
 
 
 class Writer:
@@ -159,26 +160,40 @@ class Writer:
             check_space(collection, batch.space_id, "the batch")
             rows = len(batch.points)
             vectors_BD = read_vectors(batch.vectors, collection.full, rows, "vectors")
-            return _Ready(batch, collection, vectors_BD, ())
+            return await self._mirrored(batch, collection, vectors_BD, ())
         texts = [point.text for point in batch.points]
         with self._metrics.stage("encode"):
             encoded = await self._encoder.embed_many(collection.model, texts, tenant=batch.tenant)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         truncated = tuple(batch.points[position].id for position in encoded.truncated)
-        return _Ready(batch, collection, encoded.vectors_BD, truncated)
+        return await self._mirrored(batch, collection, encoded.vectors_BD, truncated)
+
+    async def _mirrored(
+        self,
+        batch: Batch,
+        collection: Collection,
+        vectors_BD: Array,
+        truncated_ids: tuple[str, ...],
+    ) -> _Ready:
+        mirrored = await self._mirror.translate(collection, batch.points, vectors_BD)
+        return _Ready(batch, collection, vectors_BD, truncated_ids, mirrored)
 
     async def _write(self, ready: _Ready) -> list[str]:
         """Write a batch; return the collections that it went to."""
         batch = ready.batch
         async with self._gate.writing(batch.collection, batch.tenant) as collection:
-            if collection != ready.collection:  # the alias moved since the batch was encoded
+            before = ready.collection
+            if collection != before or collection.mirror != before.mirror:
+                # Since the batch was encoded the alias moved, or a migration began or ended.
                 ready = await self._encode(ready.batch, collection)
             with self._metrics.stage("write"):
                 points = ready.batch.points
                 await self._store.upsert(collection.name, points, ready.vectors_BD)
-                mirrored = await self._mirror.upsert(collection, points, ready.vectors_BD)
+                if ready.mirrored is not None:
+                    await self._mirror.upsert(points, ready.mirrored)
         self._metrics.written_points.inc(len(ready.batch.points))
-        return [collection.name] if mirrored is None else [collection.name, mirrored]
+        mirrored = [ready.mirrored.name] if ready.mirrored is not None else []
+        return [collection.name, *mirrored]
 
     def _check(self, batch: Batch) -> None:
         if not batch.collection:

@@ -337,6 +337,18 @@ async def test_a_model_that_differs_by_its_head_needs_no_text(router):
     assert "late" in await same_in_both(router, "turned", 32)
 
 
+async def test_a_write_that_the_target_cannot_take_is_refused_whole(router):
+    """A point without a text, while a migration needs one: in neither collection, and said."""
+    await set_up(router)
+    await run(router, asked(hold=True))
+    bare = pb.UpsertRequest(
+        collection="current", points=[pb.Point(id="bare")],
+        vectors=pack(encode("small", "", 32)[None]), space_id="space-small",
+    )  # fmt: skip
+    await refused(upsert(router, bare), STATE, "'wide', which needs texts")
+    assert "bare" not in await same_in_both(router)
+
+
 async def test_a_collection_that_is_only_built_parts_in_the_end(router):
     """Without an alias nothing is switched; there is nothing to hold then, either."""
     await set_up(router)

@@ -81,7 +81,7 @@ class Migrator:
         self._page_points = page_points
 
     async def prepare(self, wanted: Migrate) -> tuple[Collection, Collection]:
-        """Check what is asked for and create the target, empty; return source and target.
+        """Check what is asked for; return the source, and the target to be created.
 
         Raises:
             InvalidRequest: a size or a name is out of bounds.
@@ -99,7 +99,6 @@ class Migrator:
         target = Collection(wanted.target, model.id, model.space_id, sizes, tenant=source.tenant)
         if await self._translator.needs_texts(source, target):
             await self._check_texts(source)
-        await self._store.create(target)
         return source, target
 
     async def mirror(self, source: Collection, target: str) -> None:

@@ -1,5 +1,7 @@
 """Migrations from their beginning to their end: copy, calibrate, switch; and back again."""
 
+from dataclasses import replace
+
 from services.router.changes.change import Calibrated, Change, read_change
 from services.router.changes.changes import Changes
 from services.router.changes.migrate import Migrate, Migrator
@@ -33,11 +35,9 @@ class MigrateWork:
             kind="migrate", step="copy", calibrated=Calibrated.of(source), source=source.name,
             alias=wanted.alias, holds=wanted.holds, keeps_source=wanted.keeps_source,
         )  # fmt: skip
-        try:
-            return await changes.begin(target, change)
-        except BaseException:
-            await self._store.drop(target.name)
-            raise
+        # With its change from the beginning: a router that ends here leaves work, and no riddle.
+        await self._store.create(replace(target, change=change.model_dump(mode="json")))
+        return await changes.begin(target, change)
 
     async def do(self, name: str, running: Running, keep: Keep) -> bool:
         await self._migrator.mirror(await self._store.find(running.change.source), name)
