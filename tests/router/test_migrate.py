@@ -157,6 +157,28 @@ async def test_writes_go_on_and_none_is_lost(router):
     assert any(text.startswith("version") for text in kept.values())
 
 
+async def test_what_is_written_while_its_page_is_encoded_is_not_undone(router):
+    """The page holds what was read before; the newer point stays, and the deleted one away."""
+    await set_up(router)
+    router.encoder.embeds.clear()
+    router.encoder.held = "text of p3"
+    router.encoder.may_answer.clear()
+    # One page, so that both points are on it.
+    migrator = router.service._parts.migrations._migrator
+    migrator._page_points = 100
+    migrating = asyncio.create_task(run(router, asked(watch=True)))
+    async with asyncio.timeout(10):
+        while not any("text of p3" in sent.texts for sent in router.encoder.embeds):
+            await asyncio.sleep(0.01)
+    await write(router, "p3", text="newer text of")
+    await router.stub.Delete(pb.DeleteRequest(collection="current", ids=["p4"]))
+    router.encoder.may_answer.set()
+    await migrating
+    kept = await same_in_both(router)
+    assert kept["p3"] == "newer text of p3"
+    assert "p4" not in kept
+
+
 async def test_a_write_under_way_comes_along(router):
     """A batch that was being encoded when it began is in the target, too."""
     await set_up(router, 5)

@@ -120,3 +120,30 @@ async def test_collections_of_others_are_left_alone():
         await store.drop("theirs")
     assert await client.collection_exists("theirs")
     await store.close()
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact")
+async def test_a_write_between_reading_and_filling_a_size_is_not_undone():
+    """Its vectors at an added size are those of what was written last."""
+    client = AsyncQdrantClient(":memory:")
+    store = QdrantStore(client, retire_s=0)
+    collection = Collection("docs", "m", "s", resolve_sizes([SizeRequest(8)], 32))
+    await store.create(collection)
+    old_BD, new_BD = np.random.default_rng(0).standard_normal((2, 1, 32)).astype(np.float32)
+    await store.upsert("docs", [Point("a", "", {})], old_BD)
+    update, is_first = client.update_vectors, True
+
+    async def late(*arguments, **options):
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            await store.upsert("docs", [Point("a", "", {})], new_BD)
+        return await update(*arguments, **options)
+
+    client.update_vectors = late
+    sizes = resolve_sizes([SizeRequest(8), SizeRequest(16)], 32)
+    resized = await store.resize("docs", sizes, None, lambda *_: None)
+    plan = Plan((Stage(16, 1, exact=True),))
+    [hit] = (await store.search(resized, plan, new_BD[0])).hits
+    assert hit.score == pytest.approx(1, abs=1e-5)
+    await store.close()
