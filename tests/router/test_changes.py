@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.shared.interceptors import Door
+from services.shared.keys import Keys
 from services.shared.pb import router_pb2 as pb
 from services.shared.state import State
 from services.shared.vectors import normalize, pack
@@ -41,7 +42,7 @@ def draw(seed, rows):
 async def training(folder, port=0) -> AsyncIterator[str]:
     """A trainer on loopback; gives its address."""
     service = TrainerService(TrainerSettings(data_dir=folder), CollectorRegistry())
-    door = Door({service.grpc_name: service.metrics}, State(True, True), None)
+    door = Door({service.grpc_name: service.metrics}, State(True, True), Keys(), {})
     server = grpc.aio.server(interceptors=[door])
     service.add_to(server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -360,6 +360,6 @@ def test_a_shard_gets_the_tenants_index_when_it_is_opened(tmp_path: Path) -> Non
     path.mkdir()
     edge_shard.create(str(path), COLLECTION.sizes, indexing_threshold_kb=1000)
     for _ in range(2):
-        shard = edge_shard.Shard(str(path), COLLECTION.sizes)
+        shard = edge_shard.Shard(str(path), COLLECTION.sizes, None)
         assert list(shard._shard.info().payload_schema) == [TENANT]
         shard.close()
