@@ -27,7 +27,7 @@ class EngineName(StrEnum):
 def calibrate(
     collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
     target: Annotated[float, typer.Option(help="Recall that searches shall keep.")] = 0.95,
-    limit: Annotated[int, typer.Option(help="Hits of a search.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Hits of a search.")] = 10,
     memory: Annotated[
         bool, typer.Option("--memory", help="Choose by memory; unset: by latency.")
     ] = False,

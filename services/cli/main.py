@@ -119,6 +119,7 @@ def up(
     if settings.keys_file is not None and settings.api_key is None:
         # The router calls the encoder as an operator; nobody else needs to know this key.
         settings = settings.model_copy(update={"api_key": SecretStr(secrets.token_urlsafe(32))})
+    _check_ignored(settings)
     registry = CollectorRegistry()
 
     # What bounds the process bounds each service in it: a body, a message, a wait at the end.
@@ -206,6 +207,26 @@ def card(
     except ServiceError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _check_ignored(settings: UpSettings) -> None:
+    """Tell which settings of single services mean nothing to `up`; refuse where that lays open."""
+    ignored = [
+        name
+        for service in ServiceName
+        for field in ServerSettings.model_fields
+        if (name := f"MATRYOSHKA_{service.upper()}_{field.upper()}") in os.environ
+    ]
+    keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE"))]
+    if keys and settings.api_key is None and settings.keys_file is None:
+        print(
+            f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "
+            "MATRYOSHKA_UP_API_KEY or MATRYOSHKA_UP_KEYS_FILE, or unset it",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
+    for name in ignored:
+        print(f"{name} means nothing to `matryoshka up`; MATRYOSHKA_UP_... does", file=sys.stderr)
 
 
 def _share_cores() -> None:

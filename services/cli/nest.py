@@ -119,8 +119,8 @@ def show(last: pb.NestCollectionResponse) -> None:
         table.add_row(str(row.dim), f"{row.plain:.3f}", f"{row.pca:.3f}", f"{row.nested:.3f}")
     Console().print(table)
     _say(
-        "its plans stand beside the others in the calibration; GetCalibration, or `matryoshka "
-        f"calibrate {name}`, shows them, and `matryoshka nest {name} --undo` takes them away"
+        "its plans stand beside the others in the calibration, which GetCalibration shows; "
+        f"`matryoshka nest {name} --undo` takes them away"
     )
 
 

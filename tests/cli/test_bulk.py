@@ -199,6 +199,8 @@ def test_a_progress_file_of_something_else_is_refused(tmp_path):
     Journal.open(path, "docs")
     with pytest.raises(InvalidRequest, match="is the progress of collection 'docs'"):
         Journal.open(path, "other")
+    with pytest.raises(InvalidRequest, match="is the progress of another key"):
+        Journal.open(path, "docs", "0123456789ab")
     path.write_text("my notes\n")
     with pytest.raises(InvalidRequest, match="is not a progress file"):
         Journal.open(path, "docs")
@@ -239,7 +241,10 @@ def test_fields_are_taken_as_the_user_says():
         {"a": 1, "year": 1999},
     )
     assert parse_attribute("a:b:float") == Attribute("a:b", "float")
-    assert parse_attribute("a:b") == Attribute("a:b")
+    assert parse_attribute("a") == Attribute("a")
+    for wrong in ("a:b", "year:date", ":int", ""):
+        with pytest.raises(InvalidRequest, match="--attribute must be FIELD or FIELD:string"):
+            parse_attribute(wrong)
     for wrong, reason in [
         (row | {"year": "x"}, "'year' must be of the kind int"),
         (row | {"key": None}, "has no field 'key' for the id"),

@@ -60,6 +60,14 @@ def test_wrong_settings_are_told_at_once_and_end_the_process():
     assert "Traceback" not in ended.stderr
 
 
+def test_a_key_that_would_protect_nothing_ends_the_process():
+    """`up` reads its own key only; a single service's, alone, would leave all doors open."""
+    ended = matryoshka("up", "--port", "0", MATRYOSHKA_ROUTER_API_KEY="sk-planted")
+    assert ended.returncode == 2
+    assert "MATRYOSHKA_ROUTER_API_KEY would protect nothing under `matryoshka up`" in ended.stderr
+    assert "sk-planted" not in ended.stderr + ended.stdout
+
+
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port"])
 def test_a_taken_port_is_told_in_a_sentence(tmp_path, option):
     """Exit code 1, which port, no traceback."""

@@ -226,6 +226,8 @@ def test_all_that_is_wrong_is_told_before_anything_is_written(router, tmp_path):
         (["docs", "README.md", "--create", "--dims", "64:int9"], "codes are none, int8"),
         (["docs", "README.md", "--state", "README.md"], "is not a progress file"),
         (["docs", "README.md", "./README.md"], "are both known as README.md"),
+        (["new", "README.md", "--create", "--attribute", "yeer:int"], "has a field named 'yeer'"),
+        (["new", "README.md", "--create", "--attribute", "year:date"], "FIELD or FIELD:string"),
     ],
 )
 def test_a_mistake_is_one_sentence(router, tmp_path, arguments, says):

@@ -198,14 +198,16 @@ async def test_one_can_wait_switch_and_go_back_without_losing_a_write(router):
     *_, last = await run(router, asked(hold=True, watch=True))
     assert last.collection.change.step == "ready"
     assert (await search(router)).collection == "old"
+    of_source = router.stub.CancelChange(pb.CancelChangeRequest(name="old"))
+    await refused(of_source, STATE, "is being migrated to 'new'; give that name")
     await write(router, "held")
     name = {"name": "new"}
     for call in (router.stub.RollBack(pb.RollBackRequest(**name)),
                  router.stub.FinishMigration(pb.FinishMigrationRequest(**name))):  # fmt: skip
-        await refused(call, STATE, "must be a migration's target that is 'watch'; it is 'ready'")
+        await refused(call, STATE, "whose step is 'watch', and its step is 'ready'")
     await router.stub.CutOver(pb.CutOverRequest(**name))
     assert (await search(router)).collection == "new"
-    await refused(router.stub.CutOver(pb.CutOverRequest(**name)), STATE, "it is 'watch'")
+    await refused(router.stub.CutOver(pb.CutOverRequest(**name)), STATE, "its step is 'watch'")
     await refused(router.stub.CancelChange(pb.CancelChangeRequest(**name)), STATE, "in use already")
     await write(router, "switched")
     assert {"held", "switched"} <= (await same_in_both(router)).keys()
@@ -323,7 +325,7 @@ async def test_a_migration_under_way_can_be_cancelled(router):
         assert answer.change.total == 35
         break
     second = router.stub.MigrateCollection(asked(target="third"))
-    await refused(second, STATE, "collection 'old' is being changed already")
+    await refused(second, STATE, "'old' is being migrated to 'new'")
     await router.stub.CancelChange(pb.CancelChangeRequest(name="new"))
     await refused(call, STATE, "the change was cancelled")
     router.encoder.may_answer.set()

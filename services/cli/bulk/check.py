@@ -31,6 +31,9 @@ class Found:
     """Eight bytes of each id: of 100 million two differing ones meet with a chance of 1 in 3,700,
     and are told apart when they do."""
 
+    attributes: set[str] = field(default_factory=set)
+    """Names that at least one document has."""
+
     def add(self, problem: Problem) -> None:
         self.bad += 1
         if len(self.problems) < SHOWN:
@@ -42,6 +45,7 @@ class Found:
         self.bad += other.bad
         self.problems = (self.problems + other.problems)[:SHOWN]
         self.digests += other.digests
+        self.attributes |= other.attributes
 
 
 def check_parts(
@@ -65,6 +69,7 @@ def check_parts(
                 continue
             found.documents += 1
             found.digests.append(_digest(read.document.id))
+            found.attributes.update(read.document.attributes)
             if found.documents % 1000 == 0:
                 on_progress(found.documents)
         on_progress(found.documents)

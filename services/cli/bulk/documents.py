@@ -60,14 +60,16 @@ def parse_attribute(text: str) -> Attribute:
     """Read `FIELD` or `FIELD:KIND`.
 
     Raises:
-        InvalidRequest: the field is not named.
+        InvalidRequest: the field is not named, or the kind is none.
     """
-    field, _, kind = text.rpartition(":")
+    field, colon, kind = text.rpartition(":")
     for known in _KINDS:
         if field and kind == known:
             return Attribute(field, known)
-    if not text:
-        raise InvalidRequest("--attribute must be FIELD or FIELD:string, :int, :float or :bool")
+    if not text or colon:
+        raise InvalidRequest(
+            f"--attribute must be FIELD or FIELD:string, :int, :float or :bool, got {text!r}"
+        )
     return Attribute(text)
 
 

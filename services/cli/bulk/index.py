@@ -55,9 +55,14 @@ def index(options: Options) -> None:
         say(console, f"{left_out:,} files of other kinds are left out")
     num_points = asyncio.run(contact(job.router, job.collection, options.create))
     prints = {source.name: fingerprint(source, job.fields) for source in sources}
-    journal = Journal.open(options.state, job.collection)
-    if num_points == 0 and journal.num_documents:
-        say(console, f"the collection is empty: {options.state} is begun anew")
+    journal = Journal.open(options.state, job.collection, job.router.key_digest)
+    if num_points < journal.num_documents:
+        # Emptied, or made anew: documents are known by their ids, so none is doubled.
+        say(
+            console,
+            f"the collection has {num_points:,} points, and {options.state} tells of "
+            f"{journal.num_documents:,}: all begins anew",
+        )
         journal.forget()
     with contextlib.closing(_build_engine(options)) as engine:
         total = _check(options, engine, sources, prints, journal, console)
@@ -103,6 +108,11 @@ def _check(
         found = engine.check(engine.cut(sources), bar)
     if found.bad:
         raise BadData(describe(found.problems, found.bad) + "\nnothing was written")
+    wanted = {attribute.field for attribute in options.job.fields.attributes}
+    if found.documents and (never := sorted(wanted - found.attributes)):
+        raise BadData(
+            f"--attribute: no document has a field named {', '.join(map(repr, never))}; nothing was written"
+        )
     journal.note_checked(digest, found.documents)
     return found.documents
 

@@ -55,24 +55,26 @@ class Journal:
     Args:
         path: the file.
         collection: what is written to.
+        key: digest of the key that writes, as tenants share names and not points; "": none.
     """
 
-    def __init__(self, path: Path, collection: str) -> None:
+    def __init__(self, path: Path, collection: str, key: str = "") -> None:
         self._path = path
         self._collection = collection
+        self._key = key
         self._entries: dict[str, _Entry] = {}
         self._checked: tuple[str, int] = ("", 0)
         self._num_lines = 0
 
     @classmethod
-    def open(cls, path: Path, collection: str) -> Self:
+    def open(cls, path: Path, collection: str, key: str = "") -> Self:
         """Read a progress file, if there is one, and make it ready to be written.
 
         Raises:
-            InvalidRequest: it is damaged, of another collection, or no progress file.
+            InvalidRequest: it is damaged, of another collection or key, or no progress file.
             OSError: it cannot be read or written.
         """
-        journal = cls(path, collection)
+        journal = cls(path, collection, key)
         if path.exists():
             journal._read(path.read_bytes())
         journal._write_anew()
@@ -136,10 +138,14 @@ class Journal:
             raise InvalidRequest(
                 f"{self._path} is not a progress file; name another one with --state"
             )
-        if first != {"version": _VERSION, "collection": self._collection}:
+        if first != {**self._first(), "key": first.get("key")}:
             raise InvalidRequest(
                 f"{self._path} is the progress of collection {first['collection']!r}, version "
                 f"{first.get('version')}; name another file with --state"
+            )
+        if first != self._first():
+            raise InvalidRequest(
+                f"{self._path} is the progress of another key; name another file with --state"
             )
         for number, line in enumerate(lines[1:], start=2):
             entry = _decode(line)
@@ -208,8 +214,11 @@ class Journal:
                 raise
         self._num_lines = len(lines)
 
+    def _first(self) -> dict[str, Any]:
+        return {"version": _VERSION, "collection": self._collection, "key": self._key}
+
     def _header(self) -> bytes:
-        return _encode({"version": _VERSION, "collection": self._collection})
+        return _encode(self._first())
 
 
 def _planned(source: str, entry: _Entry) -> dict[str, Any]:

@@ -100,6 +100,11 @@ class Changes:
         running = self._running.get(collection.name)
         change = read_change(collection)
         is_elsewhere = running is None and change is not None and self._is_held(change)
+        if change is None and collection.mirror is not None:
+            raise WrongState(
+                f"collection {collection.name!r} is being migrated to {collection.mirror['to']!r}; "
+                "give that name"
+            )
         if change is None or is_elsewhere:
             raise WrongState(
                 f"collection {collection.name!r} is not being changed by this router; "

@@ -91,7 +91,13 @@ class Migrator:
         """
         source = await self._store.find(wanted.source)
         await self._check_names(wanted)
-        if source.change is not None or source.mirror is not None:
+        if source.mirror is not None:
+            other = source.mirror["to"]
+            raise WrongState(
+                f"collection {source.name!r} is being migrated to {other!r}; CutOver, "
+                f"FinishMigration or CancelChange of {other!r} ends that"
+            )
+        if source.change is not None:
             raise WrongState(f"collection {source.name!r} is being changed already")
         model = await self._encoder.get_model(wanted.model)
         requested = wanted.sizes or same_sizes(source, model.dim)

@@ -11,6 +11,12 @@ from services.router.recall.calibrate import Calibrator
 from services.router.storage.store import Collection, Store
 from services.shared.errors import InvalidRequest, NotFound, WrongState
 
+_NEXT = {
+    "ready": "MigrateCollection with `hold` leads there, or RollBack",
+    "watch": "MigrateCollection with `watch` leads there, or CutOver; CancelChange gives it up",
+}
+"""How a target comes to a step, for those who call too early."""
+
 
 class MigrateWork:
     """Migrates collections.
@@ -103,10 +109,10 @@ class MigrateWork:
         collection = await self._store.find(name)
         change = read_change(collection)
         if change is None or change.step != step or change.error:
-            at = change.step if change is not None else "not being migrated"
+            now = f"its step is {change.step!r}" if change is not None else "it is none"
             raise WrongState(
-                f"collection {collection.name!r} must be a migration's target that is {step!r}; it "
-                f"is {at!r}"
+                f"collection {collection.name!r} must be the target of a migration whose step is "
+                f"{step!r}, and {now}; {_NEXT[step]}"
             )
         try:
             await self._store.find(change.source)

@@ -2187,11 +2187,13 @@ class MigrateCollectionResponse(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def change(self) -> Global___Change:
-        """The step is "copy", "calibrate: ...", and in the end, if it waits, "ready" or "watch"."""
+        """Absent in the last message."""
 
     @_builtins.property
     def collection(self) -> Global___Collection:
-        """The target; in the last message."""
+        """The target; in the last message. If the migration waits, its `change` has the step "ready" or
+        "watch".
+        """
 
     def __init__(
         self,
