@@ -110,9 +110,8 @@ def _check(
         raise BadData(describe(found.problems, found.bad) + "\nnothing was written")
     wanted = {attribute.field for attribute in options.job.fields.attributes}
     if found.documents and (never := sorted(wanted - found.attributes)):
-        raise BadData(
-            f"--attribute: no document has a field named {', '.join(map(repr, never))}; nothing was written"
-        )
+        names = ", ".join(map(repr, never))
+        raise BadData(f"--attribute: no document has a field named {names}; nothing was written")
     journal.note_checked(digest, found.documents)
     return found.documents
 
