@@ -10,18 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from services.cli.bulk.collection import parse_sizes
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
-
-_CODES = {
-    "none": pb.QUANTIZATION_UNSPECIFIED,
-    "int8": pb.QUANTIZATION_INT8,
-    "turbo4": pb.QUANTIZATION_TURBO4,
-    "turbo2": pb.QUANTIZATION_TURBO2,
-    "turbo1": pb.QUANTIZATION_TURBO1,
-    "binary": pb.QUANTIZATION_BINARY,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +48,9 @@ def read_sizes(text: str) -> list[pb.Size]:
     Raises:
         InvalidRequest: says what would be accepted.
     """
-    sizes = []
-    for part in filter(None, text.split(",")):
-        dim, _, codes = part.partition(":")
-        if not dim.isdigit() or (codes or "turbo4") not in _CODES:
-            raise InvalidRequest(
-                f"--sizes must be such as 64,96:int8, with codes out of {', '.join(_CODES)}; got "
-                f"{part!r}"
-            )
-        quantization = _CODES[codes or "turbo4"]
-        sizes.append(pb.Size(dim=int(dim), quantization=quantization, nested=True))
+    sizes = parse_sizes(text, "--sizes", default="turbo4")
+    for size in sizes:
+        size.nested = True
     return sizes
 
 

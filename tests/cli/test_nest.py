@@ -50,7 +50,7 @@ def test_it_shows_what_nesting_gained_and_undoes_it(process):
     ("arguments", "says"),
     [
         (["nobody"], "no collection or alias 'nobody'"),
-        (["docs", "--sizes", "wide"], "--sizes must be such as 64,96:int8"),
+        (["docs", "--sizes", "wide"], "--sizes must be sizes such as 64,128:int8, got 'wide'"),
         (["docs", "--sizes", "60"], "a multiple of 8 below 384"),
         (["docs", "--sizes", "64", "--undo"], "give no --sizes with it"),
     ],

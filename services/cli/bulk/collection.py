@@ -16,8 +16,13 @@ def creation(collection: str, model: str, dims: str) -> pb.CreateCollectionReque
     return pb.CreateCollectionRequest(name=collection, model=model, sizes=parse_sizes(dims))
 
 
-def parse_sizes(text: str) -> list[pb.Size]:
+def parse_sizes(text: str, option: str = "--dims", default: str = "none") -> list[pb.Size]:
     """Read sizes such as `64,128:int8,384`.
+
+    Args:
+        text: what the user gave.
+        option: where, for the error.
+        default: codes of a size that names none.
 
     Raises:
         InvalidRequest: says what is accepted.
@@ -25,12 +30,13 @@ def parse_sizes(text: str) -> list[pb.Size]:
     sizes = []
     for item in filter(None, text.split(",")):
         dim, _, codes = item.strip().partition(":")
-        if not dim.isdecimal() or (codes or "none") not in BITS:
+        codes = codes or default
+        if not dim.isdecimal() or codes not in BITS:
             raise InvalidRequest(
-                f"--dims must be sizes such as 64,128:int8, got {item.strip()!r}; codes are "
+                f"{option} must be sizes such as 64,128:int8, got {item.strip()!r}; codes are "
                 f"{', '.join(BITS)}"
             )
-        name = "UNSPECIFIED" if codes in ("", "none") else codes.upper()
+        name = "UNSPECIFIED" if codes == "none" else codes.upper()
         sizes.append(
             pb.Size(dim=int(dim), quantization=pb.Quantization.Value(f"QUANTIZATION_{name}"))
         )
