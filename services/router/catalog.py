@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from services.router import tenants
 from services.router.changes.change import read_change
 from services.router.encoder_client import EncoderClient
+from services.router.hybrid.text_index import TextIndex, check_text_index
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
 from services.router.storage.store import Collection, Store, check_name
@@ -39,7 +40,12 @@ class Catalog:
         self._metrics = metrics
 
     async def create(
-        self, name: str, model: str, sizes: Sequence[SizeRequest], tenant: str | None = None
+        self,
+        name: str,
+        model: str,
+        sizes: Sequence[SizeRequest],
+        tenant: str | None = None,
+        text_index: TextIndex | None = None,
     ) -> Description:
         """Create an empty collection for a model that the encoder serves.
 
@@ -48,16 +54,21 @@ class Catalog:
             model: id or alias.
             sizes: beside the full one.
             tenant: whose it is alone; None: every tenant's.
+            text_index: how its texts are kept for search by words; None: they are not.
 
         Raises:
-            InvalidRequest: the name or a size is out of bounds.
+            InvalidRequest: the name, a size or the language is out of bounds.
             NotFound: the encoder does not serve the model.
             AlreadyExists: a collection or an alias has the name.
         """
         check_name(name, "name")
+        if text_index is not None:
+            check_text_index(text_index)
         served = await self._encoder.get_model(model)
         resolved = resolve_sizes(sizes, served.dim, served.declared_dims)
-        collection = Collection(name, served.id, served.space_id, resolved, tenant=tenant)
+        collection = Collection(
+            name, served.id, served.space_id, resolved, tenant=tenant, text_index=text_index
+        )
         await self._store.create(collection)
         await self.count()
         return Description(collection, 0, (), memory(resolved, 0))

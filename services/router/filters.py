@@ -71,7 +71,14 @@ class OfTenant:
     tenant: str
 
 
-Filter = All | Any | Negated | Equals | Range | AnyOf | OfTenant
+@dataclass(frozen=True, slots=True)
+class OfKeys:
+    """The point is one of these, by the engine's ids. Made here too (`hybrid.py`)."""
+
+    keys: tuple[str, ...]
+
+
+Filter = All | Any | Negated | Equals | Range | AnyOf | OfTenant | OfKeys
 
 
 def check_filter(root: Filter) -> None:
@@ -109,7 +116,7 @@ def _check_node(node: Filter) -> None:
         return
     if isinstance(node, Negated):
         return
-    if isinstance(node, OfTenant):
+    if isinstance(node, OfTenant | OfKeys):
         raise InvalidRequest("filter: whose a point is cannot be asked for", "filter")
     check_key(node.key, "filter")
     if isinstance(node, Range):
@@ -128,27 +135,29 @@ def _check_node(node: Filter) -> None:
         check_value(node.key, value, "filter")
 
 
-def matches(root: Filter, attributes: Attributes, tenant: str | None = None) -> bool:
-    """Say whether a tenant's point with these attributes fulfils the filter.
+def matches(root: Filter, attributes: Attributes, tenant: str | None = None, key: str = "") -> bool:
+    """Say whether a tenant's point with these attributes, and that key, fulfils the filter.
 
     >>> matches(All((Equals("lang", "en"), Range("year", gte=2020))), {"lang": "en", "year": 2024})
     True
     """
     match root:
         case All(filters):
-            return all(matches(inner, attributes, tenant) for inner in filters)
+            return all(matches(inner, attributes, tenant, key) for inner in filters)
         case Any(filters):
-            return any(matches(inner, attributes, tenant) for inner in filters)
+            return any(matches(inner, attributes, tenant, key) for inner in filters)
         case Negated(inner):
-            return not matches(inner, attributes, tenant)
-        case Equals(key, value):
-            return key in attributes and _equal(attributes[key], value)
-        case AnyOf(key, values):
-            return key in attributes and any(_equal(attributes[key], v) for v in values)
+            return not matches(inner, attributes, tenant, key)
+        case Equals(name, value):
+            return name in attributes and _equal(attributes[name], value)
+        case AnyOf(name, values):
+            return name in attributes and any(_equal(attributes[name], v) for v in values)
         case Range():
             return _within(root, attributes.get(root.key))
         case OfTenant(wanted):
             return wanted == tenant
+        case OfKeys(keys):
+            return key in keys
 
 
 def _equal(stored: Value, wanted: Value) -> bool:

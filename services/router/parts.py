@@ -15,6 +15,8 @@ from services.router.changes.sample import Sampler
 from services.router.changes.sizes import SizeWork
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
+from services.router.hybrid.hybrid import HybridSearcher
+from services.router.hybrid.idf import Rarity
 from services.router.metrics import RouterMetrics
 from services.router.mirror import Mirror
 from services.router.recall.calibrate import Calibrate, Calibrator
@@ -73,9 +75,12 @@ class Parts:
         self._open.push_async_callback(store.close)
         self.catalog = Catalog(store, encoder, metrics)
         self.promises = Promises(s.max_candidates)
+        rarity = Rarity(store, s.rarity_documents, s.rarity_age_s)
+        self._open.push_async_callback(rarity.stop)
         self.searcher = Searcher(
-            store, encoder, metrics, self.promises, s.max_limit, s.max_text_chars, self._on_live
-        )
+            store, encoder, metrics, self.promises, HybridSearcher(store, rarity),
+            s.max_limit, s.max_candidates, s.max_text_chars, self._on_live,
+        )  # fmt: skip
         self.recent = Recent(store, s.recent_queries, s.recent_collections, s.recent_flush_s)
         self.shadow = Shadow(
             store, metrics, s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,

@@ -1,23 +1,33 @@
 """One search, from a text or vector to hits, and what it cost.
 
-Resolve the name once, encode, run the plan as one query. On request: time each stage, and
-compare with the exact search at full size.
+Resolve the name once, encode, run the plan as one query. On request: search by words too, time
+each stage, and compare with the exact search at full size.
 
 Shapes: D full width.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.router import tenants
 from services.router.encoder_client import EncoderClient
+from services.router.explain import StageReport, explain
 from services.router.filters import Filter, check_filter
+from services.router.hybrid.hybrid import (
+    Fused,
+    Hybrid,
+    HybridSearcher,
+    SideScores,
+    TextSide,
+    check_hybrid,
+    check_text_side,
+)
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
 from services.router.recall.promise import Promise, Promises, Wish
 from services.router.recall.shadow import Live
-from services.router.sizes import Key
 from services.router.space import check_space
 from services.router.storage.store import Answer, Collection, ScoredPoint, Store
 from services.shared.errors import InvalidRequest, NotFound
@@ -49,18 +59,22 @@ class Search:
     """Whether a user waits for it; other searches are not watched, and not kept as recent ones."""
     explain: bool = False
     measure_recall: bool = False
+    hybrid: Hybrid | None = None
+    """Also search by words; None: by vectors only."""
     tenant: str | None = field(kw_only=True)
     """Whose points are searched; None: all, for an operator. Nobody may forget to say it."""
 
 
 @dataclass(frozen=True, slots=True)
-class StageReport:
-    """What one stage did."""
+class TextReport:
+    """What the words' side of a hybrid search did."""
 
-    size: Key
+    terms: int
+    """Different words of the query."""
     candidates: int
-    """Points it really handed on."""
+    """Hits by words."""
     seconds: float
+    """In the engine: finding them, and scoring what one side alone had found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,7 @@ class Found:
     """The answer."""
 
     hits: list[ScoredPoint]
+    """Of a hybrid search with the fused score."""
     plan: Plan
     collection: Collection
     encode_seconds: float
@@ -78,6 +93,9 @@ class Found:
     """With `explain`: each hit's place in the first stage, from 1."""
     recall: float | None = None
     exact_seconds: float = 0.0
+    sides: tuple[SideScores, ...] = ()
+    """Of a hybrid search: what each side says of each hit."""
+    text: TextReport | None = None
 
 
 class Searcher:
@@ -88,7 +106,9 @@ class Searcher:
         encoder: turns query texts into vectors.
         metrics: gets stage times and shortlist sizes.
         promises: chooses plans.
+        hybrid: searches by words.
         max_limit: most hits of one search.
+        max_candidates: most hits of one side of a hybrid search.
         max_text_chars: longest query.
         on_live: told of each search that was answered.
     """
@@ -99,7 +119,9 @@ class Searcher:
         encoder: EncoderClient,
         metrics: RouterMetrics,
         promises: Promises,
+        hybrid: HybridSearcher,
         max_limit: int,
+        max_candidates: int,
         max_text_chars: int,
         on_live: Callable[[Live], None] = lambda _: None,
     ) -> None:
@@ -108,7 +130,9 @@ class Searcher:
         self._store = store
         self._encoder = encoder
         self._metrics = metrics
+        self._hybrid = hybrid
         self._max_limit = max_limit
+        self._max_candidates = max_candidates
         self._max_text_chars = max_text_chars
 
     async def search(self, search: Search) -> Found:
@@ -131,36 +155,78 @@ class Searcher:
             return await self._search(search, moved_to)
 
     async def _search(self, search: Search, collection: Collection) -> Found:
+        if search.hybrid is not None:
+            check_text_side(collection)
         # From here on for everything that is searched, here and when it is repeated.
         condition = tenants.own(search.condition, search.tenant)
         plan, promise = self._promises.plan(_wish(search), collection)
         query_D, encode_seconds = await self._query(search, collection)
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
-        answer = await self._run(collection, plan, query_D, condition)
-        hits, search_seconds = answer.hits, answer.seconds
-        self._metrics.stage_seconds.labels("search").observe(search_seconds)
+        answer, text = await asyncio.gather(
+            self._store.search(collection, plan, query_D, condition),
+            self._by_words(search, collection, condition),
+        )
+        self._metrics.stage_seconds.labels("search").observe(answer.seconds)
+        fused = await self._fuse(search, collection, plan, query_D, answer, text)
         stages: tuple[StageReport, ...] = ()
         ranks: tuple[int, ...] = ()
         if search.explain:
-            stages, ranks = await self._explain(collection, plan, query_D, condition, answer)
+            stages, places = await explain(
+                self._store, collection, plan, query_D, condition, answer
+            )
+            ranks = tuple(places.get(hit.key, 0) for hit in fused.hits)
         share, exact_seconds = None, 0.0
         if search.measure_recall:
             truth = exact_plan(collection.sizes, plan.limit)
-            exact = await self._run(collection, truth, query_D, condition)
+            exact = await self._store.search(collection, truth, query_D, condition)
             exact_seconds = exact.seconds
-            is_cosine = scores_are_cosines(plan, collection.sizes[-1])
-            share = recall(_ranking(hits), _ranking(exact.hits), is_cosine)
+            best = await self._fuse(search, collection, truth, query_D, exact, text)
+            # Fused scores hang on what was found, so ties between two searches mean nothing.
+            is_cosine = text is None and scores_are_cosines(plan, collection.sizes[-1])
+            share = recall(_ranking(fused.hits), _ranking(best.hits), is_cosine)
         if search.is_live:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
-            keys = tuple(hit.key for hit in hits)
+            keys = tuple(hit.key for hit in answer.hits)
             self._on_live(
                 Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
             )
+        report = None
+        if text is not None:
+            seconds = text.answer.seconds + fused.seconds
+            report = TextReport(len(text.weights), len(text.answer.hits), seconds)
         return Found(
-            hits, plan, collection, encode_seconds, search_seconds,
-            promise, stages, ranks, share, exact_seconds,
+            fused.hits, plan, collection, encode_seconds, answer.seconds,
+            promise, stages, ranks, share, exact_seconds, fused.sides, report,
         )  # fmt: skip
+
+    async def _by_words(
+        self, search: Search, collection: Collection, condition: Filter | None
+    ) -> TextSide | None:
+        hybrid = search.hybrid
+        if hybrid is None:
+            return None
+        words = hybrid.text or search.text or ""
+        found = await self._hybrid.search_text(
+            collection, words, hybrid.candidates or search.limit, condition, search.tenant
+        )
+        self._metrics.stage_seconds.labels("text").observe(found.answer.seconds)
+        return found
+
+    async def _fuse(
+        self,
+        search: Search,
+        collection: Collection,
+        plan: Plan,
+        query_D: Array,
+        found: Answer,
+        text: TextSide | None,
+    ) -> Fused:
+        if text is None or search.hybrid is None:
+            return Fused(found.hits, (), 0.0)
+        return await self._hybrid.fuse(
+            collection, plan, query_D, found, text, search.hybrid, search.limit
+        )
 
     def _check(self, search: Search) -> None:
         if not 1 <= search.limit <= self._max_limit:
@@ -178,6 +244,14 @@ class Searcher:
             raise InvalidRequest("a query vector needs the space_id it is from", "space_id")
         if search.condition is not None:
             check_filter(search.condition)
+        if search.hybrid is not None:
+            hybrid = search.hybrid
+            check_hybrid(hybrid, search.limit, self._max_candidates, self._max_text_chars)
+            if search.text is None and not hybrid.text.strip():
+                raise InvalidRequest(
+                    "hybrid: text must say what to look for by words, beside a query vector",
+                    "hybrid",
+                )
         if search.is_live:
             tenants.to_slice(search.slice, search.tenant)
 
@@ -192,50 +266,6 @@ class Searcher:
             encoded = await self._encoder.embed_query(collection.model, search.text, search.tenant)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         return encoded.vectors_BD[0], time.perf_counter() - start
-
-    async def _run(
-        self,
-        collection: Collection,
-        plan: Plan,
-        query_D: Array,
-        condition: Filter | None,
-        with_points: bool = True,
-    ) -> Answer:
-        return await self._store.search(collection, plan, query_D, condition, with_points)
-
-    async def _explain(
-        self,
-        collection: Collection,
-        plan: Plan,
-        query_D: Array,
-        condition: Filter | None,
-        whole: Answer,
-    ) -> tuple[tuple[StageReport, ...], tuple[int, ...]]:
-        """Time each beginning of the plan; a stage's time is what it adds to the one before.
-
-        An engine runs the stages as one query and does not tell them apart. Noise may make a
-        difference negative; it is shown as 0.
-
-        Returns:
-            One report for each stage; and each hit's place in the first stage, from 1, or 0 for
-            one that came in meanwhile.
-        """
-        places: dict[str, int] = {}
-        reports: list[StageReport] = []
-        before_s = 0.0
-        for number, stage in enumerate(plan.stages, start=1):
-            if number < len(plan.stages):
-                beginning = plan.beginning(number)
-                handed_on = await self._run(
-                    collection, beginning, query_D, condition, with_points=False
-                )
-            else:
-                handed_on = whole
-            count, seconds = len(handed_on.hits), handed_on.seconds
-            places = places or {hit.key: place for place, hit in enumerate(handed_on.hits, 1)}
-            reports.append(StageReport(stage.key, count, max(0.0, seconds - before_s)))
-            before_s = seconds
-        return tuple(reports), tuple(places.get(hit.key, 0) for hit in whole.hits)
 
 
 def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
@@ -260,8 +290,9 @@ def read_vectors(data: bytes, dim: int, rows: int, param: str) -> Array:
 
 
 def _wish(search: Search) -> Wish:
+    limit = search.limit if search.hybrid is None else search.hybrid.candidates or search.limit
     return Wish(
-        search.limit, search.plan, search.recall_target, search.slice,
+        limit, search.plan, search.recall_target, search.slice,
         search.max_seconds, search.max_bytes, search.condition is not None,
         search.tenant is not None,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from services.router import tenants, wire
 from services.router.catalog import Description
 from services.router.changes.change import read_change
 from services.router.changes.running import Progress
+from services.router.hybrid.hybrid_wire import read_text_index
 from services.router.metrics import RouterMetrics
 from services.router.parts import Parts
 from services.router.recall.calibration_plot import plot
@@ -93,7 +94,10 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self, request: pb.CreateCollectionRequest, context: _Context
     ) -> pb.CreateCollectionResponse:
         sizes = wire.read_sizes(request.sizes)
-        created = await self._parts.catalog.create(request.name, request.model, sizes)
+        by_words = read_text_index(request.text_index) if request.HasField("text_index") else None
+        created = await self._parts.catalog.create(
+            request.name, request.model, sizes, text_index=by_words
+        )
         return pb.CreateCollectionResponse(collection=wire.write_collection(created))
 
     async def GetCollection(
@@ -123,7 +127,9 @@ class RouterService(pb_grpc.RouterServiceServicer):
     async def ResizeCollection(
         self, request: pb.ResizeCollectionRequest, context: _Context
     ) -> AsyncIterator[pb.ResizeCollectionResponse]:
-        wanted = await self._parts.sizes.resize(request.name, wire.read_sizes(request.sizes))
+        by_words = read_text_index(request.text_index) if request.HasField("text_index") else None
+        sizes = wire.read_sizes(request.sizes)
+        wanted = await self._parts.sizes.resize(request.name, sizes, by_words)
         running = await self._parts.changes.begin(*wanted)
         async for _ in _seldom(running.follow()):
             yield pb.ResizeCollectionResponse(change=wire.write_change(running))

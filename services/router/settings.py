@@ -1,8 +1,9 @@
 """Settings of the router: `MATRYOSHKA_ROUTER_<FIELD>`."""
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.router.hybrid.text_index import LANGUAGES
 from services.shared.settings import ServerSettings
 
 
@@ -74,6 +75,11 @@ class RouterSettings(ServerSettings):
     """Points that a migration reads, encodes and writes at once; writers wait while a page is put
     into the target."""
 
+    rarity_documents: int = Field(default=2000, ge=100, le=100_000)
+    """Documents, of each tenant's its own, that a search by words looks at to tell rare terms."""
+    rarity_age_s: float = Field(default=60.0, ge=0)
+    """From when it looks anew, after a search that finds what it knows older; 0: at each search."""
+
     calibrate_queries: int = Field(default=4000, ge=100)
     """Most queries of a calibration: 600 choose plans, the others bound their recall."""
     calibrate_points: int = Field(default=2_000_000, ge=1000)
@@ -121,9 +127,19 @@ class RouterSettings(ServerSettings):
     """Time for a file to be read and cut into chunks, in a process that is killed after it."""
     read_memory_bytes: int = Field(default=2 * 2**30, ge=256 * 2**20)
     """Address space of that process."""
+    vector_store_language: str = "english"
+    """Language by whose words new vector stores can be searched, too: `any` for words as they are,
+    in any script; empty: none can."""
     ingest_concurrency: int = Field(default=2, ge=1, le=64)
     """Files read, encoded and written into vector stores at once."""
     ingest_retry_s: float = Field(default=3600.0, ge=0)
     """Longest that a file waits for an encoder or a storage out of reach before it fails."""
     sweep_s: float = Field(default=60.0, gt=0)
     """Time between two looks for vector stores and files that have expired."""
+
+    @field_validator("vector_store_language")
+    @classmethod
+    def _is_a_language(cls, value: str) -> str:
+        if value and value not in LANGUAGES:
+            raise ValueError(f"accepted are {', '.join(LANGUAGES)}, or nothing")
+        return value

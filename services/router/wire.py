@@ -13,10 +13,12 @@ from services.router.changes.change import Calibrated, read_change
 from services.router.changes.comparison import Agreement
 from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
+from services.router.hybrid.hybrid import SideScores
+from services.router.hybrid.hybrid_wire import read_hybrid, write_text_index
 from services.router.plan import Plan, Stage
 from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
-from services.router.search import DEFAULT_LIMIT, Found, Search
+from services.router.search import DEFAULT_LIMIT, Found, Search, TextReport
 from services.router.sizes import Placement, Quantization, SizeRequest
 from services.router.storage.store import Point, ScoredPoint
 from services.router.trainer_client import NestQuality
@@ -136,6 +138,7 @@ def write_collection(
             for m in description.memory
         ],
         change=change,
+        text_index=write_text_index(collection.text_index) if collection.text_index else None,
     )
 
 
@@ -263,6 +266,7 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
         max_bytes=(
             request.max_bytes_per_point if request.HasField("max_bytes_per_point") else None
         ),
+        hybrid=read_hybrid(request.hybrid) if request.HasField("hybrid") else None,
         tenant=tenant,
     )
 
@@ -270,7 +274,11 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
 def write_found(found: Found) -> pb.SearchResponse:
     return pb.SearchResponse(
         hits=[
-            _write_hit(hit, found.shortlist_ranks[place] if found.shortlist_ranks else 0)
+            _write_hit(
+                hit,
+                found.shortlist_ranks[place] if found.shortlist_ranks else 0,
+                found.sides[place] if found.sides else SideScores(None, None),
+            )
             for place, hit in enumerate(found.hits)
         ],
         plan=write_plan(found.plan),
@@ -287,7 +295,12 @@ def write_found(found: Found) -> pb.SearchResponse:
         recall=found.recall,
         exact_seconds=found.exact_seconds,
         promise=_write_promise(found.promise) if found.promise else None,
+        text=_write_text(found.text) if found.text else None,
     )
+
+
+def _write_text(text: TextReport) -> pb.TextReport:
+    return pb.TextReport(terms=text.terms, candidates=text.candidates, seconds=text.seconds)
 
 
 def _write_promise(promise: Promise) -> pb.Promise:
@@ -301,7 +314,7 @@ def _write_promise(promise: Promise) -> pb.Promise:
     )
 
 
-def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
+def _write_hit(hit: ScoredPoint, rank: int, sides: SideScores) -> pb.Hit:
     point = hit.point
     return pb.Hit(
         id=point.id,
@@ -309,6 +322,8 @@ def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
         text=point.text,
         attributes={key: _write_value(value) for key, value in point.attributes.items()},
         shortlist_rank=rank,
+        cosine=sides.cosine,
+        bm25=sides.text_score,
     )
 
 

@@ -38,10 +38,15 @@ OWNERS = {
         "services.router.storage.qdrant_companions",
         "services.router.storage.qdrant_config",
         "services.router.storage.qdrant_errors",
+        "services.router.storage.qdrant_query",
         "services.router.storage.qdrant_resize",
         "services.router.storage.conditions",
     ),
-    "qdrant_edge": ("services.router.storage.edge_worker", "services.router.storage.edge_shard"),
+    "qdrant_edge": (
+        "services.router.storage.edge_worker",
+        "services.router.storage.edge_shard",
+        "services.router.hybrid.text_index",  # its tokeniser
+    ),
     "sqlalchemy": (
         "services.shared.database",
         "services.shared.files",
@@ -69,6 +74,7 @@ OWNERS = {
         "services.router.wire",
         "services.router.recall.calibration_wire",
         "services.router.recall.evaluate_wire",
+        "services.router.hybrid.hybrid_wire",
         "services.router.encoder_client",
         "services.router.trainer_client",
         "services.trainer.service",

@@ -358,7 +358,7 @@ def test_a_shard_gets_the_tenants_index_when_it_is_opened(tmp_path: Path) -> Non
     """Also one from before there were tenants; and it is there again after a restart."""
     path = tmp_path / "shard"
     path.mkdir()
-    edge_shard.create(str(path), COLLECTION.sizes, indexing_threshold_kb=1000)
+    edge_shard.create(str(path), COLLECTION.sizes, None, indexing_threshold_kb=1000)
     for _ in range(2):
         shard = edge_shard.Shard(str(path), COLLECTION.sizes, None)
         assert list(shard._shard.info().payload_schema) == [TENANT]

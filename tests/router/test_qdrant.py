@@ -15,16 +15,11 @@ from qdrant_client.conversions.conversion import (
 from services.router.filters import All, AnyOf, Equals, Negated
 from services.router.plan import Plan, Stage
 from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
-from services.router.storage.qdrant import QdrantStore, _nested_query
+from services.router.storage.metadata import from_metadata, to_metadata
+from services.router.storage.qdrant import QdrantStore
 from services.router.storage.qdrant_config import vector_params
-from services.router.storage.store import (
-    Collection,
-    Point,
-    from_metadata,
-    from_payload,
-    to_metadata,
-    to_payload,
-)
+from services.router.storage.qdrant_query import nested_query
+from services.router.storage.store import Collection, Point, from_payload, to_payload
 from services.shared.errors import NotFound, Unavailable
 
 COLLECTION = Collection(
@@ -70,7 +65,7 @@ def test_a_nested_query_survives_grpc():
     """Stages nest first to last, with the filter at the first and exact scoring kept."""
     condition = All((Equals("a", True), Negated(AnyOf("b", ("x", 1)))))
     plan = Plan((Stage(8, 50, exact=True), Stage(16, 20), Stage(32, 5)))
-    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None, condition)
+    query = nested_query(COLLECTION, plan, np.ones(32, np.float32), None, condition)
     [outer] = query["prefetch"]
     outer_sent = RestToGrpc.convert_prefetch_query(outer)
     [inner_sent] = outer_sent.prefetch
@@ -90,7 +85,7 @@ def test_a_nested_query_survives_grpc():
 def test_oversampling_survives_grpc(times, rescore, oversampling):
     """Whether codes have the last word, and how many candidates if not, reaches the server."""
     plan = Plan((Stage(16, 20, oversampling=times), Stage(32, 5)))
-    query = _nested_query(COLLECTION, plan, np.ones(32, np.float32), None, None)
+    query = nested_query(COLLECTION, plan, np.ones(32, np.float32), None, None)
     [first] = query["prefetch"]
     sent = RestToGrpc.convert_prefetch_query(first).params.quantization
     assert (sent.rescore, sent.ignore) == (rescore, False)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
 from services.router.filters import OfTenant
+from services.router.hybrid.text_index import TextIndex
 from services.router.service import RouterService
 from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import point_uuid
@@ -38,7 +39,11 @@ DIM = 32
 TENANTS = ("acme", "globex")
 OWN = ("own-acme", "own-globex")
 # Scanned, so that which hits a plan finds is no matter of chance; searches are all watched.
-SETTINGS = {"edge_indexing_threshold_kb": 10**6, "shadow_share": 1.0, "shadow_max_busy": 1.0}
+# How rare a word is is counted at each search, so that time changes nothing.
+SETTINGS = {
+    "edge_indexing_threshold_kb": 10**6, "shadow_share": 1.0, "shadow_max_busy": 1.0,
+    "rarity_age_s": 0,
+}  # fmt: skip
 
 
 def write_keys(path, *names: str) -> Keys:
@@ -122,10 +127,11 @@ async def world(request, encoder, tmp_path, monkeypatch) -> AsyncIterator[World]
 
 async def set_up(service: RouterService, owners: dict[str, str | None]) -> None:
     """A collection for all, with an alias, and some for one tenant, as vector stores have them."""
-    await service._parts.catalog.create("docs", "small", ())
+    by_words = TextIndex("any")
+    await service._parts.catalog.create("docs", "small", (), text_index=by_words)
     await service._parts.catalog.set_alias("latest", "docs")
     for name, tenant in owners.items():
-        await service._parts.catalog.create(name, "small", (), tenant)
+        await service._parts.catalog.create(name, "small", (), tenant, by_words)
 
 
 COLLECTIONS = ("docs", "latest", *OWN, "missing")
@@ -207,6 +213,10 @@ def searches(draw):
             request.recall_target = 0.9
         case "budget":
             request.max_engine_ms = 5
+    if draw(st.booleans()):
+        # Points tie by words; how many are fused must leave none of them to chance.
+        request.hybrid.CopyFrom(pb.Hybrid(text=text, candidates=100))
+        request.hybrid.weight = draw(st.sampled_from([0.1, 0.7]))
     return request
 
 

@@ -194,6 +194,22 @@ def test_routing_says_how_a_search_went(client, store):
     assert "routing" not in plain.to_dict()
 
 
+def test_words_are_searched_beside_vectors(client, store):
+    """OpenAI's `hybrid_search`, and `routing.hybrid`: a part's number, which no vector knows."""
+    put(client, store, "cars.md", CARS + b"\n\nAsk for part QX-4471 at the counter.")
+    put(client, store, "dolls.md", DOLLS)
+    words_only = {"hybrid_search": {"embedding_weight": 0.0, "text_weight": 2.0}}
+    found = client.vector_stores.search(store.id, query="QX-4471", ranking_options=words_only)
+    assert found.data[0].filename == "cars.md"
+    assert found.data[0].score == pytest.approx(1.0)
+    routing = {"hybrid": {"fusion": "score", "weight": 0.5}}
+    both = client.vector_stores.search(
+        store.id, query="wooden QX-4471", extra_body={"routing": routing}
+    )
+    assert sorted(set(names(both))) == ["cars.md", "dolls.md"]
+    assert both.to_dict()["routing"]["text"]["candidates"] >= 1
+
+
 def test_batches_of_files(client, store):
     """Uploaded together, polled, counted and listed."""
     files = [("one.txt", b"one doll"), ("two.txt", b"two dolls"), ("bad.exe", b"MZ")]

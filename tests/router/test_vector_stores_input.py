@@ -126,6 +126,13 @@ STORE = [
      "ranking_options"),
     ("POST", "/search", {"query": "x", "ranking_options": {"ranker": "best"}}, 400, "'auto'",
      "ranking_options"),
+    ("POST", "/search", {"query": "x", "ranking_options": {"hybrid_search": {"text_weight": 1}}},
+     400, "an embedding_weight and a text_weight", "ranking_options"),
+    ("POST", "/search", {"query": "x", "ranking_options": {
+        "hybrid_search": {"text_weight": 0, "embedding_weight": 0}}},
+     400, "one of them above", "ranking_options"),
+    ("POST", "/search", {"query": "x", "routing": {"hybrid": {"fusion": "dbsf"}}}, 400,
+     "fusion ('score' or 'rank')", "routing"),
     ("POST", "/search", {"query": "x", "rewrite_query": "no"}, 400, "true or false",
      "rewrite_query"),
     ("POST", "/search", {"query": "x", "filters": {"type": "eq"}}, 400, "fields type, key, value",

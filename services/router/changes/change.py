@@ -70,6 +70,8 @@ class Change(_Frozen):
 
     sizes: tuple[SizeRow, ...] = ()
     """Of other sizes: all that the collection shall have."""
+    language: str = ""
+    """Of the text index that it shall have, too; "": as it is."""
     job_id: str = ""
     """Of the trainer, once there is one."""
 

@@ -102,7 +102,10 @@ class Migrator:
         model = await self._encoder.get_model(wanted.model)
         requested = wanted.sizes or same_sizes(source, model.dim)
         sizes = resolve_sizes(requested, model.dim, model.declared_dims)
-        target = Collection(wanted.target, model.id, model.space_id, sizes, tenant=source.tenant)
+        target = Collection(
+            wanted.target, model.id, model.space_id, sizes,
+            tenant=source.tenant, text_index=source.text_index,
+        )  # fmt: skip
         if await self._translator.needs_texts(source, target):
             await self._check_texts(source)
         return source, target

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from services.router.changes.change import Calibrated, Change, size_rows
 from services.router.changes.running import Keep, Running
 from services.router.changes.sample import Sampler
+from services.router.hybrid.text_index import TextIndex, check_text_index
 from services.router.recall.calibrate import Calibrate, Calibrator
 from services.router.rotation import Rotation
-from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.sizes import Size, SizeRequest, resolve_sizes
 from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
 from services.shared.errors import InvalidRequest, ServiceError
@@ -38,19 +39,33 @@ class SizeWork:
         self._sampler = sampler
         self._trainer = trainer
 
-    async def resize(self, name: str, requests: Sequence[SizeRequest]) -> tuple[Collection, Change]:
-        """Return the change that gives a collection other sizes.
+    async def resize(
+        self, name: str, requests: Sequence[SizeRequest], text_index: TextIndex | None
+    ) -> tuple[Collection, Change]:
+        """Return the change that gives a collection other sizes, or a text index, or both.
+
+        Args:
+            name: of the collection, or an alias.
+            requests: all sizes that it shall have; empty, beside a text index: those it has.
+            text_index: that it shall have; None: as it is.
 
         Raises:
-            InvalidRequest: a size is out of bounds.
+            InvalidRequest: a size or the language is out of bounds.
         """
         collection = await self._store.find(name)
+        if text_index is not None:
+            check_text_index(text_index)
+            requests = requests or list(map(_as_it_is, collection.sizes))
         if not requests:
             raise InvalidRequest("sizes must name what the collection shall have", "sizes")
-        resolve_sizes(requests, collection.full, nesting=collection.nesting)
-        calibrated = Calibrated.of(collection)
+        sizes = resolve_sizes(requests, collection.full, nesting=collection.nesting)
+        calibrated = Calibrated.of(collection) if sizes != collection.sizes else None
         return collection, Change(
-            kind="resize", step="build", sizes=size_rows(requests), calibrated=calibrated
+            kind="resize",
+            step="build",
+            sizes=size_rows(requests),
+            language=text_index.language if text_index else "",
+            calibrated=calibrated,
         )
 
     async def nest(
@@ -74,11 +89,7 @@ class SizeWork:
             raise InvalidRequest(
                 "sizes must be nested ones; those that the collection has stay", "sizes"
             )
-        plain = [
-            SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement)
-            for size in collection.sizes
-            if not size.is_nested
-        ]
+        plain = [_as_it_is(size) for size in collection.sizes if not size.is_nested]
         wanted = [*plain, *nested]
         resolve_sizes(wanted, collection.full, nesting="to be learned")
         calibrated = calibrated or Calibrated.of(collection) or Calibrated()
@@ -94,12 +105,17 @@ class SizeWork:
         rotation = await self._learn(collection, running, keep) if change.kind == "nest" else None
         nesting = rotation.id if rotation else collection.nesting
         sizes = resolve_sizes(change.requests(), collection.full, nesting=nesting)
-        if sizes != collection.sizes:
+        text_index = TextIndex(change.language) if change.language else None
+        if (sizes, text_index or collection.text_index) != (
+            collection.sizes,
+            collection.text_index,
+        ):
             await keep(step="build")
             is_new = rotation is not None and nesting != collection.nesting
             await self._store.resize(
                 name, sizes, rotation if is_new else None,
                 lambda done, total: running.tell("build", done, total),
+                text_index,
             )  # fmt: skip
         if change.calibrated is not None:
             await keep(step="calibrate")
@@ -137,6 +153,10 @@ def to_calibrate(name: str, calibrated: Calibrated) -> Calibrate:
     return Calibrate(
         name, calibrated.limit, calibrated.target, calibrated.objective, calibrated.confidence
     )
+
+
+def _as_it_is(size: Size) -> SizeRequest:
+    return SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement, size.is_nested)
 
 
 def _default_nested(full: int) -> list[SizeRequest]:

@@ -1,7 +1,8 @@
 """Quality with labelled queries, two contenders side by side: whose queries get worse, how much.
 
-A contender is a collection with a plan or a recall target: two plans of one collection, or two
-models. Recall against exact search says what a plan loses; labels say whether that matters.
+A contender is a collection with a plan or a recall target, with or without search by words: two
+plans of one collection, or two models. Recall against exact search says what a plan loses; labels
+say whether that matters.
 
 Source of the measures: Järvelin and Kekäläinen 2002 (nDCG; gains are the grades, as in BEIR).
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.router.hybrid.hybrid import Hybrid
 from services.router.plan import Plan
 from services.router.search import Found, Search, Searcher
 from services.shared.errors import InvalidRequest
@@ -43,6 +45,8 @@ class Contender:
     recall_target: float | None = None
     space_id: str = ""
     """Of the queries that are vectors."""
+    hybrid: Hybrid | None = None
+    """How words take part; None: they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,7 @@ def _search(query: Labelled, contender: Contender, limit: int) -> Search:
         recall_target=contender.recall_target,
         slice=query.slice,
         is_live=False,
+        hybrid=contender.hybrid,
         tenant=None,
     )
 

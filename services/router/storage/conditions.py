@@ -7,7 +7,17 @@ that they can cross to an Edge worker.
 from typing import Any as Json
 
 from services.router.attributes import Value, kind_of
-from services.router.filters import All, Any, AnyOf, Equals, Filter, Negated, OfTenant, Range
+from services.router.filters import (
+    All,
+    Any,
+    AnyOf,
+    Equals,
+    Filter,
+    Negated,
+    OfKeys,
+    OfTenant,
+    Range,
+)
 from services.router.storage.store import TENANT
 
 Conditions = dict[str, Json]
@@ -19,7 +29,7 @@ _EXACT_IN_DOUBLE = 2**53
 def to_conditions(root: Filter) -> Conditions:
     """Return a Qdrant filter, {"must": [..]} or its kin, as a dict."""
     node = _convert(root)
-    return {"must": [node]} if "key" in node else node
+    return {"must": [node]} if "key" in node or "has_id" in node else node
 
 
 def to_count(without_text: bool, tenant: str | None) -> Conditions | None:
@@ -47,6 +57,8 @@ def _convert(node: Filter) -> Conditions:
             return {"key": f"attributes.number.{key}", "range": given}
         case OfTenant(tenant):
             return {"key": TENANT, "match": {"value": tenant}}
+        case OfKeys(keys):
+            return {"has_id": list(keys)}
 
 
 def _equals(key: str, value: Value) -> Conditions:

@@ -5,7 +5,7 @@ the worker and of the router. A worker that died is started again by the next re
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from services.router.filters import Filter
+from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan
 from services.router.rotation import Rotation
 from services.router.sizes import Size
@@ -31,6 +32,7 @@ from services.router.storage.store import (
     Point,
     Progress,
     ScoredPoint,
+    TermPage,
     Vectors,
     clamp,
     from_payload,
@@ -168,12 +170,36 @@ class EdgeStore:
             conditions=to_conditions(condition) if condition else None,
             with_payload=with_points,
         )
-        nothing = Point("", "", {})
-        hits = [
-            ScoredPoint(key, from_payload(payload) if payload else nothing, clamp(score))
-            for key, score, payload in found
-        ]
-        return Answer(hits, seconds)
+        return Answer(_hits(found, clamp), seconds)
+
+    async def search_text(
+        self,
+        collection: Collection,
+        weights: Mapping[int, float],
+        limit: int,
+        condition: Filter | None = None,
+        with_points: bool = True,
+    ) -> Answer:
+        worker = await self._open(collection.name).running()
+        seconds, found = await worker.call(
+            "search_text",
+            terms=list(weights),
+            weights=list(weights.values()),
+            limit=limit,
+            conditions=to_conditions(condition) if condition else None,
+            with_payload=with_points,
+        )
+        return Answer(_hits(found, float), seconds)
+
+    async def terms(
+        self, collection: Collection, after: str | None, limit: int, tenant: str | None
+    ) -> TermPage:
+        worker = await self._open(collection.name).running()
+        conditions = to_count(without_text=False, tenant=tenant)
+        num_points, terms, counts, offset = await worker.call(
+            "terms", after=after, limit=limit, conditions=conditions
+        )
+        return TermPage(num_points, dict(zip(terms, counts, strict=True)), offset)
 
     async def scroll(
         self, name: str, after: str | None, limit: int, with_vectors: bool = False
@@ -240,12 +266,14 @@ class EdgeStore:
         sizes: Sequence[Size],
         rotation: Rotation | None,
         on_progress: Progress,
+        text_index: TextIndex | None = None,
     ) -> Collection:
         opened = self._open(name)
         async with opened.rebuilding:
             await edge_rebuild.resize(
-                self._folder, opened, sizes, rotation, self._indexing_threshold_kb, on_progress
-            )
+                self._folder, opened, sizes, rotation, self._indexing_threshold_kb, on_progress,
+                text_index,
+            )  # fmt: skip
             return opened.collection
 
     async def rotation(self, collection: Collection) -> Rotation | None:
@@ -263,6 +291,16 @@ class EdgeStore:
         if opened is None:
             raise not_found(name)
         return opened
+
+
+def _hits(
+    found: list[tuple[str, float, dict[str, Any] | None]], to_score: Callable[[float], float]
+) -> list[ScoredPoint]:
+    nothing = Point("", "", {})
+    return [
+        ScoredPoint(key, from_payload(payload) if payload else nothing, to_score(score))
+        for key, score, payload in found
+    ]
 
 
 def _page(payloads: list[dict[str, Any]], rows: bytes, full: int, after: str | None) -> Page:

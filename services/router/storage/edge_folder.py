@@ -29,7 +29,8 @@ import numpy as np
 
 from services.router.rotation import Rotation
 from services.router.storage.edge_rotation import read_rotation, rotation_bytes, rotation_name
-from services.router.storage.store import Collection, KeptQueries, from_metadata, to_metadata
+from services.router.storage.metadata import from_metadata, to_metadata
+from services.router.storage.store import Collection, KeptQueries
 from services.shared.errors import Unavailable
 from services.shared.vectors import pack, unpack
 

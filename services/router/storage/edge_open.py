@@ -9,7 +9,8 @@ from pathlib import Path
 
 from services.router.storage.edge_folder import Stored
 from services.router.storage.edge_process import EdgeWorker
-from services.router.storage.store import Collection, not_found, to_metadata
+from services.router.storage.metadata import to_metadata
+from services.router.storage.store import Collection, not_found
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from services.router.hybrid.text_index import TextIndex
 from services.router.rotation import Rotation
 from services.router.sizes import Size
 from services.router.storage.edge_folder import EdgeFolder, remove
@@ -43,13 +44,14 @@ async def resize(
     rotation: Rotation | None,
     indexing_threshold_kb: int,
     on_progress: Progress,
+    text_index: TextIndex | None = None,
 ) -> None:
     """Write all points anew, at other sizes; called with `rebuilding` held."""
     opened.check_there()
     nesting, shard = opened.collection.nesting, folder.new_shard(opened.stored)
     if rotation is not None:
         await asyncio.to_thread(folder.write_rotation, opened.stored, rotation)
-    wanted = worker_metadata(resized(opened.collection, sizes))
+    wanted = worker_metadata(resized(opened.collection, sizes, text_index))
     try:
         await create_shard(wanted, shard, indexing_threshold_kb)
     except BaseException:
@@ -57,7 +59,7 @@ async def resize(
         raise
     async with opened.writes:  # whoever writes now was not noted from its beginning
         opened.touched = set()
-    await _build(folder, opened, sizes, shard, on_progress)
+    await _build(folder, opened, sizes, shard, on_progress, text_index)
     await asyncio.to_thread(folder.drop_rotation, opened.stored, nesting)
 
 
@@ -67,9 +69,10 @@ async def _build(
     sizes: Sequence[Size],
     shard: Path,
     on_progress: Progress | None,
+    text_index: TextIndex | None = None,
 ) -> None:
     """Finish a shard and let it count; `on_progress` is told how far it is filled, if it is."""
-    wanted = resized(opened.collection, sizes)
+    wanted = resized(opened.collection, sizes, text_index)
     try:
         async with _builder(opened, wanted, shard) as builder:
             if on_progress is not None:
@@ -81,7 +84,7 @@ async def _build(
                 keys, opened.touched = opened.touched or set(), set()
                 await _carry(opened, builder, keys)
             await builder.call("flush")
-        await _switch(folder, opened, sizes, shard)
+        await _switch(folder, opened, sizes, shard, text_index)
     except BaseException:
         await asyncio.to_thread(remove, shard)
         opened.check_there()  # what failed because it was dropped meanwhile says that
@@ -138,9 +141,13 @@ async def _carry(opened: OpenCollection, target: EdgeWorker, keys: set[str]) -> 
 
 
 async def _switch(
-    folder: EdgeFolder, opened: OpenCollection, sizes: Sequence[Size], shard: Path
+    folder: EdgeFolder,
+    opened: OpenCollection,
+    sizes: Sequence[Size],
+    shard: Path,
+    text_index: TextIndex | None,
 ) -> None:
-    fresh = await opened.options.start(resized(opened.collection, sizes), shard)
+    fresh = await opened.options.start(resized(opened.collection, sizes, text_index), shard)
     try:
         async with opened.writes:
             opened.check_there()
@@ -148,7 +155,7 @@ async def _switch(
             async with opened.starting:
                 opened.check_there()
                 # Not as it was at the start: meanwhile it may have been annotated.
-                collection = resized(opened.collection, sizes)
+                collection = resized(opened.collection, sizes, text_index)
                 old = opened.stored
                 opened.stored = folder.switch_shard(collection, shard)
                 retired, opened.worker = opened.worker, fresh

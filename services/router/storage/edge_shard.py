@@ -7,12 +7,14 @@ Shapes: B points, M width of one size.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
 
+from services.router.hybrid.text_index import TextIndex, document_terms
 from services.router.plan import Stage, oversampling
 from services.router.rotation import Rotation
 from services.router.sizes import Quantization, Size, cut
@@ -24,10 +26,14 @@ _EF_CONSTRUCT = 100
 _FULL_SCAN_THRESHOLD_KB = 10_000
 
 
-def create(path: str, sizes: Sequence[Size], indexing_threshold_kb: int) -> None:
+def create(
+    path: str, sizes: Sequence[Size], text_index: TextIndex | None, indexing_threshold_kb: int
+) -> None:
     """Create an empty shard on disk and close it."""
+    sparse = edge.EdgeSparseVectorParams(memory=edge.Memory.Cached)
     config = edge.EdgeConfig(
         vectors={size.vector_name: _vector_params(size) for size in sizes},
+        sparse_vectors={text_index.vector_name: sparse} if text_index else None,
         optimizers=edge.EdgeOptimizersConfig(indexing_threshold=indexing_threshold_kb),
         # An update that returned must survive kill -9.
         wal_enabled=True,
@@ -71,15 +77,23 @@ class Shard:
         path: its folder.
         sizes: of the collection.
         rotation: of its nested sizes.
+        text_index: its own, if it has one.
 
     Raises (all methods): Exception, as Edge has no finer kind; its text says what happened.
     """
 
-    def __init__(self, path: str, sizes: Sequence[Size], rotation: Rotation | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        sizes: Sequence[Size],
+        rotation: Rotation | None,
+        text_index: TextIndex | None = None,
+    ) -> None:
         self._shard = edge.EdgeShard.load(path)
         self._sizes = tuple(sizes)
         self._by_key = {size.key: size for size in sizes}
         self._rotation = rotation
+        self._text_index = text_index
         # New, or from before there were tenants. Without it a search reads all points' payloads: of
         # a tenant of 69 points among 20,000 it takes 18 ms, and with it 0.15 ms (Edge 0.9).
         if TENANT not in self._shard.info().payload_schema:
@@ -89,10 +103,13 @@ class Shard:
     def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: bytes) -> None:
         """Write points; `vectors` are full rows, float32."""
         vectors_BD = np.frombuffer(vectors, dtype="<f4").reshape(len(ids), -1)
-        rows = {
+        rows: dict[str, list[Any]] = {
             name: vectors_BM.tolist()
             for name, vectors_BM in cut(vectors_BD, self._sizes, self._rotation).items()
         }
+        if self._text_index is not None:
+            texts = [payload["text"] for payload in payloads]
+            rows[self._text_index.vector_name] = [_sparse(text, self._text_index) for text in texts]
         points = [
             edge.Point(id_, {name: vectors[row] for name, vectors in rows.items()}, payload)
             for row, (id_, payload) in enumerate(zip(ids, payloads, strict=True))
@@ -138,10 +155,59 @@ class Shard:
             prefetches=inner,
             with_payload=with_payload,
         )
+        return self._query(request)
+
+    def search_text(
+        self,
+        terms: list[int],
+        weights: list[float],
+        limit: int,
+        conditions: dict[str, Any] | None,
+        with_payload: bool,
+    ) -> tuple[float, list[tuple[str, float, dict[str, Any] | None]]]:
+        """Find what holds the terms; returns as `search` does."""
+        assert self._text_index is not None
+        near = edge.Query.Nearest(
+            edge.SparseVector(terms, weights), using=self._text_index.vector_name
+        )
+        request = edge.QueryRequest(
+            limit=limit,
+            query=near,
+            filter=_filter(conditions) if conditions else None,
+            with_payload=with_payload,
+        )
+        return self._query(request)
+
+    def _query(
+        self, request: edge.QueryRequest
+    ) -> tuple[float, list[tuple[str, float, dict[str, Any] | None]]]:
         start = time.perf_counter()
         found = self._shard.query(request)
         seconds = time.perf_counter() - start
         return seconds, [(str(hit.id), hit.score, hit.payload) for hit in found]
+
+    def terms(
+        self, after: str | None, limit: int, conditions: dict[str, Any] | None
+    ) -> tuple[int, list[int], list[int], str | None]:
+        """Count terms on a page: how many points, each term and how many hold it, the next page."""
+        assert self._text_index is not None
+        name = self._text_index.vector_name
+        records, offset = self._shard.scroll(
+            edge.ScrollRequest(
+                offset=after,
+                limit=limit,
+                filter=_filter(conditions) if conditions else None,
+                with_payload=False,
+                with_vector=[name],
+            )
+        )
+        vectors: list[Any] = [record.vector for record in records]
+        texts = [vector[name] for vector in vectors if name in (vector or {})]
+        counts = Counter(term for text in texts for term in text.indices)
+        return (
+            len(records), list(counts), list(counts.values()),
+            None if offset is None else str(offset),
+        )  # fmt: skip
 
     def _near(self, stage: Stage, vectors: dict[str, Array]) -> Any:  # noqa: ANN401 (edge.Query)
         name = self._by_key[stage.key].vector_name
@@ -208,8 +274,10 @@ class Shard:
     def progress(self) -> tuple[int, int]:
         """Return how many points there are, and how many of them no index holds yet."""
         info = self._shard.info()
-        # Each vector of an indexed point is counted, those without a graph too.
-        indexed = info.indexed_vectors_count // len(self._sizes)
+        # Each vector of an indexed point is counted, those without a graph too; and the terms of
+        # all points, indexed or not.
+        terms = info.points_count if self._text_index else 0
+        indexed = max(0, info.indexed_vectors_count - terms) // len(self._sizes)
         return info.points_count, max(0, info.points_count - indexed)
 
     def optimize(self) -> None:
@@ -224,6 +292,11 @@ class Shard:
         self._shard.close()
 
 
+def _sparse(text: str, text_index: TextIndex) -> edge.SparseVector:
+    terms = document_terms(text, text_index)
+    return edge.SparseVector(terms.indices, terms.values)
+
+
 def _filter(conditions: dict[str, Any]) -> edge.Filter:
     arms = {clause: [_condition(arm) for arm in some] for clause, some in conditions.items()}
     return edge.Filter(
@@ -232,6 +305,8 @@ def _filter(conditions: dict[str, Any]) -> edge.Filter:
 
 
 def _condition(condition: dict[str, Any]) -> Any:  # noqa: ANN401 (edge's condition types)
+    if "has_id" in condition:
+        return edge.HasIdCondition(set(condition["has_id"]))
     if "key" not in condition:
         return _filter(condition)
     if "range" in condition:

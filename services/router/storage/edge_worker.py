@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from services.router.storage import edge_shard
 from services.router.storage.edge_rotation import read_rotation
 from services.router.storage.frames import LENGTH, Frame, decode, encode
-from services.router.storage.store import from_metadata
+from services.router.storage.metadata import from_metadata
 
 # A worker that lost its router may still hold the log while it ends its last request.
 _LOCK_WAIT_S = 10.0
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     metadata, path, *mode = arguments
     collection = from_metadata(json.loads(metadata))
     if mode[:1] == ["create"]:
-        edge_shard.create(path, collection.sizes, indexing_threshold_kb=int(mode[1]))
+        edge_shard.create(path, collection.sizes, collection.text_index, int(mode[1]))
         return
     if mode == ["build"]:
         os.nice(_BUILD_NICENESS)
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     rotation = read_rotation(Path(path).parent, collection.nesting)
-    shard = _open(lambda: edge_shard.Shard(path, collection.sizes, rotation))
+    sizes, text_index = collection.sizes, collection.text_index
+    shard = _open(lambda: edge_shard.Shard(path, sizes, rotation, text_index))
     serve(shard, sys.stdin.buffer, answers)
 
 
@@ -62,6 +63,8 @@ def serve(shard: edge_shard.Shard, requests: BinaryIO, answers: BinaryIO) -> Non
         "upsert": shard.upsert,
         "delete": shard.delete,
         "search": shard.search,
+        "search_text": shard.search_text,
+        "terms": shard.terms,
         "scroll": shard.scroll,
         "vectors": shard.vectors,
         "page": shard.page,

@@ -6,21 +6,31 @@ The router keeps nothing of its own: what a collection is lies in the collection
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
-from services.router.filters import Filter
-from services.router.plan import Plan, Stage, oversampling
+from services.router.filters import Filter, OfTenant
+from services.router.hybrid.text_index import TextIndex
+from services.router.plan import Plan
 from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
-from services.router.storage.conditions import to_conditions, to_count
+from services.router.storage.conditions import to_count
+from services.router.storage.metadata import from_metadata, to_metadata
 from services.router.storage.qdrant_companions import Companions
-from services.router.storage.qdrant_config import METADATA_KEY, read_metadata, vector_params
+from services.router.storage.qdrant_config import (
+    METADATA_KEY,
+    read_metadata,
+    sparse_config,
+    sparse_vectors,
+    vector_params,
+)
 from services.router.storage.qdrant_errors import engine_errors
+from services.router.storage.qdrant_query import hits, nested_query, text_query, to_filter
 from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.store import (
     TENANT,
@@ -31,17 +41,15 @@ from services.router.storage.store import (
     Page,
     Point,
     Progress,
-    ScoredPoint,
+    TermPage,
     Vectors,
     clamp,
-    from_metadata,
     from_payload,
-    is_plain_rescoring,
     latest,
     not_found,
     point_uuid,
+    resized,
     taken,
-    to_metadata,
     to_payload,
 )
 from services.shared.errors import NotFound, ServiceError
@@ -96,6 +104,7 @@ class QdrantStore:
             await self._client.create_collection(
                 collection.name,
                 vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
+                sparse_vectors_config=sparse_config(collection.text_index),
                 metadata={METADATA_KEY: to_metadata(collection)},
             )
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
@@ -160,6 +169,11 @@ class QdrantStore:
         for stage in (from_metadata(metadata), being_added(metadata)):
             short = cut(vectors_BD, stage.sizes, await self.rotation(stage))
             rows |= {name: vectors_BM.tolist() for name, vectors_BM in short.items()}
+            if (text_index := stage.text_index) is not None:
+                texts = [point.text for point in points]
+                rows[text_index.vector_name] = await asyncio.to_thread(
+                    sparse_vectors, texts, text_index
+                )
         structs = [
             models.PointStruct(
                 id=point_uuid(point.id, point.tenant),
@@ -185,7 +199,7 @@ class QdrantStore:
         with_points: bool = True,
     ) -> Answer:
         rotation = await self.rotation(collection)
-        query = _nested_query(collection, plan, query_D, rotation, condition)
+        query = nested_query(collection, plan, query_D, rotation, condition)
         start = time.perf_counter()
         try:
             with engine_errors(collection.name):
@@ -196,15 +210,40 @@ class QdrantStore:
             if (await self.find(collection.name)).sizes != collection.sizes:
                 raise not_found(collection.name) from error  # not as it was found: resized since
             raise
-        seconds = time.perf_counter() - start
-        nothing = Point("", "", {})
-        hits = [
-            ScoredPoint(
-                str(hit.id), from_payload(hit.payload) if hit.payload else nothing, clamp(hit.score)
+        return Answer(hits(response.points, clamp), time.perf_counter() - start)
+
+    async def search_text(
+        self,
+        collection: Collection,
+        weights: Mapping[int, float],
+        limit: int,
+        condition: Filter | None = None,
+        with_points: bool = True,
+    ) -> Answer:
+        assert collection.text_index is not None
+        query = text_query(collection.text_index, weights, condition)
+        start = time.perf_counter()
+        with engine_errors(collection.name):
+            response = await self._client.query_points(
+                collection.name, limit=limit, with_payload=with_points, **query
             )
-            for hit in response.points
-        ]
-        return Answer(hits, seconds)
+        return Answer(hits(response.points, float), time.perf_counter() - start)
+
+    async def terms(
+        self, collection: Collection, after: str | None, limit: int, tenant: str | None
+    ) -> TermPage:
+        assert collection.text_index is not None
+        name = collection.text_index.vector_name
+        with engine_errors(collection.name):
+            records, offset = await self._client.scroll(
+                collection.name, offset=after, limit=limit, with_payload=False,
+                scroll_filter=to_filter(None if tenant is None else OfTenant(tenant)),
+                with_vectors=[name],
+            )  # fmt: skip
+        vectors: list[Any] = [record.vector for record in records]
+        texts = [vector[name] for vector in vectors if name in (vector or {})]
+        counts = Counter(term for text in texts for term in text.indices)
+        return TermPage(len(records), counts, None if offset is None else str(offset))
 
     async def scroll(
         self, name: str, after: str | None, limit: int, with_vectors: bool = False
@@ -260,12 +299,14 @@ class QdrantStore:
         sizes: Sequence[Size],
         rotation: Rotation | None,
         on_progress: Progress,
+        text_index: TextIndex | None = None,
     ) -> Collection:
         collection = await self.find(name)
         if rotation is not None:
             with engine_errors(name):
                 await self._companions.keep_rotation(collection.name, rotation)
-        resize = Resize(self._client, collection, sizes, self.rotation, self._update_metadata)
+        after = resized(collection, sizes, text_index)
+        resize = Resize(self._client, collection, after, self.rotation, self._update_metadata)
         changed = await resize.run(on_progress)
         await self.settle(name)
         await asyncio.sleep(self._retire_s)  # searches that began before may still look there
@@ -319,51 +360,3 @@ def _page(records: Sequence[models.Record], full: str | None) -> Page:
         return Page(points, None)
     rows: list[Any] = [record.vector for record in records]
     return Page(points, None, normalize(np.array([row[full] for row in rows], dtype=np.float32)))
-
-
-def _nested_query(
-    collection: Collection,
-    plan: Plan,
-    query_D: Array,
-    rotation: Rotation | None,
-    condition: Filter | None,
-) -> dict[str, Any]:
-    """Return arguments of `query_points`: each stage around the one before it."""
-    sizes = {size.key: size for size in collection.sizes}
-    vectors = cut(query_D[None], collection.sizes, rotation)
-    query_filter = models.Filter.model_validate(to_conditions(condition)) if condition else None
-    inner: list[models.Prefetch] = []
-    for stage in plan.stages[:-1]:
-        size = sizes[stage.key]
-        inner = [
-            models.Prefetch(
-                query=vectors[size.vector_name][0].tolist(),
-                using=size.vector_name,
-                params=_search_params(stage, size, is_first=not inner),
-                limit=stage.candidates,
-                # What the first stage hands on is filtered already.
-                filter=None if inner else query_filter,
-                prefetch=inner or None,
-            )
-        ]
-    size = sizes[plan.stages[-1].key]
-    return {
-        "query": vectors[size.vector_name][0].tolist(),
-        "using": size.vector_name,
-        "search_params": _search_params(plan.stages[-1], size, is_first=not inner),
-        "query_filter": None if inner else query_filter,
-        "prefetch": inner or None,
-    }
-
-
-def _search_params(stage: Stage, size: Size, is_first: bool) -> models.SearchParams:
-    times = oversampling(stage, size)
-    return models.SearchParams(
-        hnsw_ef=stage.ef or None,
-        exact=stage.exact or is_plain_rescoring(stage, size, is_first),
-        quantization=models.QuantizationSearchParams(
-            ignore=stage.ignore_quantization,
-            rescore=times > 0,
-            oversampling=times if times > 1 else None,
-        ),
-    )

@@ -1,9 +1,11 @@
 """A collection in Qdrant's words: how a server keeps a named vector, and what we know of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from qdrant_client import models
 
+from services.router.hybrid.text_index import TextIndex, document_terms
 from services.router.sizes import Size
 from services.router.storage.store import not_found
 
@@ -29,6 +31,20 @@ def vector_params(size: Size) -> models.VectorParams:
         quantization_config=_codes(size),
         memory=_memory(size),
     )
+
+
+def sparse_config(text_index: TextIndex | None) -> dict[str, models.SparseVectorParams] | None:
+    """Return what a text index is created with. Terms are weighed by us, not by the server."""
+    if text_index is None:
+        return None
+    index = models.SparseIndexParams(memory=models.Memory.CACHED)
+    return {text_index.vector_name: models.SparseVectorParams(index=index)}
+
+
+def sparse_vectors(texts: Sequence[str], text_index: TextIndex) -> list[models.SparseVector]:
+    """Return texts as the terms they hold; slow, see there."""
+    terms = [document_terms(text, text_index) for text in texts]
+    return [models.SparseVector(indices=some.indices, values=some.values) for some in terms]
 
 
 def vector_name(size: Size) -> models.DenseVectorNameConfig:

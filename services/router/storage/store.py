@@ -9,15 +9,16 @@ Shapes: B points, D full width.
 
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from services.router.attributes import Attributes, from_stored, to_stored
 from services.router.filters import Filter
+from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan, Stage, reads_codes
 from services.router.rotation import Rotation
-from services.router.sizes import Placement, Quantization, Size
+from services.router.sizes import Size
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
@@ -49,6 +50,8 @@ class Collection:
     """{"to": name of the collection that gets all its writes too}; None: none does."""
     tenant: str | None = None
     """Whose it is alone; None: every tenant's points may be in it."""
+    text_index: TextIndex | None = None
+    """How its texts are kept for search by words; None: they are not."""
 
     @property
     def full(self) -> int:
@@ -125,6 +128,17 @@ class Page:
     """The points' full vectors, of unit length, if they were asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class TermPage:
+    """The terms of some points, in the order of `Vectors`."""
+
+    num_documents: int
+    counts: Mapping[int, int]
+    """{term: how many of them hold it}."""
+    after: str | None
+    """As in `Page`."""
+
+
 Note = Literal["calibration", "change", "mirror"]
 """What is known of a collection besides what it is; a field of `Collection`."""
 
@@ -183,6 +197,32 @@ class Store(Protocol):
             NotFound: the collection is gone, or has other sizes now; `find` it again.
         """
 
+    async def search_text(
+        self,
+        collection: Collection,
+        weights: Mapping[int, float],
+        limit: int,
+        condition: Filter | None = None,
+        with_points: bool = True,
+    ) -> Answer:
+        """Find points by the terms of their texts; of a collection with a text index.
+
+        Args:
+            collection: as `find` returned it.
+            weights: {term: what it weighs}.
+            limit: of hits; points that hold none of the terms are none.
+            condition: as in `search`.
+            with_points: as in `search`.
+
+        Returns:
+            Hits, best first, scored with the sum over terms of weight and the document's number.
+        """
+
+    async def terms(
+        self, collection: Collection, after: str | None, limit: int, tenant: str | None
+    ) -> TermPage:
+        """Count terms page by page, of a tenant's points or (None) of all."""
+
     async def scroll(
         self, name: str, after: str | None, limit: int, with_vectors: bool = False
     ) -> Page:
@@ -203,6 +243,7 @@ class Store(Protocol):
         sizes: Sequence[Size],
         rotation: Rotation | None,
         on_progress: Progress,
+        text_index: TextIndex | None = None,
     ) -> Collection:
         """Give a collection other sizes, made of its full vectors; searches and writes go on.
 
@@ -214,6 +255,7 @@ class Store(Protocol):
             sizes: all that it shall have, the full one as it was.
             rotation: of the nested ones among them; None: there are none, or they are there.
             on_progress: told how far it is.
+            text_index: that it shall have, too; None: as it is.
         """
 
     async def rotation(self, collection: Collection) -> Rotation | None:
@@ -273,62 +315,17 @@ def from_payload(payload: dict[str, Any]) -> Point:
     return Point(payload["id"], payload["text"], attributes, payload.get(TENANT))
 
 
-def to_metadata(collection: Collection) -> dict[str, Any]:
-    """Return a collection as JSON, to be stored with it."""
-    return {
-        "version": 1,
-        "name": collection.name,
-        "model": collection.model,
-        "space_id": collection.space_id,
-        "sizes": [
-            {
-                "dim": size.dim,
-                "quantization": size.quantization,
-                "hnsw_m": size.hnsw_m,
-                "placement": size.placement,
-                "nesting": size.nesting,
-            }
-            for size in collection.sizes
-        ],
-        "calibration": collection.calibration,
-        "change": collection.change,
-        "mirror": collection.mirror,
-        "tenant": collection.tenant,
-    }
-
-
-def from_metadata(metadata: dict[str, Any]) -> Collection:
-    """Undo `to_metadata`."""
-    return Collection(
-        metadata["name"],
-        metadata["model"],
-        metadata["space_id"],
-        tuple(_size(**size) for size in metadata["sizes"]),
-        metadata.get("calibration"),
-        metadata.get("change"),
-        metadata.get("mirror"),
-        metadata.get("tenant"),
-    )
-
-
-def _size(
-    dim: int,
-    quantization: Quantization,
-    hnsw_m: int,
-    placement: Placement = "cached",
-    nesting: str = "",
-) -> Size:
-    return Size(int(dim), quantization, int(hnsw_m), placement, nesting)
-
-
-def resized(collection: Collection, sizes: Sequence[Size]) -> Collection:
-    """Return a collection with other sizes.
+def resized(
+    collection: Collection, sizes: Sequence[Size], text_index: TextIndex | None = None
+) -> Collection:
+    """Return a collection with other sizes, and another text index if one is given.
 
     What was measured of it still holds if every size that it had is still there, unchanged.
     """
     still_holds = set(collection.sizes) <= set(sizes)
     calibration = collection.calibration if still_holds else None
-    return replace(collection, sizes=tuple(sizes), calibration=calibration)
+    text_index = text_index or collection.text_index
+    return replace(collection, sizes=tuple(sizes), calibration=calibration, text_index=text_index)
 
 
 def latest(points: Sequence[Point], vectors_BD: Array) -> tuple[list[Point], Array]:

@@ -5,9 +5,18 @@ Source: openai/openai-openapi, the schemas of the same names.
 """
 
 import asyncio
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 from starlette.requests import Request
 
 from services.router.vector_stores.chunks import MAX_TOKENS, MIN_TOKENS
@@ -96,9 +105,23 @@ class AttributesBody(_Body):
     attributes: object
 
 
-class RankingBody(_Body):
-    """`ranking_options`; nothing but the plan ranks here, so a ranker changes nothing."""
+class HybridBody(_Body):
+    """Weights of both sides in reciprocal rank fusion; as `file_search` has them."""
 
+    embedding_weight: float = Field(ge=0, le=1e6, strict=True)
+    text_weight: float = Field(ge=0, le=1e6, strict=True)
+
+    @model_validator(mode="after")
+    def _weighs(self) -> Self:
+        if not self.embedding_weight + self.text_weight > 0:
+            raise ValueError("one of them must be above 0")
+        return self
+
+
+class RankingBody(_Body):
+    """`ranking_options`; a ranker changes nothing."""
+
+    hybrid_search: HybridBody | None = None
     ranker: Literal["none", "auto", "default-2024-11-15"] = "auto"
     score_threshold: float = Field(default=0.0, ge=0, le=1, strict=True)
 
@@ -130,8 +153,9 @@ _ACCEPTED = {
     "attributes and a chunking_strategy",
     "query": f"query must be a string, or a list of 1 to {MAX_QUERIES} strings",
     "max_num_results": f"max_num_results must be an integer from 1 to {MAX_RESULTS}",
-    "ranking_options": "ranking_options must have a ranker ('none', 'auto' or "
-    "'default-2024-11-15') and a score_threshold from 0 to 1, or one of them",
+    "ranking_options": "ranking_options must have some of: a ranker ('none', 'auto' or "
+    "'default-2024-11-15'), a score_threshold from 0 to 1, and hybrid_search with an "
+    "embedding_weight and a text_weight, both 0 or more and one of them above",
     "rewrite_query": "rewrite_query must be true or false",
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from services.router.attributes import Attributes
 from services.router.catalog import Catalog
 from services.router.encoder_client import EncoderClient
+from services.router.hybrid.text_index import TextIndex
 from services.router.metrics import RouterMetrics
 from services.router.search import Searcher
 from services.router.settings import RouterSettings
@@ -47,6 +48,8 @@ class Retrieval:
         path = settings.data_dir / "router.sqlite"
         self._settings = settings
         self._metrics = metrics
+        language = settings.vector_store_language
+        self._text_index = TextIndex(language) if language else None
         self._database = Database(url.get_secret_value() if url else f"sqlite:///{path}")
         self.stores = VectorStores(self._database)
         self.store_files = StoreFiles(self._database)
@@ -125,7 +128,9 @@ class Retrieval:
         await self.files.get_all(file_ids, store.tenant, "file_ids")
         await asyncio.to_thread(self.stores.add, store)
         try:
-            described = await self._catalog.create(store.collection, model.id, (), store.tenant)
+            described = await self._catalog.create(
+                store.collection, model.id, (), store.tenant, self._text_index
+            )
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self.stores.set_state, store.id, "deleting"))
             raise

@@ -5,12 +5,14 @@ In a request it travels as `routing`, through an SDK's `extra_body`; the answer 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from services.router.hybrid.hybrid import Hybrid
 from services.router.plan import Plan, Stage
 from services.router.recall.promise import Promise
-from services.router.search import Found
+from services.router.search import Found, TextReport
 from services.shared.errors import InvalidRequest
 
 
@@ -28,6 +30,12 @@ class _StageBody(_Body):
     nested: StrictBool = False
 
 
+class _HybridBody(_Body):
+    fusion: Literal["score", "rank"] = "score"
+    weight: float | None = Field(default=None, ge=0, le=1, strict=True)
+    candidates: StrictInt = Field(default=0, ge=0)
+
+
 class _RoutingBody(_Body):
     recall_target: float | None = Field(default=None, ge=0, le=1, strict=True)
     slice: StrictStr = ""
@@ -36,6 +44,7 @@ class _RoutingBody(_Body):
     plan: list[_StageBody] | None = None
     explain: StrictBool = False
     measure_recall: StrictBool = False
+    hybrid: _HybridBody | None = None
 
 
 _FIELDS = ", ".join(_RoutingBody.model_fields)
@@ -56,6 +65,8 @@ class Routing:
     max_bytes: int | None = None
     explain: bool = False
     measure_recall: bool = False
+    hybrid: Hybrid | None = None
+    """Also search by words; None: by vectors only."""
 
 
 def read_routing(value: object) -> Routing:
@@ -70,8 +81,9 @@ def read_routing(value: object) -> Routing:
         raise InvalidRequest(
             f"routing must be an object with some of {_FIELDS}: recall_target is a number from 0 "
             "to 1, slice a string, max_engine_ms a positive number, max_bytes_per_point a positive "
-            f"integer, plan a list of stages with {_STAGE_FIELDS}; explain and measure_recall are "
-            "booleans",
+            f"integer, plan a list of stages with {_STAGE_FIELDS}; hybrid an object with some of "
+            "fusion ('score' or 'rank'), weight (0 to 1) and candidates; explain and "
+            "measure_recall are booleans",
             "routing",
         ) from error
     plan = None
@@ -85,6 +97,7 @@ def read_routing(value: object) -> Routing:
         body.max_bytes_per_point,
         body.explain,
         body.measure_recall,
+        None if body.hybrid is None else Hybrid("", **body.hybrid.model_dump()),
     )
 
 
@@ -128,6 +141,17 @@ def write_routing(found: Sequence[Found]) -> dict[str, object]:
         "promise": None if first.promise is None else _write_promise(first.promise),
         "recall": min(recalls) if recalls else None,
         "exact_seconds": sum(one.exact_seconds for one in found),
+        "text": _write_text([one.text for one in found if one.text is not None]),
+    }
+
+
+def _write_text(texts: Sequence[TextReport]) -> dict[str, object] | None:
+    if not texts:
+        return None
+    return {
+        "terms": sum(text.terms for text in texts),
+        "candidates": sum(text.candidates for text in texts),
+        "seconds": sum(text.seconds for text in texts),
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from services.router.attributes import Attributes
 from services.router.filters import Filter
+from services.router.hybrid.hybrid import Hybrid
 from services.router.search import Found, Search, Searcher
 from services.router.storage.store import ScoredPoint
 from services.router.vector_stores.chunk_points import file_of
@@ -30,6 +31,8 @@ class Wanted:
     """Least score of a result."""
     condition: Filter | None = None
     routing: Routing | None = None
+    hybrid: Hybrid | None = None
+    """As OpenAI's `hybrid_search` says; `routing` may say more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Result:
     file_id: str
     filename: str
     score: float
-    """0..1: a negative cosine counts as 0."""
+    """0..1: a negative one counts as 0."""
     attributes: Attributes
     text: str
 
@@ -100,6 +103,7 @@ class StoreSearcher:
                         max_bytes=routing.max_bytes,
                         explain=routing.explain,
                         measure_recall=routing.measure_recall,
+                        hybrid=routing.hybrid or wanted.hybrid,
                         tenant=store.tenant,
                     )
                 )

@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from services.router.hybrid.hybrid import Hybrid
 from services.router.vector_stores.answer import write_deleted, write_results, write_store
 from services.router.vector_stores.attributes import read_metadata
 from services.router.vector_stores.body import (
     ChunkingBody,
     CreateStoreBody,
+    HybridBody,
     RankingBody,
     SearchBody,
     UpdateStoreBody,
@@ -115,15 +117,22 @@ class VectorStoresHttp:
 
     async def _search(self, request: Request) -> Response:
         body = await read_body_as(SearchBody, request, self._max_body_bytes)
+        ranking = body.ranking_options or RankingBody()
         wanted = Wanted(
             queries=(body.query,) if isinstance(body.query, str) else tuple(body.query),
             limit=body.max_num_results,
-            threshold=(body.ranking_options or RankingBody()).score_threshold,
+            threshold=ranking.score_threshold,
+            hybrid=None if ranking.hybrid_search is None else _read_hybrid(ranking.hybrid_search),
             condition=None if body.filters is None else read_filters(body.filters),
             routing=None if body.routing is None else read_routing(body.routing),
         )
         searching = self._retrieval.search(store_id(request), wanted, caller().tenant)
         return JSONResponse(write_results(await while_connected(request, searching)))
+
+
+def _read_hybrid(body: HybridBody) -> Hybrid:
+    both = body.embedding_weight + body.text_weight
+    return Hybrid(fusion="rank", weight=body.embedding_weight / both)
 
 
 def store_id(request: Request) -> str:

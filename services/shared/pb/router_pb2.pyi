@@ -75,6 +75,34 @@ PLACEMENT_COLD: Placement.ValueType  # 2
 """Left on the disk until they are asked for."""
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
+class _Fusion:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FusionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fusion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FUSION_UNSPECIFIED: _Fusion.ValueType  # 0
+    """By score."""
+    FUSION_SCORE: _Fusion.ValueType  # 1
+    """weight * cosine + (1 - weight) * BM25 / the best BM25 of the search, with both scores of every
+    hit of either side: what one side alone found is scored by the other, too.
+    """
+    FUSION_RANK: _Fusion.ValueType  # 2
+    """Reciprocal rank fusion, weighted; 1 for what is first on both sides."""
+
+class Fusion(_Fusion, metaclass=_FusionEnumTypeWrapper):
+    """How the rankings of both sides of a hybrid search become one."""
+
+FUSION_UNSPECIFIED: Fusion.ValueType  # 0
+"""By score."""
+FUSION_SCORE: Fusion.ValueType  # 1
+"""weight * cosine + (1 - weight) * BM25 / the best BM25 of the search, with both scores of every
+hit of either side: what one side alone found is scored by the other, too.
+"""
+FUSION_RANK: Fusion.ValueType  # 2
+"""Reciprocal rank fusion, weighted; 1 for what is first on both sides."""
+Global___Fusion: _TypeAlias = Fusion  # noqa: Y015
+
 class _Objective:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -160,6 +188,30 @@ class Size(_message.Message):
 Global___Size: _TypeAlias = Size  # noqa: Y015
 
 @_typing.final
+class TextIndex(_message.Message):
+    """How texts are kept for search by words: BM25."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """Which words count for nothing, and which endings: "english" (also if empty), "german" and 28
+    others; or "any": words as they are, in any script.
+    """
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextIndex: _TypeAlias = TextIndex  # noqa: Y015
+
+@_typing.final
 class Collection(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,6 +223,7 @@ class Collection(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    TEXT_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     """Id of the encoder's model."""
@@ -192,6 +245,10 @@ class Collection(_message.Message):
     def change(self) -> Global___Change:
         """What is being changed of it, or could not be; absent: nothing."""
 
+    @_builtins.property
+    def text_index(self) -> Global___TextIndex:
+        """Absent: it cannot be searched by words."""
+
     def __init__(
         self,
         *,
@@ -203,10 +260,11 @@ class Collection(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         memory: _abc.Iterable[Global___SizeMemory] | None = ...,
         change: Global___Change | None = ...,
+        text_index: Global___TextIndex | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "text_index", b"text_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +351,7 @@ class ResizeCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SIZES_FIELD_NUMBER: _builtins.int
+    TEXT_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name or alias."""
     @_builtins.property
@@ -302,15 +361,22 @@ class ResizeCollectionRequest(_message.Message):
         a collection that was calibrated is calibrated anew.
         """
 
+    @_builtins.property
+    def text_index(self) -> Global___TextIndex:
+        """Also make texts searchable by words, or by those of another language; `sizes` may be empty
+        then. Absent: they stay as they are.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         sizes: _abc.Iterable[Global___Size] | None = ...,
+        text_index: Global___TextIndex | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["text_index", b"text_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sizes", b"sizes", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -514,6 +580,7 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SIZES_FIELD_NUMBER: _builtins.int
+    TEXT_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 255 letters, digits, '_', '-' or '.', the first a letter or digit."""
     model: _builtins.str
@@ -524,16 +591,23 @@ class CreateCollectionRequest(_message.Message):
         declares, else a quarter and a half of the full one.
         """
 
+    @_builtins.property
+    def text_index(self) -> Global___TextIndex:
+        """Make texts searchable by words too, for `SearchRequest.hybrid`. Takes some six bytes in memory
+        for each different word of a text.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model: _builtins.str = ...,
         sizes: _abc.Iterable[Global___Size] | None = ...,
+        text_index: Global___TextIndex | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["text_index", b"text_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "sizes", b"sizes", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1129,6 +1203,41 @@ class Plan(_message.Message):
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
+class Hybrid(_message.Message):
+    """Search by words beside the search by vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FUSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What to look for by words; empty: the query's own text. Needed where the query is a vector."""
+    fusion: Global___Fusion.ValueType
+    weight: _builtins.float
+    """Of the vectors' side, 0..1; absent: 0.7 by score, 0.5 by rank."""
+    candidates: _builtins.int
+    """Hits of each side that are fused, at least the limit; 0: the limit."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        fusion: Global___Fusion.ValueType = ...,
+        weight: _builtins.float | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "candidates", b"candidates", "fusion", b"fusion", "text", b"text", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Hybrid: _TypeAlias = Hybrid  # noqa: Y015
+
+@_typing.final
 class SearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1145,6 +1254,7 @@ class SearchRequest(_message.Message):
     SLICE_FIELD_NUMBER: _builtins.int
     MAX_ENGINE_MS_FIELD_NUMBER: _builtins.int
     MAX_BYTES_PER_POINT_FIELD_NUMBER: _builtins.int
+    HYBRID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
     text: _builtins.str
@@ -1179,6 +1289,12 @@ class SearchRequest(_message.Message):
         without a target, a shortlist on the shortest size with a graph, reranked on the full one.
         """
 
+    @_builtins.property
+    def hybrid(self) -> Global___Hybrid:
+        """Also search by words, and fuse both; needs a text index. Plan, target and promise are of the
+        vectors' side.
+        """
+
     def __init__(
         self,
         *,
@@ -1195,10 +1311,11 @@ class SearchRequest(_message.Message):
         slice: _builtins.str = ...,
         max_engine_ms: _builtins.float | None = ...,
         max_bytes_per_point: _builtins.int | None = ...,
+        hybrid: Global___Hybrid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "filter", b"filter", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "filter", b"filter", "hybrid", b"hybrid", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "collection", b"collection", "explain", b"explain", "filter", b"filter", "limit", b"limit", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "slice", b"slice", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "collection", b"collection", "explain", b"explain", "filter", b"filter", "hybrid", b"hybrid", "limit", b"limit", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "slice", b"slice", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_bytes_per_point: _TypeAlias = _typing.Literal["max_bytes_per_point"]  # noqa: Y015
     _WhichOneofArgType__max_bytes_per_point: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point"]  # noqa: Y015
@@ -1290,12 +1407,19 @@ class Hit(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     SHORTLIST_RANK_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    BM25_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     score: _builtins.float
-    """Cosine at the last stage's size."""
+    """Cosine at the last stage's size; of a hybrid search what fusion makes of both sides."""
     text: _builtins.str
     shortlist_rank: _builtins.int
     """With `explain`: its place in the first stage, from 1; 0: it was not there."""
+    cosine: _builtins.float
+    """Of a hybrid search: what each side says of it. Absent: this side did not find it, and was not
+    asked (FUSION_RANK), or it holds none of the words.
+    """
+    bm25: _builtins.float
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]: ...
     def __init__(
@@ -1306,12 +1430,21 @@ class Hit(_message.Message):
         text: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
         shortlist_rank: _builtins.int = ...,
+        cosine: _builtins.float | None = ...,
+        bm25: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_cosine", b"_cosine", "bm25", b"bm25", "cosine", b"cosine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "id", b"id", "score", b"score", "shortlist_rank", b"shortlist_rank", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_cosine", b"_cosine", "attributes", b"attributes", "bm25", b"bm25", "cosine", b"cosine", "id", b"id", "score", b"score", "shortlist_rank", b"shortlist_rank", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bm25: _TypeAlias = _typing.Literal["bm25"]  # noqa: Y015
+    _WhichOneofArgType__bm25: _TypeAlias = _typing.Literal["_bm25", b"_bm25"]  # noqa: Y015
+    _WhichOneofReturnType__cosine: _TypeAlias = _typing.Literal["cosine"]  # noqa: Y015
+    _WhichOneofArgType__cosine: _TypeAlias = _typing.Literal["_cosine", b"_cosine"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bm25) -> _WhichOneofReturnType__bm25 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cosine) -> _WhichOneofReturnType__cosine | None: ...
 
 Global___Hit: _TypeAlias = Hit  # noqa: Y015
 
@@ -1345,6 +1478,36 @@ class StageReport(_message.Message):
 Global___StageReport: _TypeAlias = StageReport  # noqa: Y015
 
 @_typing.final
+class TextReport(_message.Message):
+    """What the words' side of a hybrid search did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    terms: _builtins.int
+    """Different words of the query that count."""
+    candidates: _builtins.int
+    """Hits by words."""
+    seconds: _builtins.float
+    """In the engine: finding them, and scoring what one side alone had found."""
+    def __init__(
+        self,
+        *,
+        terms: _builtins.int = ...,
+        candidates: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "seconds", b"seconds", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextReport: _TypeAlias = TextReport  # noqa: Y015
+
+@_typing.final
 class SearchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1358,6 +1521,7 @@ class SearchResponse(_message.Message):
     RECALL_FIELD_NUMBER: _builtins.int
     EXACT_SECONDS_FIELD_NUMBER: _builtins.int
     PROMISE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection behind an alias."""
     space_id: _builtins.str
@@ -1366,7 +1530,9 @@ class SearchResponse(_message.Message):
     search_seconds: _builtins.float
     """Time in the engine for the answer (not for explaining or for measuring recall)."""
     recall: _builtins.float
-    """With `measure_recall`: share of the exact full-size hits that the plan found, 0..1."""
+    """With `measure_recall`: share of the exact full-size hits that the plan found, 0..1; of a hybrid
+    search, of those that it would have with exact search on the vectors' side.
+    """
     exact_seconds: _builtins.float
     """With `measure_recall`: time of the exact search."""
     @_builtins.property
@@ -1383,6 +1549,10 @@ class SearchResponse(_message.Message):
     def promise(self) -> Global___Promise:
         """Absent where nothing is promised: the request names a plan, or nothing was measured."""
 
+    @_builtins.property
+    def text(self) -> Global___TextReport:
+        """Of a hybrid search."""
+
     def __init__(
         self,
         *,
@@ -1396,10 +1566,11 @@ class SearchResponse(_message.Message):
         recall: _builtins.float | None = ...,
         exact_seconds: _builtins.float = ...,
         promise: Global___Promise | None = ...,
+        text: Global___TextReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "plan", b"plan", "promise", b"promise", "recall", b"recall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "plan", b"plan", "promise", b"promise", "recall", b"recall", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "promise", b"promise", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "promise", b"promise", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
@@ -1919,6 +2090,7 @@ class Contender(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     RECALL_TARGET_FIELD_NUMBER: _builtins.int
     SPACE_ID_FIELD_NUMBER: _builtins.int
+    HYBRID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
     recall_target: _builtins.float
@@ -1928,6 +2100,10 @@ class Contender(_message.Message):
     def plan(self) -> Global___Plan:
         """Absent: as in SearchRequest."""
 
+    @_builtins.property
+    def hybrid(self) -> Global___Hybrid:
+        """Also by words; `text` stays empty, so each query needs one of its own."""
+
     def __init__(
         self,
         *,
@@ -1935,10 +2111,11 @@ class Contender(_message.Message):
         plan: Global___Plan | None = ...,
         recall_target: _builtins.float | None = ...,
         space_id: _builtins.str = ...,
+        hybrid: Global___Hybrid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "plan", b"plan", "recall_target", b"recall_target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "collection", b"collection", "plan", b"plan", "recall_target", b"recall_target", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "collection", b"collection", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target", "space_id", b"space_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
     _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Search by words beside search by vectors: a text index, and the fusion of both."""
