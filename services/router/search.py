@@ -6,6 +6,7 @@ compare with the exact search at full size.
 Shapes: D full width.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -154,9 +155,9 @@ class Searcher:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
             keys = tuple(hit.key for hit in hits)
-            self._on_live(
-                Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
-            )
+            live = Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
+            # Not now: first the answer is sent.
+            asyncio.get_running_loop().call_soon(self._on_live, live)
         return Found(
             hits, plan, collection, encode_seconds, search_seconds,
             promise, stages, ranks, share, exact_seconds,
