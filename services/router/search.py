@@ -162,10 +162,14 @@ class Searcher:
         plan, promise = self._promises.plan(_wish(search), collection)
         query_D, encode_seconds = await self._query(search, collection)
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
-        answer, text = await asyncio.gather(
-            self._store.search(collection, plan, query_D, condition),
-            self._by_words(search, collection, condition),
-        )
+        text: TextSide | None = None
+        if search.hybrid is None:
+            answer = await self._store.search(collection, plan, query_D, condition)
+        else:
+            answer, text = await asyncio.gather(
+                self._store.search(collection, plan, query_D, condition),
+                self._by_words(search, search.hybrid, collection, condition),
+            )
         self._metrics.stage_seconds.labels("search").observe(answer.seconds)
         fused = await self._fuse(search, collection, plan, query_D, answer, text)
         stages: tuple[StageReport, ...] = ()
@@ -188,9 +192,9 @@ class Searcher:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
             keys = tuple(hit.key for hit in answer.hits)
-            self._on_live(
-                Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
-            )
+            live = Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
+            # Not now: first the answer is sent.
+            asyncio.get_running_loop().call_soon(self._on_live, live)
         report = None
         if text is not None:
             seconds = text.answer.seconds + fused.seconds
@@ -201,11 +205,8 @@ class Searcher:
         )  # fmt: skip
 
     async def _by_words(
-        self, search: Search, collection: Collection, condition: Filter | None
-    ) -> TextSide | None:
-        hybrid = search.hybrid
-        if hybrid is None:
-            return None
+        self, search: Search, hybrid: Hybrid, collection: Collection, condition: Filter | None
+    ) -> TextSide:
         words = hybrid.text or search.text or ""
         found = await self._hybrid.search_text(
             collection, words, hybrid.candidates or search.limit, condition, search.tenant

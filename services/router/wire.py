@@ -20,7 +20,7 @@ from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
 from services.router.search import DEFAULT_LIMIT, Found, Search, TextReport
 from services.router.sizes import Placement, Quantization, SizeRequest
-from services.router.storage.store import Point, ScoredPoint
+from services.router.storage.store import Point
 from services.router.trainer_client import NestQuality
 from services.router.upsert import Acknowledged, Batch
 from services.shared.errors import InvalidRequest
@@ -176,14 +176,15 @@ def _read_value(key: str, value: pb.AttributeValue) -> Value:
     return read
 
 
-def _write_value(value: Value) -> pb.AttributeValue:
+def _write_value(value: Value, message: pb.AttributeValue) -> None:
     if isinstance(value, bool):  # before int: a bool is one in Python
-        return pb.AttributeValue(bool_value=value)
-    if isinstance(value, int):
-        return pb.AttributeValue(int_value=value)
-    if isinstance(value, float):
-        return pb.AttributeValue(double_value=value)
-    return pb.AttributeValue(string_value=value)
+        message.bool_value = value
+    elif isinstance(value, int):
+        message.int_value = value
+    elif isinstance(value, float):
+        message.double_value = value
+    else:
+        message.string_value = value
 
 
 def read_filter(message: pb.Filter) -> filters.Filter:
@@ -272,15 +273,7 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
 
 
 def write_found(found: Found) -> pb.SearchResponse:
-    return pb.SearchResponse(
-        hits=[
-            _write_hit(
-                hit,
-                found.shortlist_ranks[place] if found.shortlist_ranks else 0,
-                found.sides[place] if found.sides else SideScores(None, None),
-            )
-            for place, hit in enumerate(found.hits)
-        ],
+    response = pb.SearchResponse(
         plan=write_plan(found.plan),
         collection=found.collection.name,
         space_id=found.collection.space_id,
@@ -297,6 +290,18 @@ def write_found(found: Found) -> pb.SearchResponse:
         promise=_write_promise(found.promise) if found.promise else None,
         text=_write_text(found.text) if found.text else None,
     )
+    # In place: messages that are given to another one are copied into it.
+    for place, hit in enumerate(found.hits):
+        point = hit.point
+        rank = found.shortlist_ranks[place] if found.shortlist_ranks else 0
+        sides = found.sides[place] if found.sides else SideScores(None, None)
+        written = response.hits.add(
+            id=point.id, score=hit.score, text=point.text, shortlist_rank=rank,
+            cosine=sides.cosine, bm25=sides.text_score,
+        )  # fmt: skip
+        for key, value in point.attributes.items():
+            _write_value(value, written.attributes[key])
+    return response
 
 
 def _write_text(text: TextReport) -> pb.TextReport:
@@ -311,19 +316,6 @@ def _write_promise(promise: Promise) -> pb.Promise:
         exact=promise.basis == "exact",
         slice=promise.slice,
         note=promise.note,
-    )
-
-
-def _write_hit(hit: ScoredPoint, rank: int, sides: SideScores) -> pb.Hit:
-    point = hit.point
-    return pb.Hit(
-        id=point.id,
-        score=hit.score,
-        text=point.text,
-        attributes={key: _write_value(value) for key, value in point.attributes.items()},
-        shortlist_rank=rank,
-        cosine=sides.cosine,
-        bm25=sides.text_score,
     )
 
 

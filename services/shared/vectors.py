@@ -18,6 +18,7 @@ from services.shared.errors import InvalidRequest
 Array = npt.NDArray[np.float32]
 PreOp = Literal["none", "layer_norm"]
 
+_LEAST = np.finfo(np.float32).tiny
 _LAYER_NORM_EPS = 1e-5  # torch.nn.functional.layer_norm's default, which model cards use
 
 
@@ -48,11 +49,9 @@ def normalize(vectors_BM: Array) -> Array:
     """
     # Rows are scaled by their largest number first: squares of tiny numbers would underflow.
     peak_B1 = np.abs(vectors_BM).max(axis=1, keepdims=True)
-    scaled_BM: Array = np.divide(
-        vectors_BM, peak_B1, out=np.zeros_like(vectors_BM), where=peak_B1 > 0
-    )
-    norm_B1 = np.linalg.norm(scaled_BM, axis=1, keepdims=True)
-    np.divide(scaled_BM, norm_B1, out=scaled_BM, where=norm_B1 > 0)
+    scaled_BM: Array = vectors_BM / np.maximum(peak_B1, _LEAST)
+    norm_B1 = np.sqrt((scaled_BM * scaled_BM).sum(axis=1, keepdims=True))
+    scaled_BM /= np.maximum(norm_B1, _LEAST)
     return scaled_BM
 
 

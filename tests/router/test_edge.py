@@ -55,7 +55,7 @@ async def test_a_killed_worker_loses_nothing_acknowledged(store):
     await store.upsert("docs", points(0, 50), vectors(50))
     await store.delete("docs", ["7"])
     os.kill(worker_of(store).pid, signal.SIGKILL)
-    await worker_of(store)._process.wait()
+    await worker_of(store)._has_ended.wait()
     await store.upsert("docs", points(50, 10), vectors(10))
     assert await all_ids(store) == {str(i) for i in range(60) if i != 7}
     assert len(store.restarts) == 1
@@ -128,6 +128,21 @@ async def test_a_caller_that_leaves_disturbs_nobody(store):
     assert await staying == 5
     with pytest.raises(asyncio.CancelledError):
         await leaving
+
+
+async def test_an_answer_that_is_none_fails_who_waits(store):
+    """Bytes that are no frame end the worker: its callers may try again, and find another one."""
+    await store.upsert("docs", points(0, 5), vectors(5))
+    worker = worker_of(store)
+    os.kill(worker.pid, signal.SIGSTOP)
+    counting = asyncio.create_task(store.count("docs"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(ValueError):
+        worker.pipe_data_received(1, b"\1\0\0\0\xc1")
+    with pytest.raises(Unavailable):
+        await counting
+    assert await store.count("docs") == 5
+    assert len(store.restarts) == 1
 
 
 async def test_closing_ends_the_workers(tmp_path: Path):

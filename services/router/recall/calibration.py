@@ -8,7 +8,7 @@ answer for any target is there, without a new measurement.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -59,7 +59,7 @@ class PlanRow(_Frozen):
 
     def plan(self, limit: int) -> Plan:
         """Return the plan for so many hits."""
-        *first, last = (Stage(**stage.model_dump()) for stage in self.stages)
+        *first, last = (Stage(**vars(stage)) for stage in self.stages)
         return Plan((*first, replace(last, candidates=limit)))
 
 
@@ -140,7 +140,8 @@ class Calibration(_Frozen):
         return count > 0 and (1.0 - self.confidence) ** (1.0 / count) >= target
 
 
-class Choice(_Frozen):
+@dataclass(frozen=True, slots=True)
+class Choice:
     """A chosen plan."""
 
     row: PlanRow

@@ -6,7 +6,8 @@ the worker and of the router. A worker that died is started again by the next re
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from services.router.filters import Filter
 from services.router.hybrid.text_index import TextIndex
-from services.router.plan import Plan
+from services.router.plan import Plan, Stage
 from services.router.rotation import Rotation
 from services.router.sizes import Size
 from services.router.storage import edge_rebuild
@@ -47,6 +48,8 @@ from services.shared.vectors import Array, pack
 # A collection is indexed again when at least this share of it is new; so the cost of indexing
 # grows with what was written, not with how often.
 _MIN_NEW_SHARE = 0.1
+# What a worker makes the stage of again; `asdict`, which copies deeply, takes 20 times as long.
+_fields_of = attrgetter(*(field.name for field in fields(Stage)))
 
 
 class EdgeStore:
@@ -165,7 +168,7 @@ class EdgeStore:
             raise not_found(collection.name)  # not as it was found: it was resized since
         seconds, found = await worker.call(
             "search",
-            stages=[asdict(stage) for stage in plan.stages],
+            stages=[_fields_of(stage) for stage in plan.stages],
             query=pack(query_D),
             conditions=to_conditions(condition) if condition else None,
             with_payload=with_points,

@@ -121,19 +121,26 @@ class Shard:
 
     def search(
         self,
-        stages: list[dict[str, Any]],
+        stages: list[list[Any]],
         query: bytes,
         conditions: dict[str, Any] | None,
         with_payload: bool,
     ) -> tuple[float, list[tuple[str, float, dict[str, Any] | None]]]:
         """Run a plan as one nested query.
 
+        Args:
+            stages: each a `Stage`'s fields, in their order.
+            query: the full vector, float32.
+            conditions: see `conditions.py`.
+            with_payload: False leaves payloads out.
+
         Returns:
             The engine's seconds, and (id, score, payload), best first.
         """
         query_D = np.frombuffer(query, dtype="<f4")
-        vectors = cut(query_D[None], self._sizes, self._rotation)
-        plan = [Stage(**stage) for stage in stages]
+        plan = [Stage(*stage) for stage in stages]
+        looked_at = [self._by_key[stage.key] for stage in plan]
+        vectors = cut(query_D[None], looked_at, self._rotation)
         condition = _filter(conditions) if conditions else None
         inner: list[edge.Prefetch] = []
         for stage in plan[:-1]:

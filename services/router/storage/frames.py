@@ -20,7 +20,19 @@ def encode(frame: Frame) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def decode(body: bytes) -> Frame:
+def decode(body: bytes | bytearray) -> Frame:
     """Read a frame's map, after its length."""
     frame: Frame = msgpack.unpackb(body)  # bounds itself by the body's length
+    return frame
+
+
+def take(received: bytearray) -> Frame | None:
+    """Take the first frame off what has come so far; None: it is not all there yet."""
+    if len(received) < LENGTH.size:
+        return None
+    end = LENGTH.size + LENGTH.unpack_from(received)[0]
+    if len(received) < end:
+        return None
+    frame = decode(received[LENGTH.size : end])
+    del received[:end]
     return frame
