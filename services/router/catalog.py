@@ -9,6 +9,7 @@ from services.router.changes.change import read_change
 from services.router.encoder_client import EncoderClient
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
+from services.router.spread import DEFAULT_SPREAD, Spread, check_spread
 from services.router.storage.store import Collection, Store, check_name
 from services.shared.errors import NotFound, WrongState
 
@@ -31,15 +32,24 @@ class Catalog:
         store: where they are.
         encoder: knows the models.
         metrics: gets the number of collections.
+        most: shards, and replicas of each, that one collection may have.
     """
 
-    def __init__(self, store: Store, encoder: EncoderClient, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, store: Store, encoder: EncoderClient, metrics: RouterMetrics, most: Spread
+    ) -> None:
+        self._most = most
         self._store = store
         self._encoder = encoder
         self._metrics = metrics
 
     async def create(
-        self, name: str, model: str, sizes: Sequence[SizeRequest], tenant: str | None = None
+        self,
+        name: str,
+        model: str,
+        sizes: Sequence[SizeRequest],
+        tenant: str | None = None,
+        spread: Spread = DEFAULT_SPREAD,
     ) -> Description:
         """Create an empty collection for a model that the encoder serves.
 
@@ -48,19 +58,24 @@ class Catalog:
             model: id or alias.
             sizes: beside the full one.
             tenant: whose it is alone; None: every tenant's.
+            spread: how it shall lie on a server's nodes.
 
         Raises:
-            InvalidRequest: the name or a size is out of bounds.
+            InvalidRequest: the name, a size or the spread is out of bounds.
             NotFound: the encoder does not serve the model.
             AlreadyExists: a collection or an alias has the name.
         """
         check_name(name, "name")
+        check_spread(spread, self._most)
         served = await self._encoder.get_model(model)
         resolved = resolve_sizes(sizes, served.dim, served.declared_dims)
-        collection = Collection(name, served.id, served.space_id, resolved, tenant=tenant)
+        collection = Collection(
+            name, served.id, served.space_id, resolved, tenant=tenant, spread=spread
+        )
         await self._store.create(collection)
         await self.count()
-        return Description(collection, 0, (), memory(resolved, 0))
+        created = await self._store.find(name)  # it says how it lies
+        return Description(created, 0, (), memory(resolved, 0))
 
     async def get(self, name: str, tenant: str | None) -> Description:
         """Describe the collection behind a name or alias, as a tenant sees it; NotFound."""

@@ -93,7 +93,9 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self, request: pb.CreateCollectionRequest, context: _Context
     ) -> pb.CreateCollectionResponse:
         sizes = wire.read_sizes(request.sizes)
-        created = await self._parts.catalog.create(request.name, request.model, sizes)
+        created = await self._parts.catalog.create(
+            request.name, request.model, sizes, spread=wire.read_spread(request)
+        )
         return pb.CreateCollectionResponse(collection=wire.write_collection(created))
 
     async def GetCollection(

@@ -18,6 +18,7 @@ from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
 from services.router.search import DEFAULT_LIMIT, Found, Search
 from services.router.sizes import Placement, Quantization, SizeRequest
+from services.router.spread import Spread
 from services.router.storage.store import Point, ScoredPoint
 from services.router.trainer_client import NestQuality
 from services.router.upsert import Acknowledged, Batch
@@ -59,6 +60,10 @@ def _read_size(size: pb.Size) -> SizeRequest:
     hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
     quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
     return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
+
+
+def read_spread(request: pb.CreateCollectionRequest | pb.MigrateCollectionRequest) -> Spread:
+    return Spread(request.shards, request.replicas)
 
 
 def read_calibrated(request: pb.NestCollectionRequest) -> Calibrated | None:
@@ -136,6 +141,8 @@ def write_collection(
             for m in description.memory
         ],
         change=change,
+        shards=collection.spread.shards,
+        replicas=collection.spread.replicas,
     )
 
 
@@ -315,5 +322,5 @@ def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
 def read_migrate(request: pb.MigrateCollectionRequest) -> Migrate:
     return Migrate(
         request.source, request.target, request.model, read_sizes(request.sizes), request.alias,
-        request.hold, request.watch,
+        request.hold, request.watch, read_spread(request),
     )  # fmt: skip

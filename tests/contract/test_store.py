@@ -1,4 +1,5 @@
-"""What every engine behind the router does alike: Edge in a folder, Qdrant in memory and served."""
+"""What every engine behind the router does alike: Edge in a folder; Qdrant in memory, in shards
+behind its own gRPC, and, where there is one, served."""
 
 import asyncio
 import os
@@ -24,6 +25,7 @@ from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import Collection, Point, Store
 from services.shared.errors import AlreadyExists, NotFound
 from services.shared.vectors import Array, truncate
+from tests.router.sharded_qdrant import ShardedQdrant
 
 FULL = 32
 CODES: list[Quantization] = [quantization for quantization in BITS if quantization != "none"]
@@ -46,10 +48,6 @@ def make_points(rows: int) -> list[Point]:
 def make_collection(name: str, *requests: SizeRequest, space_id: str = "space-1") -> Collection:
     requests = requests or (SizeRequest(8), SizeRequest(16))
     return Collection(name, "model-1", space_id, resolve_sizes(requests, FULL))
-
-
-def is_in_memory(store: QdrantStore) -> bool:
-    return type(store._client._client).__name__ == "AsyncQdrantLocal"
 
 
 def in_memory() -> AsyncQdrantClient:
@@ -77,7 +75,7 @@ async def reopened(store: Store) -> Store:
     return store
 
 
-@pytest.fixture(params=["edge", "memory", "server"])
+@pytest.fixture(params=["edge", "memory", "sharded", "server"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     url = os.environ.get("QDRANT_URL")
     opened: Store
@@ -86,6 +84,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         opened = EdgeStore(tmp_path / "collections", indexing_threshold_kb=1)
     elif request.param == "memory":
         opened = QdrantStore(in_memory(), retire_s=0)
+    elif request.param == "sharded":
+        sharded = ShardedQdrant(default_shards=1)
+        await sharded.start()
+        opened = QdrantStore.connect("http://127.0.0.1:1", sharded.port, None, 30)
+        opened._retire_s = 0
     elif url is None:
         pytest.skip("QDRANT_URL is not set: no Qdrant server to test against")
     else:
@@ -98,6 +101,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             if collection.name.startswith("contract-"):
                 await opened.drop(collection.name)
     await opened.close()
+    if request.param == "sharded":
+        await sharded.kill()
 
 
 @pytest.fixture
@@ -306,10 +311,10 @@ async def test_codes_whose_candidates_are_all_scored_anew_lose_nothing(
 
 @pytest.mark.parametrize("quantization", CODES)
 async def test_codes_with_the_last_word_score_by_themselves(
-    store: Store, name: str, quantization: Quantization
+    store: Store, name: str, quantization: Quantization, request: pytest.FixtureRequest
 ) -> None:
     """Without oversampling a plan ranks by the codes, which are not the cosines."""
-    if isinstance(store, QdrantStore) and is_in_memory(store):
+    if request.node.callspec.params["store"] in ("memory", "sharded"):
         pytest.skip("the in-memory twin keeps no codes")
     collection = make_collection(name, SizeRequest(FULL, quantization, 0))
     await store.create(collection)

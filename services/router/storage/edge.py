@@ -16,6 +16,7 @@ from services.router.filters import Filter
 from services.router.plan import Plan
 from services.router.rotation import Rotation
 from services.router.sizes import Size
+from services.router.spread import WHOLE, check_whole
 from services.router.storage import edge_rebuild
 from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.edge_folder import EdgeFolder, remove
@@ -82,6 +83,8 @@ class EdgeStore:
         self._aliases = self._folder.read_aliases()
 
     async def create(self, collection: Collection) -> None:
+        check_whole(collection.spread)
+        collection = replace(collection, spread=WHOLE)
         async with self._naming:
             if collection.name in self._collections or collection.name in self._aliases:
                 raise taken(collection.name)

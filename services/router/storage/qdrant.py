@@ -19,7 +19,13 @@ from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
 from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.qdrant_companions import Companions
-from services.router.storage.qdrant_config import METADATA_KEY, read_metadata, vector_params
+from services.router.storage.qdrant_config import (
+    METADATA_KEY,
+    read_collection,
+    read_metadata,
+    spread_params,
+    vector_params,
+)
 from services.router.storage.qdrant_errors import engine_errors
 from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.store import (
@@ -97,6 +103,7 @@ class QdrantStore:
                 collection.name,
                 vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
                 metadata={METADATA_KEY: to_metadata(collection)},
+                **spread_params(collection.spread),
             )
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
             await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
@@ -110,7 +117,7 @@ class QdrantStore:
         # The server follows aliases here; the real name is in the metadata. One round trip.
         with engine_errors(name):
             info = await self._client.get_collection(name)
-        return from_metadata(read_metadata(info, name))
+        return read_collection(info, name)
 
     async def collections(self) -> list[Collection]:
         with engine_errors():
@@ -264,7 +271,7 @@ class QdrantStore:
         collection = await self.find(name)
         if rotation is not None:
             with engine_errors(name):
-                await self._companions.keep_rotation(collection.name, rotation)
+                await self._companions.keep_rotation(collection, rotation)
         resize = Resize(self._client, collection, sizes, self.rotation, self._update_metadata)
         changed = await resize.run(on_progress)
         await self.settle(name)
@@ -272,15 +279,16 @@ class QdrantStore:
         await resize.retire()
         with engine_errors(name):
             await self._companions.drop_rotations(collection.name, keep=changed.nesting)
-        return changed
+        return await self.find(name)
 
     async def rotation(self, collection: Collection) -> Rotation | None:
         with engine_errors(collection.name):
             return await self._companions.rotation(collection.name, collection.nesting)
 
     async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        collection = await self.find(name)
         with engine_errors(name):
-            await self._companions.keep_queries(name, queries)
+            await self._companions.keep_queries(collection, queries)
 
     async def kept_queries(self, name: str) -> KeptQueries:
         collection = await self.find(name)

@@ -18,6 +18,7 @@ from services.router.filters import Filter
 from services.router.plan import Plan, Stage, reads_codes
 from services.router.rotation import Rotation
 from services.router.sizes import Placement, Quantization, Size
+from services.router.spread import DEFAULT_SPREAD, WHOLE, Spread
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
@@ -49,6 +50,8 @@ class Collection:
     """{"to": name of the collection that gets all its writes too}; None: none does."""
     tenant: str | None = None
     """Whose it is alone; None: every tenant's points may be in it."""
+    spread: Spread = field(default=DEFAULT_SPREAD, compare=False)
+    """To `create`: as it shall lie; as found: as it lies now, which a server may change."""
 
     @property
     def full(self) -> int:
@@ -139,7 +142,12 @@ class Store(Protocol):
         """Make ready; fails if the storage cannot be used."""
 
     async def create(self, collection: Collection) -> None:
-        """Create an empty collection; AlreadyExists if the name or an alias takes it."""
+        """Create an empty collection.
+
+        Raises:
+            AlreadyExists: the name, or an alias, takes it.
+            InvalidRequest: the storage cannot spread it so.
+        """
 
     async def find(self, name: str) -> Collection:
         """Look a collection up by name or alias; NotFound."""
@@ -308,6 +316,7 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         metadata.get("change"),
         metadata.get("mirror"),
         metadata.get("tenant"),
+        WHOLE,
     )
 
 

@@ -171,11 +171,16 @@ class Collection(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     """Id of the encoder's model."""
     space_id: _builtins.str
     num_points: _builtins.int
+    shards: _builtins.int
+    """Parts that its points are spread over now, and copies that are kept of each."""
+    replicas: _builtins.int
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Ascending; the last is the full size."""
@@ -203,10 +208,12 @@ class Collection(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         memory: _abc.Iterable[Global___SizeMemory] | None = ...,
         change: Global___Change | None = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes", "space_id", b"space_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -514,10 +521,21 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SIZES_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 255 letters, digits, '_', '-' or '.', the first a letter or digit."""
     model: _builtins.str
     """Id or alias of a model that the encoder serves; the id behind an alias is kept."""
+    shards: _builtins.int
+    """On a Qdrant server: parts that the points are spread over, so that several nodes hold and
+    search them; 0: the server's default. Embedded storage keeps a collection whole: 0 or 1.
+    """
+    replicas: _builtins.int
+    """On a Qdrant server: copies of each part, each on a node of its own, so no more than there are
+    nodes; 0: the server's default. Where there are two or more, a write is acknowledged once two
+    of them have it. Embedded storage: 0 or 1.
+    """
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Sizes to keep besides the full one, which is always kept. Empty: the sizes that the model
@@ -530,10 +548,12 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         model: _builtins.str = ...,
         sizes: _abc.Iterable[Global___Size] | None = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2142,6 +2162,8 @@ class MigrateCollectionRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Name or alias of the collection to read."""
     target: _builtins.str
@@ -2156,6 +2178,9 @@ class MigrateCollectionRequest(_message.Message):
     """Keep the source current after the switch, so that RollBack loses nothing, until
     FinishMigration.
     """
+    shards: _builtins.int
+    """As in CreateCollectionRequest; 0: as many as the source has."""
+    replicas: _builtins.int
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """As in CreateCollectionRequest. Empty: the source's plain sizes."""
@@ -2170,10 +2195,12 @@ class MigrateCollectionRequest(_message.Message):
         alias: _builtins.str = ...,
         hold: _builtins.bool = ...,
         watch: _builtins.bool = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "hold", b"hold", "model", b"model", "sizes", b"sizes", "source", b"source", "target", b"target", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "hold", b"hold", "model", b"model", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes", "source", b"source", "target", b"target", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
