@@ -72,9 +72,8 @@ class Catalog:
         collection = Collection(
             name, served.id, served.space_id, resolved, tenant=tenant, spread=spread
         )
-        await self._store.create(collection)
+        created = await self._store.create(collection)
         await self.count()
-        created = await self._store.find(name)  # it says how it lies
         return Description(created, 0, (), memory(resolved, 0))
 
     async def get(self, name: str, tenant: str | None) -> Description:

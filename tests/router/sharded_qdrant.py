@@ -112,18 +112,15 @@ class ShardedQdrant:
 
     async def reshard(self, name: str, shards: int) -> None:
         """Spread a collection's points over another number of shards."""
-        points = []
-        for shard in self.shards(name):
-            records, _ = await shard.scroll(name, limit=10**6, with_vectors=True)
-            points += records
-            if records:
-                await shard.delete(name, [record.id for record in records])
-        info = await self._shards[0].get_collection(name)
-        before = self.held[name].shards
+        before, points = self.shards(name), []
+        info = await before[0].get_collection(name)
+        for shard in before:
+            points += (await shard.scroll(name, limit=10**6, with_vectors=True))[0]
+            await shard.delete_collection(name)
         self.held[name].shards = shards
-        for shard in self.shards(name)[before:]:
-            vectors = info.config.params.vectors
-            await shard.create_collection(name, vectors, metadata=info.config.metadata)
+        for shard in self.shards(name):
+            vectors, metadata = info.config.params.vectors, info.config.metadata
+            await shard.create_collection(name, vectors, metadata=metadata)
         for record in points:
             point = models.PointStruct(id=record.id, vector=record.vector, payload=record.payload)
             await self.shard_of(name, record.id).upsert(name, [point])
@@ -140,6 +137,8 @@ class ShardedQdrant:
             await context.abort(failure.code, "chosen to fail")
         try:
             answer = await work()
+        except KeyError as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"No point with id {error} found")
         except ValueError as error:
             is_missing = "not found" in str(error) and "vector" not in str(error).lower()
             code = grpc.StatusCode.NOT_FOUND if is_missing else grpc.StatusCode.INVALID_ARGUMENT

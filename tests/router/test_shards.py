@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from services.shared.pb import router_pb2 as pb
+from services.shared.vectors import pack
 from tests.router.conftest import Encoder, Running, running
 from tests.router.sharded_qdrant import ShardedQdrant
 
@@ -102,6 +104,27 @@ async def test_a_migration_s_target_lies_as_its_source_unless_told(
         async for answer in spread.stub.MigrateCollection(request):
             last = answer
         assert (last.collection.shards, last.collection.replicas) == lies
+
+
+async def test_a_calibration_knows_how_many_shards_it_was_made_in(spread: Running) -> None:
+    """So that it can be told when there are fewer, whose graphs may find less."""
+    await create(spread, shards=3, sizes=[pb.Size(dim=8)])
+    vectors = pack(np.random.default_rng(0).standard_normal((60, 32)).astype(np.float32))
+    batch = pb.UpsertRequest(
+        collection="docs",
+        points=[pb.Point(id=str(row)) for row in range(60)],
+        vectors=vectors,
+        space_id="space-small",
+    )
+    async for _ in spread.stub.Upsert(iter([batch])):
+        pass
+    queries = pack(np.random.default_rng(1).standard_normal((100, 32)).astype(np.float32))
+    request = pb.CalibrateRequest(
+        collection="docs", vectors=queries, space_id="space-small", limit=5
+    )
+    async for answer in spread.stub.Calibrate(request):
+        last = answer
+    assert last.calibration.shards == 3
 
 
 async def test_more_than_a_collection_may_have_is_refused(

@@ -82,7 +82,7 @@ class EdgeStore:
         }
         self._aliases = self._folder.read_aliases()
 
-    async def create(self, collection: Collection) -> None:
+    async def create(self, collection: Collection) -> Collection:
         check_whole(collection.spread)
         collection = replace(collection, spread=WHOLE)
         async with self._naming:
@@ -97,6 +97,7 @@ class EdgeStore:
                 remove(shard.parent)
                 raise
             self._collections[collection.name] = OpenCollection(stored, self._options)
+            return collection
 
     async def find(self, name: str) -> Collection:
         return self._open(self._aliases.get(name, name)).collection

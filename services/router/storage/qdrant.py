@@ -14,10 +14,10 @@ import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.filters import Filter
-from services.router.plan import Plan, Stage, oversampling
+from services.router.plan import Plan
 from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
-from services.router.storage.conditions import to_conditions, to_count
+from services.router.storage.conditions import to_count
 from services.router.storage.qdrant_companions import Companions
 from services.router.storage.qdrant_config import (
     METADATA_KEY,
@@ -28,6 +28,7 @@ from services.router.storage.qdrant_config import (
 )
 from services.router.storage.qdrant_errors import engine_errors
 from services.router.storage.qdrant_resize import Resize, Update, being_added
+from services.router.storage.qdrant_search import QdrantSearch
 from services.router.storage.store import (
     TENANT,
     Answer,
@@ -42,7 +43,6 @@ from services.router.storage.store import (
     clamp,
     from_metadata,
     from_payload,
-    is_plain_rescoring,
     latest,
     not_found,
     point_uuid,
@@ -61,14 +61,20 @@ class QdrantStore:
 
     Args:
         client: owned from here on; closed by `close`.
+        timeout_s: longest wait for one answer of the server.
         settle_timeout_s: longest wait for the server's own indexing after a stream of writes.
         retire_s: from when a size is gone until its vectors are.
     """
 
     def __init__(
-        self, client: AsyncQdrantClient, settle_timeout_s: float = 60.0, retire_s: float = 10.0
+        self,
+        client: AsyncQdrantClient,
+        timeout_s: int = 60,
+        settle_timeout_s: float = 60.0,
+        retire_s: float = 10.0,
     ) -> None:
         self._client = client
+        self._search = QdrantSearch(client, timeout_s)
         self._companions = Companions(client)
         self._noting = asyncio.Lock()
         self._settle_timeout_s = settle_timeout_s
@@ -88,14 +94,15 @@ class QdrantStore:
                 timeout=timeout_s,
                 # It would ask over HTTP while building, and only to log a warning.
                 check_compatibility=False,
-            )
+            ),
+            timeout_s,
         )
 
     async def open(self) -> None:
         with engine_errors():
             await self._client.get_collections()
 
-    async def create(self, collection: Collection) -> None:
+    async def create(self, collection: Collection) -> Collection:
         if await self._is_taken(collection.name):
             raise taken(collection.name)
         with engine_errors():
@@ -107,6 +114,7 @@ class QdrantStore:
             )
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
             await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
+        return await self.find(collection.name)
 
     async def _is_taken(self, name: str) -> bool:
         with engine_errors():
@@ -192,12 +200,11 @@ class QdrantStore:
         with_points: bool = True,
     ) -> Answer:
         rotation = await self.rotation(collection)
-        query = _nested_query(collection, plan, query_D, rotation, condition)
         start = time.perf_counter()
         try:
             with engine_errors(collection.name):
-                response = await self._client.query_points(
-                    collection.name, limit=plan.limit, with_payload=with_points, **query
+                found = await self._search.run(
+                    collection, plan, query_D, rotation, condition, with_points
                 )
         except ServiceError as error:
             if (await self.find(collection.name)).sizes != collection.sizes:
@@ -209,7 +216,7 @@ class QdrantStore:
             ScoredPoint(
                 str(hit.id), from_payload(hit.payload) if hit.payload else nothing, clamp(hit.score)
             )
-            for hit in response.points
+            for hit in found
         ]
         return Answer(hits, seconds)
 
@@ -327,51 +334,3 @@ def _page(records: Sequence[models.Record], full: str | None) -> Page:
         return Page(points, None)
     rows: list[Any] = [record.vector for record in records]
     return Page(points, None, normalize(np.array([row[full] for row in rows], dtype=np.float32)))
-
-
-def _nested_query(
-    collection: Collection,
-    plan: Plan,
-    query_D: Array,
-    rotation: Rotation | None,
-    condition: Filter | None,
-) -> dict[str, Any]:
-    """Return arguments of `query_points`: each stage around the one before it."""
-    sizes = {size.key: size for size in collection.sizes}
-    vectors = cut(query_D[None], collection.sizes, rotation)
-    query_filter = models.Filter.model_validate(to_conditions(condition)) if condition else None
-    inner: list[models.Prefetch] = []
-    for stage in plan.stages[:-1]:
-        size = sizes[stage.key]
-        inner = [
-            models.Prefetch(
-                query=vectors[size.vector_name][0].tolist(),
-                using=size.vector_name,
-                params=_search_params(stage, size, is_first=not inner),
-                limit=stage.candidates,
-                # What the first stage hands on is filtered already.
-                filter=None if inner else query_filter,
-                prefetch=inner or None,
-            )
-        ]
-    size = sizes[plan.stages[-1].key]
-    return {
-        "query": vectors[size.vector_name][0].tolist(),
-        "using": size.vector_name,
-        "search_params": _search_params(plan.stages[-1], size, is_first=not inner),
-        "query_filter": None if inner else query_filter,
-        "prefetch": inner or None,
-    }
-
-
-def _search_params(stage: Stage, size: Size, is_first: bool) -> models.SearchParams:
-    times = oversampling(stage, size)
-    return models.SearchParams(
-        hnsw_ef=stage.ef or None,
-        exact=stage.exact or is_plain_rescoring(stage, size, is_first),
-        quantization=models.QuantizationSearchParams(
-            ignore=stage.ignore_quantization,
-            rescore=times > 0,
-            oversampling=times if times > 1 else None,
-        ),
-    )

@@ -141,8 +141,8 @@ class Store(Protocol):
     async def open(self) -> None:
         """Make ready; fails if the storage cannot be used."""
 
-    async def create(self, collection: Collection) -> None:
-        """Create an empty collection.
+    async def create(self, collection: Collection) -> Collection:
+        """Create an empty collection; return it as `find` does.
 
         Raises:
             AlreadyExists: the name, or an alias, takes it.
@@ -178,7 +178,7 @@ class Store(Protocol):
         condition: Filter | None = None,
         with_points: bool = True,
     ) -> Answer:
-        """Run a resolved plan as one nested query.
+        """Run a resolved plan.
 
         Args:
             collection: as `find` returned it.

@@ -1699,6 +1699,7 @@ class Calibration(_message.Message):
     CHOSEN_FIELD_NUMBER: _builtins.int
     CURVES_FIELD_NUMBER: _builtins.int
     PLOT_PNG_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     created_at: _builtins.int
     """Unix time, seconds."""
     num_points: _builtins.int
@@ -1713,6 +1714,8 @@ class Calibration(_message.Message):
     """The place in `plans` of the plan that `recall_target` gets."""
     plot_png: _builtins.bytes
     """A PNG, if asked for."""
+    shards: _builtins.int
+    """Shards that the points lay in."""
     @_builtins.property
     def slice_queries(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
@@ -1739,10 +1742,11 @@ class Calibration(_message.Message):
         chosen: _builtins.int = ...,
         curves: _abc.Iterable[Global___Curve] | None = ...,
         plot_png: _builtins.bytes = ...,
+        shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "shards", b"shards", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
