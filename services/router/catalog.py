@@ -10,6 +10,7 @@ from services.router.encoder_client import EncoderClient
 from services.router.hybrid.text_index import TextIndex, check_text_index
 from services.router.metrics import RouterMetrics
 from services.router.sizes import Memory, SizeRequest, memory, resolve_sizes
+from services.router.spread import DEFAULT_SPREAD, Spread, check_spread
 from services.router.storage.store import Collection, Store, check_name
 from services.shared.errors import NotFound, WrongState
 
@@ -32,9 +33,13 @@ class Catalog:
         store: where they are.
         encoder: knows the models.
         metrics: gets the number of collections.
+        most: shards, and replicas of each, that one collection may have.
     """
 
-    def __init__(self, store: Store, encoder: EncoderClient, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, store: Store, encoder: EncoderClient, metrics: RouterMetrics, most: Spread
+    ) -> None:
+        self._most = most
         self._store = store
         self._encoder = encoder
         self._metrics = metrics
@@ -46,6 +51,7 @@ class Catalog:
         sizes: Sequence[SizeRequest],
         tenant: str | None = None,
         text_index: TextIndex | None = None,
+        spread: Spread = DEFAULT_SPREAD,
     ) -> Description:
         """Create an empty collection for a model that the encoder serves.
 
@@ -55,23 +61,26 @@ class Catalog:
             sizes: beside the full one.
             tenant: whose it is alone; None: every tenant's.
             text_index: how its texts are kept for search by words; None: they are not.
+            spread: how it shall lie on a server's nodes.
 
         Raises:
-            InvalidRequest: the name, a size or the language is out of bounds.
+            InvalidRequest: the name, a size, the language or the spread is out of bounds.
             NotFound: the encoder does not serve the model.
             AlreadyExists: a collection or an alias has the name.
         """
         check_name(name, "name")
+        check_spread(spread, self._most)
         if text_index is not None:
             check_text_index(text_index)
         served = await self._encoder.get_model(model)
         resolved = resolve_sizes(sizes, served.dim, served.declared_dims)
         collection = Collection(
-            name, served.id, served.space_id, resolved, tenant=tenant, text_index=text_index
-        )
-        await self._store.create(collection)
+            name, served.id, served.space_id, resolved,
+            tenant=tenant, text_index=text_index, spread=spread,
+        )  # fmt: skip
+        created = await self._store.create(collection)
         await self.count()
-        return Description(collection, 0, (), memory(resolved, 0))
+        return Description(created, 0, (), memory(resolved, 0))
 
     async def get(self, name: str, tenant: str | None) -> Description:
         """Describe the collection behind a name or alias, as a tenant sees it; NotFound."""

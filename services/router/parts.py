@@ -27,6 +27,7 @@ from services.router.recall.recent import Recent
 from services.router.recall.shadow import Live, Shadow
 from services.router.search import Searcher
 from services.router.settings import RouterSettings
+from services.router.spread import Spread
 from services.router.storage.edge import EdgeStore
 from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import Collection, Store
@@ -73,7 +74,8 @@ class Parts:
         store, gate, metrics = self.store, self._gate, self._metrics
         await store.open()
         self._open.push_async_callback(store.close)
-        self.catalog = Catalog(store, encoder, metrics)
+        most = Spread(s.max_shards, s.max_replicas)
+        self.catalog = Catalog(store, encoder, metrics, most)
         self.promises = Promises(s.max_candidates)
         rarity = Rarity(store, s.rarity_documents, s.rarity_age_s)
         self._open.push_async_callback(rarity.stop)
@@ -109,7 +111,7 @@ class Parts:
         spool = s.data_dir / "samples"
         sampler = Sampler(store, self.recent, trainer, spool, s.nest_points)
         self.sizes = SizeWork(store, self.calibrator, sampler, trainer)
-        migrator = Migrator(store, encoder, translator, gate, metrics, s.migrate_page_points)
+        migrator = Migrator(store, encoder, translator, gate, metrics, s.migrate_page_points, most)
         self.migrations = MigrateWork(store, self.calibrator, migrator)
         works: dict[Kind, Work] = {
             "resize": self.sizes, "nest": self.sizes, "migrate": self.migrations

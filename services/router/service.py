@@ -96,7 +96,11 @@ class RouterService(pb_grpc.RouterServiceServicer):
         sizes = wire.read_sizes(request.sizes)
         by_words = read_text_index(request.text_index) if request.HasField("text_index") else None
         created = await self._parts.catalog.create(
-            request.name, request.model, sizes, text_index=by_words
+            request.name,
+            request.model,
+            sizes,
+            text_index=by_words,
+            spread=wire.read_spread(request),
         )
         return pb.CreateCollectionResponse(collection=wire.write_collection(created))
 

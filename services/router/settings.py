@@ -53,6 +53,11 @@ class RouterSettings(ServerSettings):
     qdrant_timeout_s: int = Field(default=60, ge=1)
     """Longest wait for one call to the Qdrant server."""
 
+    max_shards: int = Field(default=64, ge=1)
+    """Most shards of one collection, which only a Qdrant server spreads."""
+    max_replicas: int = Field(default=8, ge=1)
+    """Most replicas of each shard of one."""
+
     edge_queue: int = Field(default=256, ge=1)
     """Requests waiting at one Edge worker; one more is refused as overloaded."""
     edge_indexing_threshold_kb: int = Field(default=10_000, ge=1)

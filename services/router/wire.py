@@ -20,6 +20,7 @@ from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
 from services.router.search import DEFAULT_LIMIT, Found, Search, TextReport
 from services.router.sizes import Placement, Quantization, SizeRequest
+from services.router.spread import Spread
 from services.router.storage.store import Point
 from services.router.trainer_client import NestQuality
 from services.router.upsert import Acknowledged, Batch
@@ -61,6 +62,10 @@ def _read_size(size: pb.Size) -> SizeRequest:
     hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
     quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
     return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
+
+
+def read_spread(request: pb.CreateCollectionRequest | pb.MigrateCollectionRequest) -> Spread:
+    return Spread(request.shards, request.replicas)
 
 
 def read_calibrated(request: pb.NestCollectionRequest) -> Calibrated | None:
@@ -139,6 +144,8 @@ def write_collection(
         ],
         change=change,
         text_index=write_text_index(collection.text_index) if collection.text_index else None,
+        shards=collection.spread.shards,
+        replicas=collection.spread.replicas,
     )
 
 
@@ -322,5 +329,5 @@ def _write_promise(promise: Promise) -> pb.Promise:
 def read_migrate(request: pb.MigrateCollectionRequest) -> Migrate:
     return Migrate(
         request.source, request.target, request.model, read_sizes(request.sizes), request.alias,
-        request.hold, request.watch,
+        request.hold, request.watch, read_spread(request),
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""What every engine behind the router does alike: Edge in a folder, Qdrant in memory and served."""
+"""What every engine behind the router does alike: Edge in a folder; Qdrant in memory, in shards
+behind its own gRPC, and, where there is one, served."""
 
 import asyncio
 import os
@@ -24,6 +25,7 @@ from services.router.storage.qdrant import QdrantStore
 from services.router.storage.store import Collection, Point, Store
 from services.shared.errors import AlreadyExists, NotFound
 from services.shared.vectors import Array, truncate
+from tests.router.sharded_qdrant import ShardedQdrant
 
 FULL = 32
 CODES: list[Quantization] = [quantization for quantization in BITS if quantization != "none"]
@@ -46,10 +48,6 @@ def make_points(rows: int) -> list[Point]:
 def make_collection(name: str, *requests: SizeRequest, space_id: str = "space-1") -> Collection:
     requests = requests or (SizeRequest(8), SizeRequest(16))
     return Collection(name, "model-1", space_id, resolve_sizes(requests, FULL))
-
-
-def is_in_memory(store: QdrantStore) -> bool:
-    return type(store._client._client).__name__ == "AsyncQdrantLocal"
 
 
 def in_memory() -> AsyncQdrantClient:
@@ -77,7 +75,7 @@ async def reopened(store: Store) -> Store:
     return store
 
 
-@pytest.fixture(params=["edge", "memory", "server"])
+@pytest.fixture(params=["edge", "memory", "sharded", "server"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     url = os.environ.get("QDRANT_URL")
     opened: Store
@@ -86,6 +84,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         opened = EdgeStore(tmp_path / "collections", indexing_threshold_kb=1)
     elif request.param == "memory":
         opened = QdrantStore(in_memory(), retire_s=0)
+    elif request.param == "sharded":
+        sharded = ShardedQdrant(default_shards=3)
+        await sharded.start()
+        opened = QdrantStore.connect("http://127.0.0.1:1", sharded.port, None, 30)
+        opened._retire_s = 0
     elif url is None:
         pytest.skip("QDRANT_URL is not set: no Qdrant server to test against")
     else:
@@ -98,6 +101,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             if collection.name.startswith("contract-"):
                 await opened.drop(collection.name)
     await opened.close()
+    if request.param == "sharded":
+        await sharded.kill()
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ async def test_a_collection_is_created_found_listed_and_dropped(store: Store, na
         SizeRequest(24, "turbo2"),
         SizeRequest(FULL, "turbo4", 4),
     )
-    await store.create(collection)
+    collection = await store.create(collection)
     assert await store.find(name) == collection
     assert (await store.find(name)).calibration is None
     assert collection in await store.collections()
@@ -150,7 +155,7 @@ async def test_an_alias_finds_its_collection_and_moves_at_once(store: Store, nam
 async def test_a_point_comes_back_as_it_was_written(store: Store, name: str) -> None:
     """Ids of any characters, texts and attributes of each type survive storage unchanged."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     attributes = {
         "s": "x", "empty": "", "i": 1, "big": 2**63 - 1, "f": 1.0, "t": True, "n": False,
         "a-b_1": -0.5,
@@ -170,7 +175,7 @@ async def test_a_point_comes_back_as_it_was_written(store: Store, name: str) -> 
 async def test_the_same_id_again_replaces_the_point(store: Store, name: str) -> None:
     """An upsert is idempotent; within one batch the last point of an id wins."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     vectors_BD = random_vectors(3)
     await store.upsert(name, make_points(2), vectors_BD[:2])
     await store.upsert(name, make_points(2), vectors_BD[:2])
@@ -223,7 +228,7 @@ async def test_a_plan_over_all_candidates_equals_numpy(
 ) -> None:
     """Stages that hand on every point give numpy's ranking and cosines at the last size."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     points, vectors_BD, query_D = make_points(80), random_vectors(80), random_vectors(1, 9)[0]
     await store.upsert(name, points, vectors_BD)
     await store.settle(name)
@@ -244,7 +249,7 @@ async def test_a_plan_over_all_candidates_equals_numpy(
 async def test_a_shortlist_bounds_what_the_rerank_can_find(store: Store, name: str) -> None:
     """Nested stages give numpy's rerank of numpy's shortlist, not a search of everything."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     points, vectors_BD, query_D = make_points(80), random_vectors(80), random_vectors(1, 9)[0]
     await store.upsert(name, points, vectors_BD)
     plan = Plan((Stage(8, 12, exact=True), Stage(FULL, 5)))
@@ -265,7 +270,7 @@ async def test_quantised_sizes_find_a_point_by_itself(
     collection = make_collection(
         name, SizeRequest(8, quantization), SizeRequest(FULL, quantization)
     )
-    await store.create(collection)
+    collection = await store.create(collection)
     vectors_BD = random_vectors(300)
     await store.upsert(name, make_points(300), vectors_BD)
     await store.settle(name)
@@ -289,7 +294,7 @@ async def test_codes_whose_candidates_are_all_scored_anew_lose_nothing(
     collection = make_collection(
         name, SizeRequest(16, quantization, 8), SizeRequest(FULL, quantization, 0)
     )
-    await store.create(collection)
+    collection = await store.create(collection)
     points, vectors_BD, query_D = make_points(300), random_vectors(300), random_vectors(1, 9)[0]
     await store.upsert(name, points, vectors_BD)
     await store.settle(name)
@@ -306,13 +311,13 @@ async def test_codes_whose_candidates_are_all_scored_anew_lose_nothing(
 
 @pytest.mark.parametrize("quantization", CODES)
 async def test_codes_with_the_last_word_score_by_themselves(
-    store: Store, name: str, quantization: Quantization
+    store: Store, name: str, quantization: Quantization, request: pytest.FixtureRequest
 ) -> None:
     """Without oversampling a plan ranks by the codes, which are not the cosines."""
-    if isinstance(store, QdrantStore) and is_in_memory(store):
+    if request.node.callspec.params["store"] in ("memory", "sharded"):
         pytest.skip("the in-memory twin keeps no codes")
     collection = make_collection(name, SizeRequest(FULL, quantization, 0))
-    await store.create(collection)
+    collection = await store.create(collection)
     vectors_BD, query_D = random_vectors(300), random_vectors(1, 9)[0]
     await store.upsert(name, make_points(300), vectors_BD)
     await store.settle(name)
@@ -326,7 +331,7 @@ async def test_codes_with_the_last_word_score_by_themselves(
 async def test_vectors_come_back_page_by_page(store: Store, name: str) -> None:
     """Every point's full vector comes once, of unit length, under the key that its hits carry."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     assert (await store.vectors(name, None, 5)).vectors_BD.shape == (0, FULL)
     points, vectors_BD = make_points(25), random_vectors(25) * 7
     await store.upsert(name, points, vectors_BD)
@@ -356,7 +361,7 @@ async def test_vectors_come_back_page_by_page(store: Store, name: str) -> None:
 async def test_what_was_measured_is_kept_until_it_is_forgotten(store: Store, name: str) -> None:
     """A calibration survives a reopening with all its numbers; None forgets it as durably."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.set_alias(f"{name}-alias", name)
     await store.upsert(name, make_points(3), random_vectors(3))
     measured = {
@@ -376,7 +381,7 @@ async def test_what_was_measured_is_kept_until_it_is_forgotten(store: Store, nam
 async def test_an_answer_tells_the_engine_s_time(store: Store, name: str) -> None:
     """A search says how long the engine took, which is some time and no longer than the call."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.upsert(name, make_points(60), random_vectors(60))
     start = time.perf_counter()
     answer = await store.search(collection, exact_plan(collection.sizes, 3), random_vectors(1)[0])
@@ -498,7 +503,7 @@ async def test_searches_go_on_while_sizes_change(store: Store, name: str) -> Non
 async def test_what_was_measured_holds_while_its_sizes_are_there(store: Store, name: str) -> None:
     """More sizes leave a calibration as it is; one size less, or another, and it is forgotten."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.upsert(name, make_points(30), random_vectors(30))
     await store.annotate(name, "calibration", {"recall": 0.95})
     more = resolve_sizes([SizeRequest(4), SizeRequest(8), SizeRequest(16)], FULL)
@@ -511,7 +516,7 @@ async def test_what_was_measured_holds_while_its_sizes_are_there(store: Store, n
 async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
     """A filtered shortlist is full of points that fulfil the filter, so none is missing later."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.upsert(name, make_points(60), random_vectors(60))
     await store.settle(name)
     plan = Plan((Stage(8, 10), Stage(FULL, 10)))
@@ -523,7 +528,7 @@ async def test_a_filter_holds_in_every_stage(store: Store, name: str) -> None:
 async def test_hits_without_points_carry_scores_only(store: Store, name: str) -> None:
     """Leaving texts out does not change how many hits there are or what they score."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.upsert(name, make_points(9), random_vectors(9))
     plan, query_D = exact_plan(collection.sizes, 4), random_vectors(1, 9)[0]
     with_points = (await store.search(collection, plan, query_D)).hits
@@ -535,7 +540,7 @@ async def test_hits_without_points_carry_scores_only(store: Store, name: str) ->
 async def test_an_empty_collection_answers_with_nothing(store: Store, name: str) -> None:
     """Search, scroll, count and settle work before the first point."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     await store.settle(name)
     query_D = random_vectors(1)[0]
     answer = await store.search(collection, default_plan(collection.sizes, 3, 100), query_D)
@@ -592,7 +597,7 @@ _filter = st.recursive(
 async def test_each_tenant_has_its_own_points_of_the_same_ids(store: Store, name: str) -> None:
     """Found, counted and deleted are one tenant's, in every plan, and indexed too."""
     collection = make_collection(name, SizeRequest(8, "int8"), SizeRequest(16))
-    await store.create(collection)
+    collection = await store.create(collection)
     vectors_BD = random_vectors(60)
     tenants = (None, "acme", "globex")
     for place, tenant in enumerate(tenants):
@@ -639,7 +644,7 @@ async def test_a_collection_remembers_whose_it_is(store: Store, name: str) -> No
 async def test_filters_mean_the_same_as_their_definition(store: Store, name: str) -> None:
     """On random filters the engine keeps exactly the points that `filters.matches` keeps."""
     collection = make_collection(name)
-    await store.create(collection)
+    collection = await store.create(collection)
     rng = np.random.default_rng(0)
     points = [
         Point(

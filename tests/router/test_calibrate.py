@@ -110,7 +110,7 @@ async def test_what_is_promised_is_kept_for_new_queries(router):
         assert 0 < step.done <= step.total
     assert [(s.done, s.total) for s in steps if s.step == "read"][-1] == (2000, 2000)
 
-    assert (calibration.num_points, calibration.limit) == (2000, 10)
+    assert (calibration.num_points, calibration.shards, calibration.limit) == (2000, 1, 10)
     assert calibration.source == pb.QUERY_SOURCE_GIVEN
     assert calibration.num_queries == 200
     assert calibration.slice_queries == {"easy": 100, "hard": 100}

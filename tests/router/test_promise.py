@@ -6,6 +6,7 @@ from services.router.plan import Plan, Stage, default_plan, exact_plan
 from services.router.recall.calibration import StageRow
 from services.router.recall.promise import Promises, Wish
 from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.spread import Spread
 from services.router.storage.store import Collection
 from services.shared.errors import InvalidRequest, WrongState
 from tests.router.test_calibration import (
@@ -21,9 +22,9 @@ from tests.router.test_calibration import (
 SIZES = resolve_sizes([SizeRequest(8)], 32)
 
 
-def make_collection(calibration=None, space_id="space-1"):
+def make_collection(calibration=None, space_id="space-1", shards=1):
     stored = calibration and calibration.model_dump(mode="json")
-    return Collection("docs", "model-1", space_id, SIZES, stored)
+    return Collection("docs", "model-1", space_id, SIZES, stored, spread=Spread(shards, 1))
 
 
 PLAIN, CALIBRATED = make_collection(), make_collection(MEASURED)
@@ -162,6 +163,18 @@ def test_documents_in_place_of_queries_are_said_to_have_been():
     by_documents = make_collection(MEASURED.model_copy(update={"source": "documents"}))
     _, promise = plan_of(by_documents, recall_target=0.9)
     assert "documents in place of queries" in promise.note
+
+
+def test_fewer_shards_than_were_measured_in_are_said_to_be():
+    """Their graphs are larger, so the same walk may find less; in more of them it does not."""
+    measured = MEASURED.model_copy(update={"shards": 3})
+    for shards in (1, 2, 3, 6):
+        plan, promise = plan_of(make_collection(measured, shards=shards), recall_target=0.97)
+        assert plan == SAFE.plan(10)
+        says = f"measured in 3 shards, and there are {shards}, whose"
+        assert (says in promise.note) == (shards < 3)
+        exact, promise = plan_of(make_collection(measured, shards=shards), recall_target=1.0)
+        assert (exact, promise.note) == (exact_plan(SIZES, 10), "")
 
 
 def test_a_slice_is_promised_what_its_own_queries_showed():

@@ -15,10 +15,11 @@ from qdrant_client.conversions.conversion import (
 from services.router.filters import All, AnyOf, Equals, Negated
 from services.router.plan import Plan, Stage
 from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
+from services.router.storage.conditions import to_conditions
 from services.router.storage.metadata import from_metadata, to_metadata
 from services.router.storage.qdrant import QdrantStore
 from services.router.storage.qdrant_config import vector_params
-from services.router.storage.qdrant_query import nested_query
+from services.router.storage.qdrant_search import nested_query
 from services.router.storage.store import Collection, Point, from_payload, to_payload
 from services.shared.errors import NotFound, Unavailable
 
@@ -29,6 +30,7 @@ COLLECTION = Collection(
     resolve_sizes([SizeRequest(8, "int8"), SizeRequest(16, "binary", 8), SizeRequest(32)], 32),
     {"recall": 0.95, "plans": [None, {"exact": True}]},
 )
+VECTORS = {size.vector_name: [1.0] * size.dim for size in COLLECTION.sizes}
 CODED = tuple(
     Size(8 * place, quantization, 0, "cold") for place, quantization in enumerate(BITS, start=1)
 )
@@ -65,7 +67,8 @@ def test_a_nested_query_survives_grpc():
     """Stages nest first to last, with the filter at the first and exact scoring kept."""
     condition = All((Equals("a", True), Negated(AnyOf("b", ("x", 1)))))
     plan = Plan((Stage(8, 50, exact=True), Stage(16, 20), Stage(32, 5)))
-    query = nested_query(COLLECTION, plan, np.ones(32, np.float32), None, condition)
+    query_filter = models.Filter.model_validate(to_conditions(condition))
+    query = nested_query(COLLECTION, plan, VECTORS, query_filter)
     [outer] = query["prefetch"]
     outer_sent = RestToGrpc.convert_prefetch_query(outer)
     [inner_sent] = outer_sent.prefetch
@@ -85,7 +88,7 @@ def test_a_nested_query_survives_grpc():
 def test_oversampling_survives_grpc(times, rescore, oversampling):
     """Whether codes have the last word, and how many candidates if not, reaches the server."""
     plan = Plan((Stage(16, 20, oversampling=times), Stage(32, 5)))
-    query = nested_query(COLLECTION, plan, np.ones(32, np.float32), None, None)
+    query = nested_query(COLLECTION, plan, VECTORS, None)
     [first] = query["prefetch"]
     sent = RestToGrpc.convert_prefetch_query(first).params.quantization
     assert (sent.rescore, sent.ignore) == (rescore, False)

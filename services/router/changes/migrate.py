@@ -19,6 +19,7 @@ from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
 from services.router.sizes import SizeRequest, resolve_sizes
+from services.router.spread import DEFAULT_SPREAD, Spread, check_spread
 from services.router.storage.store import (
     Collection,
     Page,
@@ -50,6 +51,8 @@ class Migrate:
     """Wait for `cut_over` when all is ready."""
     keeps_source: bool = False
     """After the switch write to the source too, until `finish`, so that one can go back."""
+    spread: Spread = DEFAULT_SPREAD
+    """How the target shall lie on a server's nodes; what is not said: as the source does."""
 
 
 class Migrator:
@@ -62,6 +65,7 @@ class Migrator:
         gate: lets writes wait for a moment.
         metrics: gets stage times and counts.
         page_points: points read, encoded and written at once.
+        most: shards, and replicas of each, that a target may have.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class Migrator:
         gate: WriteGate,
         metrics: RouterMetrics,
         page_points: int,
+        most: Spread,
     ) -> None:
+        self._most = most
         self._store = store
         self._encoder = encoder
         self._translator = translator
@@ -84,11 +90,12 @@ class Migrator:
         """Check what is asked for; return the source, and the target to be created.
 
         Raises:
-            InvalidRequest: a size or a name is out of bounds.
+            InvalidRequest: a size, a name or the spread is out of bounds.
             NotFound: no such source or model.
             AlreadyExists: a name is taken.
             WrongState: the source is being changed, or points of it have no text and need one.
         """
+        check_spread(wanted.spread, self._most)
         source = await self._store.find(wanted.source)
         await self._check_names(wanted)
         if source.mirror is not None:
@@ -103,8 +110,8 @@ class Migrator:
         requested = wanted.sizes or same_sizes(source, model.dim)
         sizes = resolve_sizes(requested, model.dim, model.declared_dims)
         target = Collection(
-            wanted.target, model.id, model.space_id, sizes,
-            tenant=source.tenant, text_index=source.text_index,
+            wanted.target, model.id, model.space_id, sizes, tenant=source.tenant,
+            text_index=source.text_index, spread=wanted.spread.or_as(source.spread),
         )  # fmt: skip
         if await self._translator.needs_texts(source, target):
             await self._check_texts(source)

@@ -196,6 +196,7 @@ class _Run:
             created_at=int(time.time()),
             space_id=collection.space_id,
             num_points=num_points,
+            shards=collection.spread.shards,
             limit=wanted.limit,
             confidence=wanted.confidence,
             source=self._asked.source,

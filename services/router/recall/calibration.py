@@ -71,6 +71,9 @@ class Calibration(_Frozen):
     """Unix time, seconds."""
     space_id: str
     num_points: int
+    shards: int = 1
+    """That the points lay in. Shortlists hold in any number of them, as each is cut as a whole; so
+    do walks through graphs in more of them, each with a graph of its own, but not in fewer."""
     limit: int
     """Hits of a search; promises hold up to so many."""
     confidence: float

@@ -57,6 +57,7 @@ def write_calibration(calibration: Calibration, plot_png: bytes = b"") -> pb.Cal
     return pb.Calibration(
         created_at=calibration.created_at,
         num_points=calibration.num_points,
+        shards=calibration.shards,
         limit=calibration.limit,
         confidence=calibration.confidence,
         source=_SOURCES[calibration.source],

@@ -79,7 +79,7 @@ class Promises:
             return self._unmeasured(wish, collection, calibration)
         target = wish.recall_target or calibration.target
         choice = calibration.choose(target, wish.slice, wish.max_seconds, wish.max_bytes)
-        note = _note(choice, calibration, target, wish.is_filtered)
+        note = _note(choice, calibration, target, wish.is_filtered, collection.spread.shards)
         basis: Basis = "exact" if choice.row is calibration.plans[0] else "measured"
         promise = Promise(target, choice.promised, choice.is_met, basis, choice.slice, note)
         measured = choice.row.plan(calibration.limit)
@@ -116,7 +116,9 @@ class Promises:
         return plan, Promise(wish.recall_target, 1.0, True, "exact", note=missing)
 
 
-def _note(choice: Choice, calibration: Calibration, target: float, is_filtered: bool) -> str:
+def _note(
+    choice: Choice, calibration: Calibration, target: float, is_filtered: bool, shards: int
+) -> str:
     """Say what a caller should know of a plan that was chosen."""
     row = choice.row
     if not choice.is_affordable:
@@ -137,6 +139,11 @@ def _note(choice: Choice, calibration: Calibration, target: float, is_filtered: 
         notes.append("measured with documents in place of queries; real ones may be harder")
     if is_filtered:
         notes.append("measured without a filter; GetRecall shows what live searches keep")
+    if shards < calibration.shards:
+        notes.append(
+            f"measured in {calibration.shards} shards, and there are {shards}, whose larger graphs "
+            "may find less; run Calibrate"
+        )
     return "; ".join(notes)
 
 

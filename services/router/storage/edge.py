@@ -18,6 +18,7 @@ from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan, Stage
 from services.router.rotation import Rotation
 from services.router.sizes import Size
+from services.router.spread import WHOLE, check_whole
 from services.router.storage import edge_rebuild
 from services.router.storage.conditions import to_conditions, to_count
 from services.router.storage.edge_folder import EdgeFolder, remove
@@ -86,7 +87,9 @@ class EdgeStore:
         }
         self._aliases = self._folder.read_aliases()
 
-    async def create(self, collection: Collection) -> None:
+    async def create(self, collection: Collection) -> Collection:
+        check_whole(collection.spread)
+        collection = replace(collection, spread=WHOLE)
         async with self._naming:
             if collection.name in self._collections or collection.name in self._aliases:
                 raise taken(collection.name)
@@ -99,6 +102,7 @@ class EdgeStore:
                 remove(shard.parent)
                 raise
             self._collections[collection.name] = OpenCollection(stored, self._options)
+            return collection
 
     async def find(self, name: str) -> Collection:
         return self._open(self._aliases.get(name, name)).collection

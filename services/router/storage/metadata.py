@@ -5,6 +5,7 @@ from typing import Any
 
 from services.router.hybrid.text_index import TextIndex
 from services.router.sizes import Placement, Quantization, Size
+from services.router.spread import WHOLE
 from services.router.storage.store import Collection
 
 
@@ -45,6 +46,7 @@ def from_metadata(metadata: dict[str, Any]) -> Collection:
         metadata.get("mirror"),
         metadata.get("tenant"),
         TextIndex(**text_index) if (text_index := metadata.get("text_index")) else None,
+        WHOLE,
     )
 
 

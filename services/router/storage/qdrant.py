@@ -24,14 +24,17 @@ from services.router.storage.metadata import from_metadata, to_metadata
 from services.router.storage.qdrant_companions import Companions
 from services.router.storage.qdrant_config import (
     METADATA_KEY,
+    read_collection,
     read_metadata,
     sparse_config,
     sparse_vectors,
+    spread_params,
     vector_params,
 )
 from services.router.storage.qdrant_errors import engine_errors
-from services.router.storage.qdrant_query import hits, nested_query, text_query, to_filter
+from services.router.storage.qdrant_query import hits, text_query, to_filter
 from services.router.storage.qdrant_resize import Resize, Update, being_added
+from services.router.storage.qdrant_search import QdrantSearch
 from services.router.storage.store import (
     TENANT,
     Answer,
@@ -63,14 +66,20 @@ class QdrantStore:
 
     Args:
         client: owned from here on; closed by `close`.
+        timeout_s: longest wait for one answer of the server.
         settle_timeout_s: longest wait for the server's own indexing after a stream of writes.
         retire_s: from when a size is gone until its vectors are.
     """
 
     def __init__(
-        self, client: AsyncQdrantClient, settle_timeout_s: float = 60.0, retire_s: float = 10.0
+        self,
+        client: AsyncQdrantClient,
+        timeout_s: int = 60,
+        settle_timeout_s: float = 60.0,
+        retire_s: float = 10.0,
     ) -> None:
         self._client = client
+        self._search = QdrantSearch(client, timeout_s)
         self._companions = Companions(client)
         self._noting = asyncio.Lock()
         self._settle_timeout_s = settle_timeout_s
@@ -90,14 +99,15 @@ class QdrantStore:
                 timeout=timeout_s,
                 # It would ask over HTTP while building, and only to log a warning.
                 check_compatibility=False,
-            )
+            ),
+            timeout_s,
         )
 
     async def open(self) -> None:
         with engine_errors():
             await self._client.get_collections()
 
-    async def create(self, collection: Collection) -> None:
+    async def create(self, collection: Collection) -> Collection:
         if await self._is_taken(collection.name):
             raise taken(collection.name)
         with engine_errors():
@@ -106,9 +116,11 @@ class QdrantStore:
                 vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
                 sparse_vectors_config=sparse_config(collection.text_index),
                 metadata={METADATA_KEY: to_metadata(collection)},
+                **spread_params(collection.spread),
             )
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
             await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
+        return await self.find(collection.name)
 
     async def _is_taken(self, name: str) -> bool:
         with engine_errors():
@@ -119,7 +131,7 @@ class QdrantStore:
         # The server follows aliases here; the real name is in the metadata. One round trip.
         with engine_errors(name):
             info = await self._client.get_collection(name)
-        return from_metadata(read_metadata(info, name))
+        return read_collection(info, name)
 
     async def collections(self) -> list[Collection]:
         with engine_errors():
@@ -199,18 +211,17 @@ class QdrantStore:
         with_points: bool = True,
     ) -> Answer:
         rotation = await self.rotation(collection)
-        query = nested_query(collection, plan, query_D, rotation, condition)
         start = time.perf_counter()
         try:
             with engine_errors(collection.name):
-                response = await self._client.query_points(
-                    collection.name, limit=plan.limit, with_payload=with_points, **query
+                found = await self._search.run(
+                    collection, plan, query_D, rotation, condition, with_points
                 )
         except ServiceError as error:
             if (await self.find(collection.name)).sizes != collection.sizes:
                 raise not_found(collection.name) from error  # not as it was found: resized since
             raise
-        return Answer(hits(response.points, clamp), time.perf_counter() - start)
+        return Answer(hits(found, clamp), time.perf_counter() - start)
 
     async def search_text(
         self,
@@ -304,7 +315,7 @@ class QdrantStore:
         collection = await self.find(name)
         if rotation is not None:
             with engine_errors(name):
-                await self._companions.keep_rotation(collection.name, rotation)
+                await self._companions.keep_rotation(collection, rotation)
         after = resized(collection, sizes, text_index)
         resize = Resize(self._client, collection, after, self.rotation, self._update_metadata)
         changed = await resize.run(on_progress)
@@ -313,15 +324,16 @@ class QdrantStore:
         await resize.retire()
         with engine_errors(name):
             await self._companions.drop_rotations(collection.name, keep=changed.nesting)
-        return changed
+        return await self.find(name)
 
     async def rotation(self, collection: Collection) -> Rotation | None:
         with engine_errors(collection.name):
             return await self._companions.rotation(collection.name, collection.nesting)
 
     async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+        collection = await self.find(name)
         with engine_errors(name):
-            await self._companions.keep_queries(name, queries)
+            await self._companions.keep_queries(collection, queries)
 
     async def kept_queries(self, name: str) -> KeptQueries:
         collection = await self.find(name)

@@ -12,7 +12,9 @@ import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.rotation import Rotation
-from services.router.storage.store import KeptQueries
+from services.router.spread import Spread
+from services.router.storage.qdrant_config import spread_params
+from services.router.storage.store import Collection, KeptQueries
 from services.shared.vectors import Array
 
 _QUERIES = "matryoshka-queries."
@@ -33,19 +35,20 @@ class Companions:
         # Every search needs one, and none ever changes under its id.
         self._rotations: OrderedDict[str, Rotation] = OrderedDict()
 
-    async def keep_queries(self, name: str, queries: KeptQueries) -> None:
+    async def keep_queries(self, collection: Collection, queries: KeptQueries) -> None:
         payloads = [{"slice": slice_} for slice_ in queries.slices]
-        await self._write(_QUERIES + name, queries.vectors_QD, payloads)
+        kept = _QUERIES + collection.name
+        await self._write(kept, queries.vectors_QD, payloads, collection.spread)
 
     async def kept_queries(self, name: str, full: int) -> KeptQueries:
         rows, payloads = await self._read(_QUERIES + name)
         vectors_QD = rows.reshape(-1, full)
         return KeptQueries(vectors_QD, [payload["slice"] for payload in payloads])
 
-    async def keep_rotation(self, name: str, rotation: Rotation) -> None:
-        await self._write(
-            f"{_ROTATION}{rotation.id}.{name}", rotation.rows_MD, [{}] * len(rotation.rows_MD)
-        )
+    async def keep_rotation(self, collection: Collection, rotation: Rotation) -> None:
+        kept = f"{_ROTATION}{rotation.id}.{collection.name}"
+        payloads: list[dict[str, Any]] = [{}] * len(rotation.rows_MD)
+        await self._write(kept, rotation.rows_MD, payloads, collection.spread)
 
     async def rotation(self, name: str, nesting: str) -> Rotation | None:
         """Return the rotation with this id; None, if it is ""."""
@@ -72,7 +75,9 @@ class Companions:
             if found.name.startswith(_ROTATION) and of == name and nesting != keep:
                 await self._client.delete_collection(found.name)
 
-    async def _write(self, kept: str, rows: Array, payloads: list[dict[str, Any]]) -> None:
+    async def _write(
+        self, kept: str, rows: Array, payloads: list[dict[str, Any]], spread: Spread
+    ) -> None:
         if not await self._client.collection_exists(kept):
             await self._client.create_collection(
                 kept,
@@ -81,6 +86,8 @@ class Companions:
                     distance=models.Distance.DOT,  # numbers stay as they are
                     memory=models.Memory.COLD,
                 ),
+                # Small, so one shard; as many copies as of the collection, which needs it.
+                **spread_params(Spread(1, spread.replicas)),
             )
         structs = [
             models.PointStruct(id=place, vector=row.tolist(), payload=payload)

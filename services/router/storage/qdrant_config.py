@@ -1,13 +1,16 @@
 """A collection in Qdrant's words: how a server keeps a named vector, and what we know of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qdrant_client import models
 
 from services.router.hybrid.text_index import TextIndex, document_terms
 from services.router.sizes import Size
-from services.router.storage.store import not_found
+from services.router.spread import Spread
+from services.router.storage.metadata import from_metadata
+from services.router.storage.store import Collection, not_found
 
 METADATA_KEY = "matryoshka"
 
@@ -20,6 +23,31 @@ def read_metadata(info: models.CollectionInfo, name: str) -> dict[str, Any]:
     if metadata is None:
         raise not_found(name)
     return metadata
+
+
+def read_collection(info: models.CollectionInfo, name: str) -> Collection:
+    """Return a collection, and how it lies on the server now; NotFound as `read_metadata`."""
+    params = info.config.params
+    spread = Spread(params.shard_number or 1, params.replication_factor or 1)
+    return replace(from_metadata(read_metadata(info, name)), spread=spread)
+
+
+def spread_params(spread: Spread) -> dict[str, Any]:
+    """Return how the server is told to spread a new collection.
+
+    With a `write_consistency_factor` of 1, the server's default, a write is acknowledged that one
+    replica has and another failed to get; if the first is lost before the other has caught up, so
+    is the write. With 2 it is in two places, and more would not help against the loss of one, but
+    let writes fail where one of three is away. Of two replicas both must be there for writes; reads
+    go on with one. The server asks for no more than there are replicas, so 2 is right for any
+    number of them (minimal_success_count in qdrant/qdrant, lib/collection/src/shards/replica_set/
+    update.rs). A write that is refused may be on some replicas all the same, until it is repeated.
+    """
+    return {
+        "shard_number": spread.shards or None,
+        "replication_factor": spread.replicas or None,
+        "write_consistency_factor": 2,
+    }
 
 
 def vector_params(size: Size) -> models.VectorParams:

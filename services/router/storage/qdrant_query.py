@@ -1,4 +1,4 @@
-"""Searches in Qdrant's words, and what a server answers."""
+"""Filters and texts' words as Qdrant is asked for them, and what a server answers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,66 +7,12 @@ from qdrant_client import models
 
 from services.router.filters import Filter
 from services.router.hybrid.text_index import TextIndex
-from services.router.plan import Plan, Stage, oversampling
-from services.router.rotation import Rotation
-from services.router.sizes import Size, cut
 from services.router.storage.conditions import to_conditions
 from services.router.storage.store import (
-    Collection,
     Point,
     ScoredPoint,
     from_payload,
-    is_plain_rescoring,
 )
-from services.shared.vectors import Array
-
-
-def nested_query(
-    collection: Collection,
-    plan: Plan,
-    query_D: Array,
-    rotation: Rotation | None,
-    condition: Filter | None,
-) -> dict[str, Any]:
-    """Return arguments of `query_points`: each stage around the one before it."""
-    sizes = {size.key: size for size in collection.sizes}
-    vectors = cut(query_D[None], collection.sizes, rotation)
-    query_filter = to_filter(condition)
-    inner: list[models.Prefetch] = []
-    for stage in plan.stages[:-1]:
-        size = sizes[stage.key]
-        inner = [
-            models.Prefetch(
-                query=vectors[size.vector_name][0].tolist(),
-                using=size.vector_name,
-                params=_search_params(stage, size, is_first=not inner),
-                limit=stage.candidates,
-                # What the first stage hands on is filtered already.
-                filter=None if inner else query_filter,
-                prefetch=inner or None,
-            )
-        ]
-    size = sizes[plan.stages[-1].key]
-    return {
-        "query": vectors[size.vector_name][0].tolist(),
-        "using": size.vector_name,
-        "search_params": _search_params(plan.stages[-1], size, is_first=not inner),
-        "query_filter": None if inner else query_filter,
-        "prefetch": inner or None,
-    }
-
-
-def _search_params(stage: Stage, size: Size, is_first: bool) -> models.SearchParams:
-    times = oversampling(stage, size)
-    return models.SearchParams(
-        hnsw_ef=stage.ef or None,
-        exact=stage.exact or is_plain_rescoring(stage, size, is_first),
-        quantization=models.QuantizationSearchParams(
-            ignore=stage.ignore_quantization,
-            rescore=times > 0,
-            oversampling=times if times > 1 else None,
-        ),
-    )
 
 
 def text_query(

@@ -19,6 +19,7 @@ from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan, Stage, reads_codes
 from services.router.rotation import Rotation
 from services.router.sizes import Size
+from services.router.spread import DEFAULT_SPREAD, Spread
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
@@ -52,6 +53,8 @@ class Collection:
     """Whose it is alone; None: every tenant's points may be in it."""
     text_index: TextIndex | None = None
     """How its texts are kept for search by words; None: they are not."""
+    spread: Spread = field(default=DEFAULT_SPREAD, compare=False)
+    """To `create`: as it shall lie; as found: as it lies now, which a server may change."""
 
     @property
     def full(self) -> int:
@@ -152,8 +155,13 @@ class Store(Protocol):
     async def open(self) -> None:
         """Make ready; fails if the storage cannot be used."""
 
-    async def create(self, collection: Collection) -> None:
-        """Create an empty collection; AlreadyExists if the name or an alias takes it."""
+    async def create(self, collection: Collection) -> Collection:
+        """Create an empty collection; return it as `find` does.
+
+        Raises:
+            AlreadyExists: the name, or an alias, takes it.
+            InvalidRequest: the storage cannot spread it so.
+        """
 
     async def find(self, name: str) -> Collection:
         """Look a collection up by name or alias; NotFound."""
@@ -184,7 +192,7 @@ class Store(Protocol):
         condition: Filter | None = None,
         with_points: bool = True,
     ) -> Answer:
-        """Run a resolved plan as one nested query.
+        """Run a resolved plan.
 
         Args:
             collection: as `find` returned it.

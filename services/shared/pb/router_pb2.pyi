@@ -224,11 +224,16 @@ class Collection(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     TEXT_INDEX_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     """Id of the encoder's model."""
     space_id: _builtins.str
     num_points: _builtins.int
+    shards: _builtins.int
+    """Parts that its points are spread over now, and copies that are kept of each."""
+    replicas: _builtins.int
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Ascending; the last is the full size."""
@@ -261,10 +266,12 @@ class Collection(_message.Message):
         memory: _abc.Iterable[Global___SizeMemory] | None = ...,
         change: Global___Change | None = ...,
         text_index: Global___TextIndex | None = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "text_index", b"text_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "sizes", b"sizes", "space_id", b"space_id", "text_index", b"text_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "change", b"change", "memory", b"memory", "model", b"model", "name", b"name", "num_points", b"num_points", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes", "space_id", b"space_id", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,10 +588,21 @@ class CreateCollectionRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SIZES_FIELD_NUMBER: _builtins.int
     TEXT_INDEX_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 255 letters, digits, '_', '-' or '.', the first a letter or digit."""
     model: _builtins.str
     """Id or alias of a model that the encoder serves; the id behind an alias is kept."""
+    shards: _builtins.int
+    """On a Qdrant server: parts that the points are spread over, so that several nodes hold and
+    search them; 0: the server's default. Embedded storage keeps a collection whole: 0 or 1.
+    """
+    replicas: _builtins.int
+    """On a Qdrant server: copies of each part, each on a node of its own, so no more than there are
+    nodes; 0: the server's default. Where there are two or more, a write is acknowledged once two
+    of them have it. Embedded storage: 0 or 1.
+    """
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Sizes to keep besides the full one, which is always kept. Empty: the sizes that the model
@@ -604,10 +622,12 @@ class CreateCollectionRequest(_message.Message):
         model: _builtins.str = ...,
         sizes: _abc.Iterable[Global___Size] | None = ...,
         text_index: Global___TextIndex | None = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["text_index", b"text_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "sizes", b"sizes", "text_index", b"text_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1850,6 +1870,7 @@ class Calibration(_message.Message):
     CHOSEN_FIELD_NUMBER: _builtins.int
     CURVES_FIELD_NUMBER: _builtins.int
     PLOT_PNG_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     created_at: _builtins.int
     """Unix time, seconds."""
     num_points: _builtins.int
@@ -1864,6 +1885,8 @@ class Calibration(_message.Message):
     """The place in `plans` of the plan that `recall_target` gets."""
     plot_png: _builtins.bytes
     """A PNG, if asked for."""
+    shards: _builtins.int
+    """Shards that the points lay in."""
     @_builtins.property
     def slice_queries(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
@@ -1890,10 +1913,11 @@ class Calibration(_message.Message):
         chosen: _builtins.int = ...,
         curves: _abc.Iterable[Global___Curve] | None = ...,
         plot_png: _builtins.bytes = ...,
+        shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "shards", b"shards", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2319,6 +2343,8 @@ class MigrateCollectionRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Name or alias of the collection to read."""
     target: _builtins.str
@@ -2333,6 +2359,9 @@ class MigrateCollectionRequest(_message.Message):
     """Keep the source current after the switch, so that RollBack loses nothing, until
     FinishMigration.
     """
+    shards: _builtins.int
+    """As in CreateCollectionRequest; 0: as many as the source has."""
+    replicas: _builtins.int
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """As in CreateCollectionRequest. Empty: the source's plain sizes."""
@@ -2347,10 +2376,12 @@ class MigrateCollectionRequest(_message.Message):
         alias: _builtins.str = ...,
         hold: _builtins.bool = ...,
         watch: _builtins.bool = ...,
+        shards: _builtins.int = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "hold", b"hold", "model", b"model", "sizes", b"sizes", "source", b"source", "target", b"target", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "hold", b"hold", "model", b"model", "replicas", b"replicas", "shards", b"shards", "sizes", b"sizes", "source", b"source", "target", b"target", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
