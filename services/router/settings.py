@@ -1,9 +1,14 @@
 """Settings of the router: `MATRYOSHKA_ROUTER_<FIELD>`."""
 
-from pydantic import Field, SecretStr
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from services.shared.address import check_address
 from services.shared.settings import ServerSettings
+
+Address = Annotated[str, AfterValidator(check_address)]
 
 
 class RouterSettings(ServerSettings):
@@ -16,7 +21,7 @@ class RouterSettings(ServerSettings):
     grpc_port: int = Field(default=9001, ge=0, le=65535)
     """Port of gRPC; 0 takes a free one."""
 
-    encoder_address: str = Field(default="127.0.0.1:9000", pattern=r"^.+:\d+$")
+    encoder_address: Address = "127.0.0.1:9000"
     """host:port of the encoder's gRPC."""
     encoder_api_key: SecretStr | None = None
     """Sent to the encoder; unset: nothing is sent."""
@@ -30,7 +35,7 @@ class RouterSettings(ServerSettings):
     encoder_concurrency: int = Field(default=4, ge=1)
     """Calls of documents in flight at the encoder; queries are not held back by these."""
 
-    trainer_address: str = Field(default="127.0.0.1:9002", pattern=r"^.+:\d+$")
+    trainer_address: Address = "127.0.0.1:9002"
     """host:port of the trainer's gRPC, which learns rotations."""
     trainer_api_key: SecretStr | None = None
     """Sent to the trainer; unset: nothing is sent."""

@@ -1666,6 +1666,26 @@ class Calibration(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SliceChosenEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CREATED_AT_FIELD_NUMBER: _builtins.int
     NUM_POINTS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
@@ -1679,6 +1699,7 @@ class Calibration(_message.Message):
     CHOSEN_FIELD_NUMBER: _builtins.int
     CURVES_FIELD_NUMBER: _builtins.int
     PLOT_PNG_FIELD_NUMBER: _builtins.int
+    SLICE_CHOSEN_FIELD_NUMBER: _builtins.int
     created_at: _builtins.int
     """Unix time, seconds."""
     num_points: _builtins.int
@@ -1703,6 +1724,10 @@ class Calibration(_message.Message):
     def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Curve]:
         """For each short size, what cutting alone loses."""
 
+    @_builtins.property
+    def slice_chosen(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Of slices that had queries enough to get a plan by themselves: as `chosen`."""
+
     def __init__(
         self,
         *,
@@ -1719,10 +1744,11 @@ class Calibration(_message.Message):
         chosen: _builtins.int = ...,
         curves: _abc.Iterable[Global___Curve] | None = ...,
         plot_png: _builtins.bytes = ...,
+        slice_chosen: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "slice_chosen", b"slice_chosen", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
