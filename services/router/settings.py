@@ -70,7 +70,7 @@ class RouterSettings(ServerSettings):
     max_candidates: int = Field(default=20_000, ge=1)
     """Most points one stage hands on."""
     max_batch_points: int = Field(default=2048, ge=1)
-    """Most points of one upsert batch, and most ids of one delete."""
+    """Most points of one upsert batch, and most ids of one call that deletes or changes points."""
     upsert_read_ahead: int = Field(default=4, ge=1, le=64)
     """Batches of one upsert stream that are read and encoded while one before them is written."""
     max_text_chars: int = Field(default=1_000_000, ge=1)

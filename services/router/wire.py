@@ -143,7 +143,7 @@ def read_batch(request: pb.UpsertRequest) -> Batch:
     return Batch(
         request.collection,
         [
-            Point(point.id, point.text, _read_attributes(point.attributes.items()))
+            Point(point.id, point.text, read_attributes(point.attributes.items()))
             for point in request.points
         ],
         request.vectors or None,
@@ -159,7 +159,7 @@ def write_acknowledged(acknowledged: Acknowledged) -> pb.UpsertResponse:
     )
 
 
-def _read_attributes(items: Iterable[tuple[str, pb.AttributeValue]]) -> Attributes:
+def read_attributes(items: Iterable[tuple[str, pb.AttributeValue]]) -> Attributes:
     return {key: _read_value(key, value) for key, value in items}
 
 
@@ -267,10 +267,11 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
     )
 
 
-def write_found(found: Found) -> pb.SearchResponse:
+def write_found(found: Found, tenant: str | None) -> pb.SearchResponse:
+    """Write an answer for a tenant, or (None) for an operator, who is told whose each point is."""
     return pb.SearchResponse(
         hits=[
-            _write_hit(hit, found.shortlist_ranks[place] if found.shortlist_ranks else 0)
+            _write_hit(hit, found.shortlist_ranks[place] if found.shortlist_ranks else 0, tenant)
             for place, hit in enumerate(found.hits)
         ],
         plan=write_plan(found.plan),
@@ -301,7 +302,7 @@ def _write_promise(promise: Promise) -> pb.Promise:
     )
 
 
-def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
+def _write_hit(hit: ScoredPoint, rank: int, tenant: str | None) -> pb.Hit:
     point = hit.point
     return pb.Hit(
         id=point.id,
@@ -309,6 +310,7 @@ def _write_hit(hit: ScoredPoint, rank: int) -> pb.Hit:
         text=point.text,
         attributes={key: _write_value(value) for key, value in point.attributes.items()},
         shortlist_rank=rank,
+        tenant=(point.tenant or "") if tenant is None else "",
     )
 
 

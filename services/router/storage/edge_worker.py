@@ -61,6 +61,7 @@ def serve(shard: edge_shard.Shard, requests: BinaryIO, answers: BinaryIO) -> Non
     operations: dict[str, Callable[..., Any]] = {
         "upsert": shard.upsert,
         "delete": shard.delete,
+        "set_payload": shard.set_payload,
         "search": shard.search,
         "scroll": shard.scroll,
         "vectors": shard.vectors,
