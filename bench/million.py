@@ -150,7 +150,7 @@ async def run(points: int, dims: list[int], cache: Path | None) -> None:
         )
         task = progress.add_task("calibrate", total=None)
         recent = Recent(store, 0, 1, 60.0)
-        queries = Queries(store, None, recent, _KNOWN)  # type: ignore[arg-type]  # asks no encoder
+        queries = Queries(store, None, recent, _KNOWN, 1_000_000)  # type: ignore[arg-type]  # asks no encoder
         calibrator = Calibrator(store, queries, 10**7, _MAX_CANDIDATES, 1000)
         begin_s = time.perf_counter()
         calibration = await calibrator.run(

@@ -214,7 +214,7 @@ async def compare(store: EdgeStore, data: Vectors, progress: Progress) -> dict[s
     recent = Recent(store, 0, 1, 60.0)
     calibrator = Calibrator(
         store,
-        Queries(store, None, recent, 4000),
+        Queries(store, None, recent, 4000, 1_000_000),
         10**7,
         _MAX_CANDIDATES,
         1000,  # type: ignore[arg-type]

@@ -1,26 +1,37 @@
-"""The command that calibrates a collection: queries in, a table and a picture of its plans out."""
+"""The command that calibrates a collection: queries in, a table and a picture of its plans out.
+
+Or, without measuring, the same of what was measured last.
+"""
 
 import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from services.cli.peer import metadata
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from services.shared.server import channel_options
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
+# How many queries bounded recall, whose they were, and who chose the plans.
 _SOURCES = {
-    pb.QUERY_SOURCE_GIVEN: "the given queries",
-    pb.QUERY_SOURCE_RECENT: "recent searches",
-    pb.QUERY_SOURCE_DOCUMENTS: "documents in place of queries; give --queries for a surer promise",
+    pb.QUERY_SOURCE_GIVEN: "Bounds are from {} of the given queries; the others chose the plans.",
+    pb.QUERY_SOURCE_RECENT: "Bounds are from {} recent searches; others chose the plans.",
+    pb.QUERY_SOURCE_DOCUMENTS: (
+        "Bounds are from {} documents that stood in for queries; others chose the plans. With "
+        "--queries a calibration promises what real queries keep."
+    ),
 }
 
 
@@ -32,20 +43,25 @@ class Options:
     """host:port of the router's gRPC."""
     api_key: str | None
     collection: str
-    target: float
-    limit: int
+    target: float | None
+    limit: int | None
     for_memory: bool
     queries: Path | None
     plot: Path | None
+    is_show: bool = False
+    """Measure nothing."""
 
 
 def calibrate(options: Options) -> None:
-    """Calibrate, with a progress bar, and show the result.
+    """Calibrate, with a progress bar, and show the result; or only show it.
 
     Raises:
-        InvalidRequest: the queries' file is not what it should be.
+        InvalidRequest: the queries' file is not what it should be, or options do not fit together.
         grpc.aio.AioRpcError: the router refused, or cannot be reached.
     """
+    measuring = (options.target, options.limit, options.for_memory, options.queries)
+    if options.is_show and any(measuring):
+        raise InvalidRequest("--show measures nothing: of the other options it takes --plot only")
     if options.plot and not options.plot.parent.is_dir():
         raise InvalidRequest(f"{options.plot.parent} is not a folder that a picture can be put in")
     texts, slices = read_queries(options.queries) if options.queries else ([], [])
@@ -53,7 +69,7 @@ def calibrate(options: Options) -> None:
     show(calibration, options.collection)
     if options.plot:
         options.plot.write_bytes(calibration.plot_png)
-        Console().print(f"picture: {options.plot}", highlight=False, soft_wrap=True)
+        _say(f"picture: {options.plot}")
 
 
 def read_queries(path: Path) -> tuple[list[str], list[str]]:
@@ -62,6 +78,8 @@ def read_queries(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         InvalidRequest: names the file and the line.
     """
+    if not path.is_file():
+        raise InvalidRequest(f"there is no file {path}; --queries takes one query a line")
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -86,39 +104,65 @@ def read_queries(path: Path) -> tuple[list[str], list[str]]:
 
 
 async def _run(options: Options, texts: list[str], slices: list[str]) -> pb.Calibration:
-    metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key else ()
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     limits = channel_options(_MAX_MESSAGE_BYTES)
     async with grpc.aio.insecure_channel(options.address, options=limits) as channel:
         router = pb_grpc.RouterServiceStub(channel)
-        request = pb.CalibrateRequest(
-            collection=options.collection,
-            limit=options.limit,
-            recall_target=options.target,
-            objective=pb.OBJECTIVE_MEMORY if options.for_memory else pb.OBJECTIVE_LATENCY,
-            texts=texts,
-            slices=slices,
+        if not options.is_show:
+            await _measure(router, options, texts, slices)
+        request = pb.GetCalibrationRequest(
+            collection=options.collection, with_plot=options.plot is not None
         )
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("", total=None)
-            async for step in router.Calibrate(request, metadata=metadata):
-                progress.update(
-                    task, description=step.step, completed=step.done, total=step.total or None
-                )
-        answer = await router.GetCalibration(
-            pb.GetCalibrationRequest(
-                collection=options.collection, with_plot=options.plot is not None
-            ),
-            metadata=metadata,
-        )
+        answer = await router.GetCalibration(request, metadata=metadata(options.api_key))
     return answer.calibration
 
 
+async def _measure(
+    router: Any,  # noqa: ANN401 (the stubs describe synchronous callers)
+    options: Options,
+    texts: list[str],
+    slices: list[str],
+) -> None:
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
+    request = pb.CalibrateRequest(
+        collection=options.collection,
+        limit=options.limit or 0,
+        recall_target=options.target or 0.0,
+        objective=pb.OBJECTIVE_MEMORY if options.for_memory else pb.OBJECTIVE_LATENCY,
+        texts=texts,
+        slices=slices,
+    )
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        async for step in router.Calibrate(request, metadata=metadata(options.api_key)):
+            progress.update(
+                task, description=step.step, completed=step.done, total=step.total or None
+            )
+
+
 def show(calibration: pb.Calibration, name: str) -> None:
-    """Print the plans that are the cheapest of their recall, the chosen one marked."""
-    console = Console()
+    """Print the plans that are the cheapest of their recall, the chosen one marked; and slices."""
+    _show_plans(calibration, name)
+    measured_at = datetime.fromtimestamp(calibration.created_at, UTC)
+    _say(
+        f"Measured on {measured_at:%Y-%m-%d at %H:%M} UTC with {calibration.num_points:,} points; "
+        f"bounds hold with a confidence of {calibration.confidence:g}."
+    )
+    _say(_SOURCES[calibration.source].format(f"{calibration.num_queries:,}"))
+    chosen = describe(calibration.plans[calibration.chosen].plan.stages)
+    _say(f"For a recall of {calibration.recall_target:g}: {chosen}")
+    if calibration.chosen == 0:
+        _say(
+            "No other plan is sure of it: more queries bound recall closer, longer short sizes "
+            "keep more of it, and in a small collection nothing is faster."
+        )
+    if calibration.slice_queries:
+        _show_slices(calibration, name)
+
+
+def _show_plans(calibration: pb.Calibration, name: str) -> None:
     is_memory = calibration.objective == pb.OBJECTIVE_MEMORY
-    table = Table(title=f"{name}: plans for {calibration.limit} hits, by {_what(is_memory)}")
+    what = "memory" if is_memory else "latency"
+    table = Table(title=f"{name}: plans for {calibration.limit} hits, by {what}")
     table.add_column("plan")
     for column in ("recall", "sure of", "p50 ms", "p99 ms", "bytes per point"):
         table.add_column(column, justify="right")
@@ -133,25 +177,31 @@ def show(calibration: pb.Calibration, name: str) -> None:
                 f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", f"{row.memory_bytes}",
                 style="bold green" if number == calibration.chosen else None,
             )  # fmt: skip
-    console.print(table)
-    chosen = describe(calibration.plans[calibration.chosen].plan.stages)
-    console.print(
-        f"bounds from {calibration.num_queries} of {_SOURCES[calibration.source]}, others chose "
-        f"the plans; for a recall of {calibration.recall_target:g}: {chosen}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if calibration.chosen == 0:
-        console.print(
-            "no other plan is sure of it: more queries bound recall closer, longer short sizes "
-            "keep more of it, and in a small collection nothing is faster",
-            highlight=False,
-            soft_wrap=True,
-        )
+    Console().print(table)
 
 
-def _what(is_memory: bool) -> str:
-    return "memory" if is_memory else "latency"
+def _show_slices(calibration: pb.Calibration, name: str) -> None:
+    """Print what each slice gets, and keeps with it; the least sure first."""
+    table = Table(title=f"{name}: slices, for a recall of {calibration.recall_target:g}")
+    table.add_column("slice", overflow="fold")
+    for column in ("queries", "recall", "bound"):
+        table.add_column(column, justify="right")
+    table.add_column("plan")
+    rows = []
+    for slice_, count in calibration.slice_queries.items():
+        own = calibration.slice_chosen.get(slice_)
+        plan = calibration.plans[calibration.chosen if own is None else own]
+        recall = plan.recalls[slice_]
+        of_all = " (of all queries: too few of its own)" if own is None else ""
+        text = describe(plan.plan.stages) + of_all
+        rows.append((recall.bound, escape(slice_), f"{count:,}", f"{recall.mean:.4f}", text))
+    for bound, slice_, queries, mean, text in sorted(rows):
+        table.add_row(slice_, queries, mean, f"{bound:.4f}", text)
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def describe(stages: Iterable[pb.Stage]) -> str:

@@ -5,6 +5,7 @@ copy of it. The measuring itself is `services.trainer.measure`.
 """
 
 import json
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.table import Table
 
 from services.shared.card import Card, write_card
 from services.shared.errors import InvalidRequest
+from services.shared.folder import DEFAULT_MODEL, is_hub_id, locate
+from services.shared.safety import check_folder
 from services.trainer.data import read_pairs
 from services.trainer.measure import Sample, copy_with_card, measure_card
 
@@ -33,12 +36,9 @@ def measure(source: str, path: Path, dims: list[int], output: Path | None) -> No
     Raises:
         ServiceError: one sentence that says what is wrong.
     """
-    folder = Path(source).expanduser()
-    if output is None and not folder.is_dir():
-        raise InvalidRequest(
-            f"{source!r} is not a folder of yours to write to; name a new one with --output"
-        )
+    folder = _check_model(source)
     sample = read_sample(path)
+    _check_output(source, output)
     with Progress(transient=True) as progress:
         task = progress.add_task("texts encoded", total=None)
         card = measure_card(
@@ -50,6 +50,25 @@ def measure(source: str, path: Path, dims: list[int], output: Path | None) -> No
     else:
         copy_with_card(source, output, card)
     _show(card, output or folder)
+
+
+def _check_model(source: str) -> Path:
+    """Return where a model is, if it is here; a hub id is looked for when all else is right."""
+    folder = Path(source).expanduser()
+    if source == DEFAULT_MODEL or (not folder.is_dir() and is_hub_id(source)):
+        return folder
+    check_folder(locate(source))
+    return folder
+
+
+def _check_output(source: str, output: Path | None) -> None:
+    if output is not None and output.exists():
+        raise InvalidRequest(f"{output} is there already; give --output the name of a new folder")
+    folder = Path(source).expanduser()
+    if output is None and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InvalidRequest(
+            f"{source!r} is not a folder of yours to write to; name a new one with --output"
+        )
 
 
 def read_sample(path: Path) -> Sample:

@@ -1,4 +1,4 @@
-"""The commands on a running router's collections: index, calibrate, nest.
+"""The commands on a running router's collections: index, calibrate, recall, nest.
 
 What each needs is imported only when it is asked for.
 """
@@ -6,12 +6,13 @@ What each needs is imported only when it is asked for.
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from services.cli.peer import HERE, RouterAddress, RouterKey, call, describe
 
 commands = typer.Typer()
 
@@ -26,8 +27,10 @@ class EngineName(StrEnum):
 @commands.command()
 def calibrate(
     collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
-    target: Annotated[float, typer.Option(help="Recall that searches shall keep.")] = 0.95,
-    limit: Annotated[int, typer.Option(min=1, help="Hits of a search.")] = 10,
+    target: Annotated[
+        float | None, typer.Option(help="Recall that searches shall keep; unset: 0.95.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Hits of a search; unset: 10.")] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Choose by memory; unset: by latency.")
     ] = False,
@@ -38,18 +41,34 @@ def calibrate(
             "unset: recent searches, or documents."
         ),
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Measure nothing; show what was measured last.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="A PNG to write.")] = None,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
 ) -> None:
     """Measure which plans keep which recall on a collection; searches may then state a target."""
     from services.cli.calibrate import Options
     from services.cli.calibrate import calibrate as run_calibrate
 
-    options = Options(router, api_key, collection, target, limit, memory, queries, plot)
-    _call_router(lambda: run_calibrate(options), router)
+    options = Options(router, api_key, collection, target, limit, memory, queries, plot, show)
+    call(lambda: run_calibrate(options), "--router", router)
+
+
+@commands.command()
+def recall(
+    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
+) -> None:
+    """Show the recall of live searches by slice, the worst first: what it lost, and what to do."""
+    from services.cli.recall import Options
+    from services.cli.recall import recall as run_recall
+
+    options = Options(router, api_key, collection, is_json)
+    call(lambda: run_recall(options), "--router", router)
 
 
 @commands.command()
@@ -67,17 +86,15 @@ def nest(
         typer.Option(help="Recall that searches shall keep; unset: as before, or 0.95."),
     ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Take the nested sizes away.")] = False,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
 ) -> None:
     """Make short sizes of any collection rank as its full vectors do, without labels."""
     from services.cli.nest import Options
     from services.cli.nest import nest as run_nest
 
     options = Options(router, api_key, collection, sizes, target, undo)
-    _call_router(lambda: run_nest(options), router)
+    call(lambda: run_nest(options), "--router", router)
 
 
 @commands.command()
@@ -126,10 +143,8 @@ def index(
     max_wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a router that is away or busy.")
     ] = 600.0,
-    router: Annotated[str, typer.Option(help="host:port of the router's gRPC.")] = "127.0.0.1:9000",
-    api_key: Annotated[
-        str | None, typer.Option(help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY")
-    ] = None,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
 ) -> None:
     """Index files into a collection; run again, it goes on from the last acknowledged batch."""
     # Ray reports what it is used for unless it is told not to before it is imported.
@@ -167,7 +182,7 @@ def index(
         )
         run_index(options)
     except (BadData, ServiceError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, BadData | OSError) else _code(error)) from None
 
 
@@ -176,21 +191,3 @@ def _code(error: Exception) -> int:
     from services.shared.errors import InvalidRequest
 
     return 2 if isinstance(error, InvalidRequest) else 1
-
-
-def _call_router(command: Callable[[], None], address: str) -> None:
-    """Run a command that calls the router; what goes wrong is one sentence and an exit code."""
-    import grpc
-
-    from services.shared.errors import ServiceError
-
-    try:
-        command()
-    except (ServiceError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
-    except grpc.aio.AioRpcError as error:
-        print(error.details(), file=sys.stderr)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            print(f"--router is {address}: host:port of the router's gRPC", file=sys.stderr)
-        raise typer.Exit(1) from None

@@ -10,8 +10,9 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar, cast
 
 import typer
 from prometheus_client import CollectorRegistry
@@ -19,6 +20,8 @@ from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.cli.collection_commands import commands
+from services.cli.model_commands import models
+from services.cli.peer import describe
 from services.shared import logs
 from services.shared.keys import KeysError
 from services.shared.server import Address, CannotListen, Service, run
@@ -30,9 +33,25 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Serve, search and train embeddings that can be cut to any size.",
 )
 app.add_typer(commands)
+app.add_typer(models, name="models")
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(version("matryoshka-suite"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version_: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Serve, search and train embeddings that can be cut to any size."""
 
 
 class ServiceName(StrEnum):
@@ -113,37 +132,41 @@ def up(
 
     if port is not None and grpc_port is None:
         grpc_port = port + 1000 if port else 0
-    settings = _read(
-        UpSettings, {"http_port": port, "grpc_port": grpc_port, "host": host, "data_dir": data}
+    mistakes: list[str] = []
+    settings = _read_or_note(
+        UpSettings,
+        {"http_port": port, "grpc_port": grpc_port, "host": host, "data_dir": data},
+        mistakes,
     )
     if settings.keys_file is not None and settings.api_key is None:
         # The router calls the encoder as an operator; nobody else needs to know this key.
         settings = settings.model_copy(update={"api_key": SecretStr(secrets.token_urlsafe(32))})
-    _check_ignored(settings)
-    registry = CollectorRegistry()
-
+    mistakes += _check_ignored(settings)
     # What bounds the process bounds each service in it: a body, a message, a wait at the end.
     shared = {field: getattr(settings, field) for field in ServerSettings.model_fields}
 
-    def build(address: Address) -> list[Service]:
-        def read(kind: type[S], name: str, **more: object) -> S:
-            own = _read(kind, shared | {"data_dir": settings.data_dir / name} | more)
-            logs.show_settings(name, own.describe())
-            return own
+    def read(kind: type[S], name: str, **more: object) -> S:
+        own = shared | {"data_dir": settings.data_dir / name} | more
+        return _read_or_note(kind, own, mistakes)
 
-        encoder = read(EncoderSettings, "encoder")
-        router = read(
-            RouterSettings,
-            "router",
-            encoder_address=address.grpc,
-            encoder_api_key=settings.api_key,
-            trainer_address=address.grpc,
-            trainer_api_key=settings.api_key,
-        )
-        trainer = read(TrainerSettings, "trainer")
+    # Where the router finds the others is known once the process listens.
+    here, key = "127.0.0.1:0", settings.api_key
+    addresses = {"encoder_address": here, "trainer_address": here}
+    own_keys = {"encoder_api_key": key, "trainer_api_key": key}
+    encoder = read(EncoderSettings, "encoder")
+    router = read(RouterSettings, "router", **addresses, **own_keys)
+    trainer = read(TrainerSettings, "trainer")
+    if mistakes:
+        _refuse(str(SettingsError(mistakes)))
+    registry = CollectorRegistry()
+
+    def build(address: Address) -> list[Service]:
+        found = router.model_copy(update=dict.fromkeys(addresses, address.grpc))
+        for name, own in (("encoder", encoder), ("router", found), ("trainer", trainer)):
+            logs.show_settings(name, own.describe())
         return [
             EncoderService(encoder, registry),
-            RouterService(router, registry),
+            RouterService(found, registry),
             TrainerService(trainer, registry),
         ]
 
@@ -170,8 +193,7 @@ def demo(
     try:
         run_demo(corpus, documents, output, exit_)
     except (CorpusError, ServiceDied) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+        _refuse(str(error))
 
 
 @app.command()
@@ -200,33 +222,30 @@ def card(
     try:
         sizes = [int(dim) for dim in dims.split(",") if dim]
     except ValueError:
-        print(f"--dims must be sizes such as 64,128, got {dims!r}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        _refuse(f"--dims must be sizes such as 64,128, got {dims!r}")
     try:
         measure(model, texts, sizes, output)
-    except ServiceError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    except (ServiceError, OSError) as error:
+        _refuse(describe(error))
 
 
-def _check_ignored(settings: UpSettings) -> None:
-    """Tell which settings of single services mean nothing to `up`; refuse where that lays open."""
+def _check_ignored(settings: UpSettings) -> list[str]:
+    """Tell which settings of single services mean nothing to `up`; return those that lay open."""
     ignored = [
         name
         for service in ServiceName
         for field in ServerSettings.model_fields
         if (name := f"MATRYOSHKA_{service.upper()}_{field.upper()}") in os.environ
     ]
-    keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE"))]
-    if keys and settings.api_key is None and settings.keys_file is None:
-        print(
-            f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "
-            "MATRYOSHKA_UP_API_KEY or MATRYOSHKA_UP_KEYS_FILE, or unset it",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2)
     for name in ignored:
         print(f"{name} means nothing to `matryoshka up`; MATRYOSHKA_UP_... does", file=sys.stderr)
+    keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE"))]
+    if not keys or settings.api_key is not None or settings.keys_file is not None:
+        return []
+    return [
+        f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "
+        "MATRYOSHKA_UP_API_KEY or MATRYOSHKA_UP_KEYS_FILE, or unset it"
+    ]
 
 
 def _share_cores() -> None:
@@ -242,8 +261,21 @@ def _read(kind: type[S], overrides: Mapping[str, object]) -> S:
     try:
         return kind.read(**overrides)
     except SettingsError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+        _refuse(str(error))
+
+
+def _read_or_note(kind: type[S], overrides: Mapping[str, object], mistakes: list[str]) -> S:
+    """Read settings; where some are wrong, note each of them and return the defaults."""
+    try:
+        return kind.read(**overrides)
+    except SettingsError as error:
+        mistakes += error.mistakes
+        return cast(S, kind.model_construct())
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2) from None
 
 
 def _run(
@@ -261,8 +293,7 @@ def _run(
     try:
         asyncio.run(run(build, settings, registry, on_ready))
     except KeysError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+        _refuse(str(error))
     except CannotListen as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from services.cli.bulk.collection import parse_sizes
+from services.cli.peer import metadata
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
@@ -60,7 +61,7 @@ async def _nest(options: Options, sizes: list[pb.Size]) -> None:
             name=options.collection, sizes=sizes, recall_target=options.target or 0.0
         )
         router = pb_grpc.RouterServiceStub(channel)
-        last = await _follow(router.NestCollection(request, metadata=_metadata(options)))
+        last = await _follow(router.NestCollection(request, metadata=metadata(options.api_key)))
     show(last)
 
 
@@ -68,16 +69,12 @@ async def _undo(options: Options) -> None:
     async with grpc.aio.insecure_channel(options.address) as channel:
         router = pb_grpc.RouterServiceStub(channel)
         found = await router.GetCollection(
-            pb.GetCollectionRequest(name=options.collection), metadata=_metadata(options)
+            pb.GetCollectionRequest(name=options.collection), metadata=metadata(options.api_key)
         )
         plain = [size for size in found.collection.sizes if not size.nested]
         request = pb.ResizeCollectionRequest(name=options.collection, sizes=plain)
-        last = await _follow(router.ResizeCollection(request, metadata=_metadata(options)))
+        last = await _follow(router.ResizeCollection(request, metadata=metadata(options.api_key)))
     _say(f"{last.collection.name} has no nested sizes any more")
-
-
-def _metadata(options: Options) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {options.api_key}"),) if options.api_key else ()
 
 
 async def _follow(answers: AsyncIterable[Any]) -> Any:  # noqa: ANN401 (one of two responses)
@@ -104,7 +101,8 @@ def show(last: pb.NestCollectionResponse) -> None:
         table.add_row(str(row.dim), f"{row.plain:.3f}", f"{row.pca:.3f}", f"{row.nested:.3f}")
     Console().print(table)
     _say(
-        "its plans stand beside the others in the calibration, which GetCalibration shows; "
+        "its plans stand beside the others in the calibration, which "
+        f"`matryoshka calibrate {name} --show` shows; "
         f"`matryoshka nest {name} --undo` takes them away"
     )
 

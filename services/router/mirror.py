@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.router.attributes import Attributes
 from services.router.storage.store import Collection, Point, Store
 from services.router.translate import Translator
 from services.shared.errors import NotFound
@@ -66,6 +67,18 @@ class Mirror:
         other = await self._other(collection)
         if other is not None:
             await self._store.delete(other.name, ids, tenant)
+
+    async def set_attributes(
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        attributes: Attributes,
+        tenant: str | None,
+    ) -> None:
+        """Replace attributes there; of points that are not copied yet they come with the copy."""
+        other = await self._other(collection)
+        if other is not None:
+            await self._store.set_attributes(other.name, ids, attributes, tenant)
 
     async def _other(self, collection: Collection) -> Collection | None:
         if collection.mirror is None:

@@ -91,10 +91,10 @@ class Parts:
         for watcher in (self.recent, self.shadow):
             watcher.start()
             self._open.push_async_callback(watcher.stop)
-        queries = Queries(store, encoder, self.recent, s.calibrate_queries)
+        queries = Queries(store, encoder, self.recent, s.calibrate_queries, s.max_text_chars)
         longest = min(s.calibrate_candidates, s.max_candidates)
         self.calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
-        self.evaluator = Evaluator(self.searcher, s.evaluate_queries)
+        self.evaluator = Evaluator(self.searcher, s.evaluate_queries, s.max_text_chars)
         translator = Translator(encoder)
         mirror = Mirror(store, translator)
         self.writer = Writer(

@@ -58,7 +58,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
     # Each of these asks `caller()` whose points, files and stores it may touch.
     open_to_tenants = frozenset(
         {
-            "GetCollection", "ListCollections", "Upsert", "Delete", "Search", "GetRecall",
+            "GetCollection", "ListCollections", "Upsert", "Delete", "SetAttributes", "Search",
+            "GetRecall",
             *files_http.OPEN_TO_TENANTS, *stores_http.OPEN_TO_TENANTS,
             *store_files_http.OPEN_TO_TENANTS,
         }
@@ -176,9 +177,18 @@ class RouterService(pb_grpc.RouterServiceServicer):
         await self._parts.writer.delete(request.collection, list(request.ids), caller().tenant)
         return pb.DeleteResponse()
 
+    async def SetAttributes(
+        self, request: pb.SetAttributesRequest, context: _Context
+    ) -> pb.SetAttributesResponse:
+        attributes = wire.read_attributes(request.attributes.items())
+        unknown = await self._parts.writer.set_attributes(
+            request.collection, list(request.ids), attributes, caller().tenant
+        )
+        return pb.SetAttributesResponse(unknown_ids=unknown)
+
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.SearchResponse:
         search = wire.read_search(request, caller().tenant)
-        return wire.write_found(await self._parts.searcher.search(search))
+        return wire.write_found(await self._parts.searcher.search(search), search.tenant)
 
     async def Calibrate(
         self, request: pb.CalibrateRequest, context: _Context

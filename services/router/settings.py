@@ -1,10 +1,15 @@
 """Settings of the router: `MATRYOSHKA_ROUTER_<FIELD>`."""
 
-from pydantic import Field, SecretStr, field_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.router.hybrid.text_index import LANGUAGES
+from services.shared.address import check_address
 from services.shared.settings import ServerSettings
+
+Address = Annotated[str, AfterValidator(check_address)]
 
 
 class RouterSettings(ServerSettings):
@@ -17,7 +22,7 @@ class RouterSettings(ServerSettings):
     grpc_port: int = Field(default=9001, ge=0, le=65535)
     """Port of gRPC; 0 takes a free one."""
 
-    encoder_address: str = Field(default="127.0.0.1:9000", pattern=r"^.+:\d+$")
+    encoder_address: Address = "127.0.0.1:9000"
     """host:port of the encoder's gRPC."""
     encoder_api_key: SecretStr | None = None
     """Sent to the encoder; unset: nothing is sent."""
@@ -31,7 +36,7 @@ class RouterSettings(ServerSettings):
     encoder_concurrency: int = Field(default=4, ge=1)
     """Calls of documents in flight at the encoder; queries are not held back by these."""
 
-    trainer_address: str = Field(default="127.0.0.1:9002", pattern=r"^.+:\d+$")
+    trainer_address: Address = "127.0.0.1:9002"
     """host:port of the trainer's gRPC, which learns rotations."""
     trainer_api_key: SecretStr | None = None
     """Sent to the trainer; unset: nothing is sent."""
@@ -71,7 +76,7 @@ class RouterSettings(ServerSettings):
     max_candidates: int = Field(default=20_000, ge=1)
     """Most points one stage hands on."""
     max_batch_points: int = Field(default=2048, ge=1)
-    """Most points of one upsert batch, and most ids of one delete."""
+    """Most points of one upsert batch, and most ids of one call that deletes or changes points."""
     upsert_read_ahead: int = Field(default=4, ge=1, le=64)
     """Batches of one upsert stream that are read and encoded while one before them is written."""
     max_text_chars: int = Field(default=1_000_000, ge=1)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from services.router import tenants
-from services.router.attributes import check_attributes
+from services.router.attributes import Attributes, check_attributes
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
@@ -130,14 +130,33 @@ class Writer:
 
     async def delete(self, name: str, ids: list[str], tenant: str | None) -> None:
         """Delete points of a tenant or (None) of the operator; when it returns, that is durable."""
-        if not 1 <= len(ids) <= self._max_batch_points:
-            raise InvalidRequest(
-                f"ids must be 1 to {self._max_batch_points}, got {len(ids)}", "ids"
-            )
+        self._check_ids(ids)
         async with self._gate.writing(name, tenant) as collection:
             with self._metrics.stage("write"):
                 await self._store.delete(collection.name, ids, tenant)
                 await self._mirror.delete(collection, ids, tenant)
+
+    async def set_attributes(
+        self, name: str, ids: list[str], attributes: Attributes, tenant: str | None
+    ) -> list[str]:
+        """Replace the attributes of points of a tenant or (None) of the operator, durably.
+
+        Returns:
+            Those of the ids that there is no point of.
+        """
+        self._check_ids(ids)
+        check_attributes(attributes)
+        async with self._gate.writing(name, tenant) as collection:
+            with self._metrics.stage("write"):
+                unknown = await self._store.set_attributes(collection.name, ids, attributes, tenant)
+                await self._mirror.set_attributes(collection, ids, attributes, tenant)
+        return unknown
+
+    def _check_ids(self, ids: list[str]) -> None:
+        if not 1 <= len(ids) <= self._max_batch_points:
+            raise InvalidRequest(
+                f"ids must be 1 to {self._max_batch_points}, got {len(ids)}", "ids"
+            )
 
     async def _next(self, stream: "_Numbered") -> _Ready | None:
         """Read, check and encode the next batch; None at the end of the stream.

@@ -153,7 +153,7 @@ def read_batch(request: pb.UpsertRequest) -> Batch:
     return Batch(
         request.collection,
         [
-            Point(point.id, point.text, _read_attributes(point.attributes.items()))
+            Point(point.id, point.text, read_attributes(point.attributes.items()))
             for point in request.points
         ],
         request.vectors or None,
@@ -169,7 +169,7 @@ def write_acknowledged(acknowledged: Acknowledged) -> pb.UpsertResponse:
     )
 
 
-def _read_attributes(items: Iterable[tuple[str, pb.AttributeValue]]) -> Attributes:
+def read_attributes(items: Iterable[tuple[str, pb.AttributeValue]]) -> Attributes:
     return {key: _read_value(key, value) for key, value in items}
 
 
@@ -279,7 +279,8 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
     )
 
 
-def write_found(found: Found) -> pb.SearchResponse:
+def write_found(found: Found, tenant: str | None) -> pb.SearchResponse:
+    """Write an answer for a tenant, or (None) for an operator, who is told whose each point is."""
     response = pb.SearchResponse(
         plan=write_plan(found.plan),
         collection=found.collection.name,
@@ -305,6 +306,7 @@ def write_found(found: Found) -> pb.SearchResponse:
         written = response.hits.add(
             id=point.id, score=hit.score, text=point.text, shortlist_rank=rank,
             cosine=sides.cosine, bm25=sides.text_score,
+            tenant=(point.tenant or "") if tenant is None else "",
         )  # fmt: skip
         for key, value in point.attributes.items():
             _write_value(value, written.attributes[key])

@@ -36,7 +36,7 @@ def locate(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_hub_id(source):
         raise InvalidRequest(
             f"no model folder at {source!r}; give a Sentence Transformers folder, a hub id "
             f"(org/name) or {DEFAULT_MODEL!r}",
@@ -54,6 +54,11 @@ def locate(source: str) -> Path:
         raise InvalidRequest(
             f"{source!r} is not a local folder and could not be fetched from the hub", "source"
         ) from error
+
+
+def is_hub_id(source: str) -> bool:
+    """Say whether a source that is no folder may be a model of the hub: "org/name"."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def _packaged_default() -> Path:

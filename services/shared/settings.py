@@ -6,6 +6,7 @@ A service's settings live beside it and extend `ServerSettings`; variables are n
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,15 @@ _MISSPELT = 0.93
 
 
 class SettingsError(Exception):
-    """One or more variables are wrong; the message lists every one."""
+    """One or more variables are wrong; the message lists every one.
+
+    Args:
+        mistakes: a sentence on each.
+    """
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n  ".join(["these settings are wrong:", *mistakes]))
+        self.mistakes = tuple(mistakes)
 
 
 class ServerSettings(BaseSettings):
@@ -69,10 +78,10 @@ class ServerSettings(BaseSettings):
             settings = cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
         except ValidationError as error:
             mistakes = [cls._explain(prefix, details) for details in error.errors()]
-            raise SettingsError(_listed([*mistakes, *cls._misspelt(prefix)])) from error
+            raise SettingsError([*mistakes, *cls._misspelt(prefix)]) from error
 
         if misspelt := cls._misspelt(prefix):
-            raise SettingsError(_listed(misspelt))
+            raise SettingsError(misspelt)
         return settings
 
     @classmethod
@@ -80,6 +89,8 @@ class ServerSettings(BaseSettings):
         field = str(details["loc"][0])
         is_secret = "SecretStr" in str(cls.model_fields[field].annotation)
         given = "" if is_secret else f", got {details['input']!r}"
+        if details["type"] == "value_error":  # of a check of ours, which says it whole
+            return f"{prefix}{field.upper()} {details['ctx']['error']}"
         return f"{prefix}{field.upper()}: {details['msg']}{given}"
 
     @classmethod
@@ -101,7 +112,3 @@ class ServerSettings(BaseSettings):
     def describe(self) -> dict[str, object]:
         """Return the resolved settings for the start-up log; secrets are masked."""
         return self.model_dump(mode="json")
-
-
-def _listed(mistakes: list[str]) -> str:
-    return "\n  ".join(["these settings are wrong:", *mistakes])

@@ -29,7 +29,7 @@ from services.shared.model import TextModel
 from services.shared.quantization import measure_ranges
 from services.shared.vectors import Array, truncate
 from services.trainer.checkpoint import publish
-from services.trainer.data import Pair, Split, number_texts, questions
+from services.trainer.data import Pair, Questions, Split, number_texts, questions
 from services.trainer.evaluate import evaluate, rank
 from services.trainer.hyperparameters import default_dims
 
@@ -85,9 +85,10 @@ def measure_card(
         InvalidRequest: the folder cannot be loaded, a size is impossible, or the sample too small.
     """
     folder = locate(source)
+    chosen = _choose(sample)  # refused, if it is too small, before the model is loaded
     model = TextModel(folder)
     sizes = _sizes(dims, model)
-    asked = _ask(model, sample, on_progress)
+    asked = _ask(model, chosen, on_progress)
     scores = evaluate(asked.queries_QD, asked.documents_ND, asked.relevant, sizes)
     quality = Quality(
         data=sample.name,
@@ -159,23 +160,28 @@ def _sizes(dims: Sequence[int], model: TextModel) -> tuple[int, ...]:
     return sizes
 
 
-def _ask(model: TextModel, sample: Sample, on_progress: Callable[[int, int], None]) -> _Asked:
+def _choose(sample: Sample) -> Questions:
+    """Choose what is asked, and what may answer; of texts, what answers is not known yet."""
     if sample.pairs:
         pairs = _spread(sample.pairs, _MAX_DOCUMENTS)
         held_out = tuple(_spread(pairs, _MAX_QUERIES))
-        asked = questions(Split(tuple(pairs), held_out))
-        queries, documents = asked.queries, asked.documents
+        chosen = questions(Split(tuple(pairs), held_out))
     else:
         texts = _spread(list(number_texts(sample.texts)), _MAX_DOCUMENTS)
         # Every tenth asks, and is not among the answers: it would find itself.
         queries = tuple(texts[::10][:_MAX_QUERIES])
         asking = set(queries)
-        documents = tuple(text for text in texts if text not in asking)
-    if len(queries) + len(documents) < MIN_TEXTS:
+        chosen = Questions(queries, tuple(text for text in texts if text not in asking), ())
+    num_texts = len(chosen.queries) + len(chosen.documents)
+    if num_texts < MIN_TEXTS:
         raise InvalidRequest(
-            f"{sample.name} has {len(queries) + len(documents)} different texts; at least "
-            f"{MIN_TEXTS} are needed"
+            f"{sample.name} has {num_texts} different texts; at least {MIN_TEXTS} are needed"
         )
+    return chosen
+
+
+def _ask(model: TextModel, chosen: Questions, on_progress: Callable[[int, int], None]) -> _Asked:
+    queries, documents = chosen.queries, chosen.documents
     total = len(queries) + len(documents)
 
     def on_documents(done: int) -> None:
@@ -185,8 +191,8 @@ def _ask(model: TextModel, sample: Sample, on_progress: Callable[[int, int], Non
         queries, "query", on_progress=lambda done: on_progress(done, total)
     )
     documents_ND = model.encode_texts(documents, "document", on_progress=on_documents)
-    if sample.pairs:
-        return _Asked(queries_QD, documents_ND, asked.relevant)
+    if chosen.relevant:
+        return _Asked(queries_QD, documents_ND, chosen.relevant)
     nearest = rank(truncate(queries_QD, model.full), truncate(documents_ND, model.full))
     return _Asked(queries_QD, documents_ND, [dict.fromkeys(rows, 1.0) for rows in nearest])
 

@@ -1,52 +1,41 @@
 """`matryoshka calibrate`: a table and a picture from a running router, or one clear sentence."""
 
-import grpc
-import numpy as np
+import json
+
 import pytest
 
 from services.cli.calibrate import read_queries
 from services.shared.errors import InvalidRequest
-from services.shared.pb import router_pb2 as pb
-from services.shared.pb import router_pb2_grpc as pb_grpc
 from tests.cli.test_commands import matryoshka
-from tests.conftest import serve
 
 QUESTIONS = [f"what is {a} and {b}" for a in "abcdefghijklmno" for b in range(10)]
 
 
-@pytest.fixture(scope="module")
-def process(tmp_path_factory):
-    started = serve(tmp_path_factory.mktemp("calibrate"), "up")
-    with grpc.insecure_channel(started.grpc) as channel:
-        router = pb_grpc.RouterServiceStub(channel)
-        made = router.CreateCollection(
-            pb.CreateCollectionRequest(name="docs", model="default", sizes=[pb.Size(dim=64)])
-        )
-        rng = np.random.default_rng(0)
-        rows = rng.standard_normal((600, 384)) * np.geomspace(1, 0.05, 384)
-        batch = pb.UpsertRequest(
-            collection="docs",
-            points=[pb.Point(id=str(number)) for number in range(600)],
-            vectors=rows.astype("<f4").tobytes(),
-            space_id=made.collection.space_id,
-        )
-        assert [answer.total_points for answer in router.Upsert(iter([batch]))] == [600]
-    yield started
-    started.stop()
-
-
 def test_it_shows_the_plans_and_draws_them(process, tmp_path):
-    """Questions from a file; the plan for the target is named; the picture is a picture."""
-    queries, picture = tmp_path / "queries.txt", tmp_path / "plans.png"
-    queries.write_text("\n".join(QUESTIONS))
+    """Questions from a file; the plan for the target is named, of each slice too; and again."""
+    queries, picture = tmp_path / "queries.jsonl", tmp_path / "plans.png"
+    rows = [{"text": text, "slice": f"[{text[-1] > '4':d}]"} for text in QUESTIONS]
+    queries.write_text("\n".join(map(json.dumps, rows)))
     ended = matryoshka(
         "calibrate", "docs", "--router", process.grpc, "--target", "0.9",
         "--queries", str(queries), "--plot", str(picture),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "exact search at 384" in ended.stdout
-    assert "bounds from 75 of the given queries, others chose the plans" in ended.stdout
-    assert "for a recall of 0.9:" in ended.stdout
+    assert "Bounds are from 75 of the given queries; the others chose the plans." in ended.stdout
+    assert "For a recall of 0.9: " in ended.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = ended.stdout.partition("slices, for a recall of 0.9")[2]
+    assert "[0]" in table
+    assert "[1]" in table
+
+    picture.unlink()
+    shown = matryoshka(
+        "calibrate", "docs", "--show", "--router", process.grpc, "--plot", str(picture)
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() == ended.stdout.strip()
+    assert "with 600 points" in shown.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -56,7 +45,8 @@ def test_it_shows_the_plans_and_draws_them(process, tmp_path):
         (["nobody"], "no collection or alias 'nobody'"),
         (["docs", "--target", "1.5"], "target must be above 0 and below 1"),
         (["docs", "--limit", "100000"], "limit must be between 1 and 1000"),
-        (["docs", "--queries", "no-such-file"], "No such file"),
+        (["docs", "--queries", "no-such-file"], "there is no file no-such-file"),
+        (["docs", "--show", "--target", "0.9"], "--show measures nothing"),
         (["docs", "--plot", "no-such-folder/x.png"], "is not a folder"),
     ],
 )

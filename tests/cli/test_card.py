@@ -10,18 +10,26 @@ from tests.cli.test_commands import matryoshka
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["all-MiniLM-L6-v2", "{nothing}", "--output", "{nothing}"], "no file at"),
         (["{nothing}", "{nothing}", "--dims", "8,many"], "--dims must be sizes"),
+        (["{nothing}", "{nothing}"], "no model folder at"),
+        (["{empty}", "{nothing}", "--output", "{empty}"], "is not a Sentence Transformers folder"),
+        (["all-MiniLM-L6-v2", "{nothing}"], "no file at"),
+        (["all-MiniLM-L6-v2", "{few}"], "is not a folder of yours to write to"),
+        (["all-MiniLM-L6-v2", "{few}", "--output", "{empty}"], "is there already"),
+        (["all-MiniLM-L6-v2", "{few}", "--output", "{nothing}"], "at least 100 are needed"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, arguments, message):
-    """Exit code 2, no traceback, nothing written."""
-    nothing = tmp_path / "nothing"
-    ended = matryoshka("card", *(argument.format(nothing=nothing) for argument in arguments))
+    """The most basic of several mistakes; exit code 2, no traceback, nothing written."""
+    empty, few = tmp_path / "empty", tmp_path / "few.txt"
+    empty.mkdir()
+    few.write_text("one text")
+    places = {"nothing": tmp_path / "nothing", "empty": empty, "few": few}
+    ended = matryoshka("card", *(argument.format(**places) for argument in arguments))
     assert ended.returncode == 2
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not nothing.exists()
+    assert {path.name for path in tmp_path.rglob("*")} == {"empty", "few.txt"}
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"text": 3}', '{"text": " "}', "[" * 99_999])

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -58,6 +59,29 @@ def test_wrong_settings_are_told_at_once_and_end_the_process():
     assert ended.returncode == 2
     assert "MATRYOSHKA_ENCODER_GRPC_PORT" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_up_tells_what_is_wrong_with_all_services_at_once():
+    """Its own settings, each service's and keys that protect nothing, in one list."""
+    ended = matryoshka(
+        "up", "--port", "0",
+        MATRYOSHKA_UP_DRAIN_S="soon",
+        MATRYOSHKA_ENCODER_MAX_TEXTS="many",
+        MATRYOSHKA_ROUTER_MAX_LIMIT="0",
+        MATRYOSHKA_TRAINER_STOP_S="-",
+        MATRYOSHKA_TRAINER_API_KEY="sk-planted",
+    )  # fmt: skip
+    assert ended.returncode == 2
+    listed = ended.stderr.partition("these settings are wrong:")[2]
+    names = ("UP_DRAIN_S", "ENCODER_MAX_TEXTS", "ROUTER_MAX_LIMIT", "TRAINER_STOP_S")
+    for name in (*names, "TRAINER_API_KEY would protect nothing"):
+        assert f"  MATRYOSHKA_{name}" in listed
+    assert "Traceback" not in ended.stderr
+    assert "sk-planted" not in ended.stderr + ended.stdout
+
+
+def test_it_says_its_version():
+    assert matryoshka("--version").stdout == f"{version('matryoshka-suite')}\n"
 
 
 def test_a_key_that_would_protect_nothing_ends_the_process():

@@ -134,6 +134,13 @@ def test_a_corpus_is_indexed_and_found_unchanged_by_the_next_run(router, corpus,
     assert "201 documents in" in ended.stdout
     assert stored(router, "whole")[0] == documents | {"new": "one more"}
 
+    ended = matryoshka(*command(router, corpus, "--id-field", "id", name="whole"))
+    assert "has changed" not in ended.stdout
+    assert (
+        "2 files were read with no options for fields before, and now with --id-field id: read "
+        "from the beginning" in ended.stdout
+    )
+
 
 def test_kill_9_of_the_command_loses_and_doubles_nothing(router, corpus, documents):
     """The next run goes on behind the last acknowledged batch."""
@@ -228,14 +235,21 @@ def test_all_that_is_wrong_is_told_before_anything_is_written(router, tmp_path):
         (["docs", "README.md", "./README.md"], "are both known as README.md"),
         (["new", "README.md", "--create", "--attribute", "yeer:int"], "has a field named 'yeer'"),
         (["new", "README.md", "--create", "--attribute", "year:date"], "FIELD or FIELD:string"),
+        (["new/one", "README.md"], "the collection's name must be 1 to 255 letters"),
+        (["new", "README.md", "--create", "--dims", "64,9999"], "between 1 and 384"),
+        (["new", "README.md", "--state", "nowhere/x"], "--state: there is no folder nowhere"),
+        (["new", "README.md", "--router", "localhost"], "--router must be host:port of gRPC"),
     ],
 )
 def test_a_mistake_is_one_sentence(router, tmp_path, arguments, says):
-    """Not a traceback, and nothing is written over."""
-    ended = matryoshka("index", *arguments, "--router", router.grpc, *create(arguments))
+    """Not a traceback, nothing is written over, and no progress file is left behind."""
+    if "--state" not in arguments:
+        arguments = [*arguments, "--state", str(tmp_path / "state")]
+    ended = matryoshka("index", "--router", router.grpc, *arguments, *create(arguments))
     assert ended.returncode == 2
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def create(arguments):

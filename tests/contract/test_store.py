@@ -53,7 +53,15 @@ def make_collection(name: str, *requests: SizeRequest, space_id: str = "space-1"
 def in_memory() -> AsyncQdrantClient:
     """A client whose calls give way to others, as those to a server do."""
     client = AsyncQdrantClient(":memory:")
-    for method in ("scroll", "retrieve", "update_vectors", "upsert", "delete", "query_points"):
+    for method in (
+        "scroll",
+        "retrieve",
+        "update_vectors",
+        "upsert",
+        "delete",
+        "set_payload",
+        "query_points",
+    ):
         setattr(client, method, giving_way(getattr(client, method)))
     return client
 
@@ -194,6 +202,37 @@ async def test_deleted_points_are_gone_and_unknown_ids_harmless(store: Store, na
     await store.delete(name, ["doc/1", "doc/3", "unknown"])
     page = await store.scroll(name, None, 10)
     assert {point.id for point in page.points} == {"doc/0", "doc/2", "doc/4"}
+
+
+async def test_attributes_are_replaced_and_nothing_else(store: Store, name: str) -> None:
+    """Of the points named, whole; unknown ids are told and make no point."""
+    collection = make_collection(name)
+    await store.create(collection)
+    vectors_BD = random_vectors(5)
+    await store.upsert(name, make_points(5), vectors_BD)
+    await store.settle(name)
+    wanted = ["doc/1", "unknown", "doc/3", "doc/1"]
+    assert await store.set_attributes(name, wanted, {"row": "one", "f": 1.0}) == ["unknown"]
+    assert await store.set_attributes(name, ["unknown"], {}) == ["unknown"]
+    assert await store.set_attributes(name, ["doc/4"], {}) == []
+    store = await reopened(store)
+    page = await store.scroll(name, None, 10, with_vectors=True)
+    expected = {point.id: point for point in make_points(5)}
+    for id_, attributes in (("doc/1", {"row": "one", "f": 1.0}), ("doc/4", {})):
+        expected[id_] = replace(expected[id_], attributes=attributes)
+    expected["doc/3"] = replace(expected["doc/3"], attributes=expected["doc/1"].attributes)
+    assert {point.id: point for point in page.points} == expected
+    assert page.vectors_BD is not None
+    rows = [int(point.id.removeprefix("doc/")) for point in page.points]
+    np.testing.assert_allclose(page.vectors_BD, truncate(vectors_BD, FULL)[rows], atol=1e-6)
+    # Found by what they have now, and no longer by what they had.
+    for condition, ids in (
+        (filters.Equals("row", "one"), {"doc/1", "doc/3"}),
+        (filters.Equals("even", True), {"doc/0", "doc/2"}),
+    ):
+        plan = exact_plan(collection.sizes, 5)
+        hits = (await store.search(collection, plan, vectors_BD[0], condition)).hits
+        assert {hit.point.id for hit in hits} == ids
 
 
 async def test_scrolling_sees_every_point_once(store: Store, name: str) -> None:
@@ -555,6 +594,7 @@ async def test_a_missing_collection_is_not_found_by_any_call(store: Store, name:
     calls = [
         store.upsert(name, make_points(1), random_vectors(1)),
         store.delete(name, ["a"]),
+        store.set_attributes(name, ["a"], {}),
         store.search(collection, exact_plan(collection.sizes, 1), random_vectors(1)[0]),
         store.scroll(name, None, 1),
         store.vectors(name, None, 1),
@@ -621,6 +661,12 @@ async def test_each_tenant_has_its_own_points_of_the_same_ids(store: Store, name
                 hits = (await store.search(collection, plan, vectors_BD[0], condition)).hits
                 assert {hit.point.tenant for hit in hits} == {tenant}
                 assert {hit.point.id for hit in hits} == ids
+    assert await store.set_attributes(name, ["doc/5"], {"even": True}, "acme") == []
+    even = filters.Equals("even", True)
+    for tenant, num in (("acme", 11), ("globex", 10)):
+        condition = filters.All((filters.OfTenant(tenant), even))
+        found = await store.search(collection, plans[0], vectors_BD[0], condition)
+        assert len(found.hits) == num
     await store.delete(name, ["doc/1", "doc/2"], "acme")
     assert [await store.count(name, tenant=tenant) for tenant in tenants] == [58, 18, 20]
     await store.delete(name, ["doc/3"])

@@ -62,7 +62,12 @@ OWNERS = {
     "fsspec": ("services.shared.blobs",),
     "matplotlib": ("services.trainer.report", "services.router.recall.calibration_plot"),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
-    "typer": ("services.cli.main", "services.cli.collection_commands"),
+    "typer": (
+        "services.cli.main",
+        "services.cli.collection_commands",
+        "services.cli.model_commands",
+        "services.cli.peer",
+    ),
     "rich": ("services.cli",),
     "ray": ("services.cli.bulk.ray_engine",),
     "pyarrow": ("services.cli.bulk.readers",),

@@ -303,12 +303,13 @@ BAD_REQUESTS = [
     ({"vectors": QUERIES[:-4] + b"\0\0\xc0\x7f", "space_id": SPACE}, "finite"),
     ({"vectors": QUERIES, "space_id": SPACE, "slices": ["a" * 65] * 100}, "at most 64 characters"),
     ({"slices": ["a"]}, "slices"),
-    ({"texts": [" "] * 100}, "not blank"),
+    ({"texts": ["x"] * 99 + [" "]}, "texts[99] must have 1 to 1000 characters that are not blank"),
+    ({"texts": ["x"] * 99 + ["x" * 1001]}, "texts[99] must have 1 to 1000 characters"),
 ]
 
 
 async def test_bad_requests_are_refused_with_what_would_be_accepted(router):
-    """Each mistake has its sentence; nothing is measured or forgotten."""
+    """Each mistake has its sentence; nothing is measured or forgotten, no long text encoded."""
     await fill(router, 150)
     _, old = await calibrate(router, given(draw(1, 100)))
     for fields, says in BAD_REQUESTS:
@@ -318,3 +319,4 @@ async def test_bad_requests_are_refused_with_what_would_be_accepted(router):
         call = pb.CalibrateRequest(collection="docs", vectors=QUERIES, space_id=space_id)
         await refused(router.stub.Calibrate(call), STATE, f"space '{space_id}', but collection")
     assert await stored(router) == old
+    assert all(len(text) <= 1000 for sent in router.encoder.embeds for text in sent.texts)

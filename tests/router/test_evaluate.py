@@ -96,6 +96,10 @@ async def test_queries_that_get_worse_are_listed(router):
             "with a grade above 0",
         ),
         ({"queries": [pb.LabelledQuery(relevant={"a": 1.0})]}, "query text or a query vector"),
+        (
+            {"queries": [*labelled([1]), pb.LabelledQuery(text="x" * 1001, relevant={"a": 1.0})]},
+            "queries[1].text must have 1 to 1000 characters",
+        ),
     ],
 )
 async def test_bad_input_is_refused(router, fields, says):
@@ -103,6 +107,7 @@ async def test_bad_input_is_refused(router, fields, says):
     await create(router)
     request = {"queries": labelled([1]), "contenders": [pb.Contender(collection="docs")]} | fields
     await refused(router.stub.Evaluate(pb.EvaluateRequest(**request)), INVALID, says)
+    assert router.encoder.embeds == []
 
 
 async def test_an_unknown_collection_is_not_found(router):

@@ -224,6 +224,16 @@ def searches(draw):
 CALLS = {
     "Upsert": upserts(),
     "Delete": st.builds(pb.DeleteRequest, collection=collections, ids=ids),
+    "SetAttributes": st.builds(
+        lambda collection, ids, attributes: pb.SetAttributesRequest(
+            collection=collection,
+            ids=ids,
+            attributes={k: pb.AttributeValue(string_value=v) for k, v in attributes.items()},
+        ),
+        collections,
+        ids,
+        attributes,
+    ),
     "Search": searches(),
     "GetCollection": st.builds(pb.GetCollectionRequest, name=collections),
     "ListCollections": st.just(pb.ListCollectionsRequest()),
@@ -284,6 +294,23 @@ async def call_both(world: World, who: str, rpc: str, request) -> None:
     answered = await world.shared_call(who, rpc, request)
     if who in TENANTS:
         assert answered == await world.alone_call(who, rpc, request), (who, rpc, request)
+
+
+async def test_an_operator_is_told_whose_a_point_is(shared: Running) -> None:
+    """A tenant is not, nor who acts for it: by which name it is known is the operator's."""
+    for who in ("operator", *TENANTS):
+        await put(shared, who, "docs", "a", "b")
+    hits = (await search(shared, "operator", limit=10)).hits
+    assert sorted((hit.id, hit.tenant) for hit in hits) == [
+        (id_, tenant) for id_ in "ab" for tenant in ("", *TENANTS)
+    ]
+    for hit in hits:
+        assert hit.text == text_of(hit.id, f"red {hit.tenant or 'operator'}")
+    acting = (("authorization", "Bearer k-operator"), ("x-matryoshka-tenant", "acme"))
+    request = pb.SearchRequest(collection="docs", text="a red")
+    answers = [await search(shared, "acme"), await shared.stub.Search(request, metadata=acting)]
+    for answer in answers:
+        assert [hit.tenant for hit in answer.hits] == ["", ""]
 
 
 async def search(router: Running, who: str, **more) -> pb.SearchResponse:

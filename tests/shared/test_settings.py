@@ -3,6 +3,7 @@
 import pytest
 
 from services.encoder.settings import EncoderSettings
+from services.router.settings import RouterSettings
 from services.shared.settings import SettingsError
 
 
@@ -26,6 +27,19 @@ def test_a_misspelt_variable_is_a_mistake_and_a_strangers_is_not(monkeypatch):
     monkeypatch.setenv("MATRYOSHKA_ENCODER_CACHEBYTES", "5")
     with pytest.raises(SettingsError, match="did you mean MATRYOSHKA_ENCODER_CACHE_BYTES"):
         EncoderSettings.read()
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://encoder:9000", "encoder:", ":9000", ""])
+def test_an_address_names_its_port(monkeypatch, address):
+    """What gRPC would take for something else is told with what would be right."""
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_ENCODER_ADDRESS", address)
+    with pytest.raises(SettingsError, match="ENCODER_ADDRESS must be host:port of gRPC, such as"):
+        RouterSettings.read()
+
+
+@pytest.mark.parametrize("address", ["encoder:9000", "[::1]:9000", "dns:///encoder:9000"])
+def test_addresses_of_grpc_are_taken(address):
+    assert RouterSettings.read(trainer_address=address).trainer_address == address
 
 
 def test_a_wrong_secret_is_not_shown(monkeypatch):

@@ -55,6 +55,16 @@ class Fields:
     attributes: tuple[Attribute, ...] = ()
     """Besides those in the field `attributes`, where that is a mapping."""
 
+    def describe(self) -> str:
+        """Return the options that say the same; "": none."""
+        texts = () if self.texts == ("text",) else self.texts
+        given = [
+            *([("--id-field", self.id)] if self.id else []),
+            *(("--text-field", name) for name in texts),
+            *(("--attribute", a.field + (f":{a.kind}" if a.kind else "")) for a in self.attributes),
+        ]
+        return " ".join(f"{option} {value}" for option, value in given)
+
 
 def parse_attribute(text: str) -> Attribute:
     """Read `FIELD` or `FIELD:KIND`.

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from services.cli.bulk.engine import Engine, Job
 from services.cli.bulk.journal import Journal
 from services.cli.bulk.local import LocalEngine
 from services.cli.bulk.sources import Part, Problem, Source, find_sources, fingerprint
+from services.router.storage.store import check_name
+from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 
 
@@ -50,31 +53,51 @@ def index(options: Options) -> None:
         OSError: a file cannot be read or written.
     """
     console, job = Console(), options.job
+    _check_names(options)
     sources, left_out = find_sources(options.paths)
     if left_out:
         say(console, f"{left_out:,} files of other kinds are left out")
     num_points = asyncio.run(contact(job.router, job.collection, options.create))
     prints = {source.name: fingerprint(source, job.fields) for source in sources}
-    journal = Journal.open(options.state, job.collection, job.router.key_digest)
-    if num_points < journal.num_documents:
-        # Emptied, or made anew: documents are known by their ids, so none is doubled.
-        say(
-            console,
-            f"the collection has {num_points:,} points, and {options.state} tells of "
-            f"{journal.num_documents:,}: all begins anew",
-        )
-        journal.forget()
-    with contextlib.closing(_build_engine(options)) as engine:
-        total = _check(options, engine, sources, prints, journal, console)
-        if options.create:
-            asyncio.run(make(job.router, options.create))
-        parts = _plan(engine, sources, prints, journal, console)
-        totals = Totals()
-        if parts:
-            with Bar(console, "encode and write", total) as bar:
-                bar.begin(journal.num_documents)
-                engine.send(parts, journal, totals, bar)
+    with _progress(options) as journal:
+        if num_points < journal.num_documents:
+            # Emptied, or made anew: documents are known by their ids, so none is doubled.
+            say(
+                console,
+                f"the collection has {num_points:,} points, and {options.state} tells of "
+                f"{journal.num_documents:,}: all begins anew",
+            )
+            journal.forget()
+        with contextlib.closing(_build_engine(options)) as engine:
+            total = _check(options, engine, sources, prints, journal, console)
+            if options.create:
+                asyncio.run(make(job.router, options.create))
+            parts = _plan(options, engine, sources, prints, journal, console)
+            totals = Totals()
+            if parts:
+                with Bar(console, "encode and write", total) as bar:
+                    bar.begin(journal.num_documents)
+                    engine.send(parts, journal, totals, bar)
     _summarize(options, totals, console)
+
+
+def _check_names(options: Options) -> None:
+    check_name(options.job.collection, "the collection's name")
+    if not options.state.parent.is_dir():
+        raise InvalidRequest(f"--state: there is no folder {options.state.parent}")
+
+
+@contextlib.contextmanager
+def _progress(options: Options) -> Iterator[Journal]:
+    """Open the progress file; a new one goes again if it never comes to sending."""
+    is_new = not options.state.exists()
+    journal = Journal.open(options.state, options.job.collection, options.job.router.key_digest)
+    try:
+        yield journal
+    except BaseException:
+        if is_new and not journal.has_begun:
+            options.state.unlink(missing_ok=True)
+        raise
 
 
 def _build_engine(options: Options) -> Engine:
@@ -126,6 +149,7 @@ def describe(problems: Sequence[Problem], num: int) -> str:
 
 
 def _plan(
+    options: Options,
     engine: Engine,
     sources: Sequence[Source],
     prints: dict[str, str],
@@ -133,13 +157,27 @@ def _plan(
     console: Console,
 ) -> list[Part]:
     """Return the parts that are still to be sent, from where they were left."""
+    now = options.job.fields.describe()
+    reread: Counter[str] = Counter()
+    """Files by the options by which they were read before."""
     fresh = [source for source in sources if not journal.parts(source.name, prints[source.name])]
     for source, cut in itertools.groupby(engine.cut(fresh), key=lambda part: part.source):
         parts = list(cut)
         if journal.knows(source.name):
-            say(console, f"{source.name} has changed: it is read from the beginning")
+            before = journal.options(source.name)
+            if before is None or before == now:
+                say(console, f"{source.name} has changed: it is read from the beginning")
+            else:
+                reread[before] += 1
         marks = [part.begin for part in parts]
-        journal.begin(source.name, prints[source.name], marks, parts[-1].end)
+        journal.begin(source.name, prints[source.name], marks, parts[-1].end, now)
+    for before, count in reread.items():
+        files = "1 file was" if count == 1 else f"{count:,} files were"
+        say(
+            console,
+            f"{files} read with {before or 'no options for fields'} before, and now with "
+            f"{now or 'none'}: read from the beginning",
+        )
     if journal.num_documents:
         say(console, f"{journal.num_documents:,} documents are acknowledged already")
     return [

@@ -47,6 +47,8 @@ class _Entry:
 
     fingerprint: str
     parts: list[Progress] = field(default_factory=list)
+    options: str | None = None
+    """By which it was read; None: not known."""
 
 
 class Journal:
@@ -89,23 +91,36 @@ class Journal:
         """Say whether a file was begun, as it is or as it was."""
         return source in self._entries
 
+    def options(self, source: str) -> str | None:
+        """Return the options by which a file was read; None: not known."""
+        return self._entries[source].options if source in self._entries else None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a file was ever taken up."""
+        return bool(self._entries)
+
     @property
     def num_documents(self) -> int:
         """Documents acknowledged, of all files."""
         return sum(part.documents for entry in self._entries.values() for part in entry.parts)
 
-    def begin(self, source: str, fingerprint: str, marks: Sequence[Mark], end: int) -> None:
+    def begin(
+        self, source: str, fingerprint: str, marks: Sequence[Mark], end: int, options: str = ""
+    ) -> None:
         """Take up a file from its beginning.
 
         Args:
             source: its name.
-            fingerprint: what changes when it does.
+            fingerprint: what changes when it does, or what is taken from it.
             marks: where its parts begin.
             end: its length in bytes.
+            options: what the user said should be taken from it.
         """
         ends = [*(mark.offset for mark in marks[1:]), end]
         parts = [[m.offset, e, m.rows] for m, e in zip(marks, ends, strict=True)]
-        self._append({"source": source, "fingerprint": fingerprint, "parts": parts})
+        entry = {"source": source, "fingerprint": fingerprint, "parts": parts, "options": options}
+        self._append(entry)
 
     def advance(self, advances: Iterable[Advance]) -> None:
         """Note what a batch brought; all of it is durable when it returns."""
@@ -166,7 +181,9 @@ class Journal:
             self._checked = (str(entry["checked"]), int(entry["documents"]))
         elif "fingerprint" in entry:
             parts = [Progress(begin, end, Mark(rows, begin)) for begin, end, rows in entry["parts"]]
-            self._entries[entry["source"]] = _Entry(entry["fingerprint"], parts)
+            self._entries[entry["source"]] = _Entry(
+                entry["fingerprint"], parts, entry.get("options")
+            )
         else:
             for source, number, rows, offset, documents, is_done in entry["advances"]:
                 parts = self._entries[source].parts
@@ -227,6 +244,7 @@ def _planned(source: str, entry: _Entry) -> dict[str, Any]:
         "source": source,
         "fingerprint": entry.fingerprint,
         "parts": [[part.begin, part.end, part.mark.rows] for part in entry.parts],
+        "options": entry.options,
     }
 
 

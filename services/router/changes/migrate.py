@@ -178,19 +178,24 @@ class Migrator:
     async def _put(
         self, source: Collection, target: Collection, page: Page, vectors_BD: Array
     ) -> None:
-        """Write what is still as it was read; all else was written to both meanwhile."""
+        """Write what is still as it was read; all else was written to both meanwhile.
+
+        But for attributes: those that were set meanwhile were set in both, where a point that comes
+        only now was not yet. So they are taken as they are now.
+        """
         keys = [point_uuid(point.id, point.tenant) for point in page.points]
         now = _by_id(await self._store.read(source.name, keys))
         read = _by_id(page)
-        rows = [
-            row
+        same = {
+            row: now[id_][0]
             for row, (id_, (point, vector_D)) in enumerate(read.items())
-            if id_ in now and now[id_][0] == point and np.array_equal(now[id_][1], vector_D)
-        ]
-        if rows:
+            if id_ in now
+            and now[id_][0].text == point.text
+            and np.array_equal(now[id_][1], vector_D)
+        }
+        if same:
             with self._metrics.stage("write"):
-                points = [page.points[row] for row in rows]
-                await self._store.upsert(target.name, points, vectors_BD[rows])
+                await self._store.upsert(target.name, list(same.values()), vectors_BD[list(same)])
 
     async def _check_names(self, wanted: Migrate) -> None:
         """Refuse before the work what would fail after it."""

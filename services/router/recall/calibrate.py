@@ -129,7 +129,8 @@ class Calibrator:
         return calibration
 
     def check(self, wanted: Calibrate) -> None:
-        """Refuse numbers that are out of bounds; InvalidRequest."""
+        """Refuse numbers and queries that are out of bounds; InvalidRequest."""
+        self._queries.check(wanted.queries)
         if not 1 <= wanted.limit <= self._max_limit:
             raise InvalidRequest(
                 f"limit must be between 1 and {self._max_limit}, got {wanted.limit}", "limit"

@@ -67,6 +67,11 @@ def write_calibration(calibration: Calibration, plot_png: bytes = b"") -> pb.Cal
         objective=_OBJECTIVE_VALUES[calibration.objective],
         plans=[_write_row(row, calibration.limit) for row in calibration.plans],
         chosen=calibration.plans.index(chosen),
+        slice_chosen={
+            slice_: calibration.plans.index(choice.row)
+            for slice_ in calibration.slice_queries
+            if (choice := calibration.choose(calibration.target, slice_)).slice == slice_
+        },
         curves=[
             pb.Curve(size=size, candidates=[k for k, _ in curve], recalls=[r for _, r in curve])
             for size, curve in calibration.curves.items()

@@ -15,6 +15,7 @@ import numpy as np
 
 from services.router.hybrid.hybrid import Hybrid
 from services.router.plan import Plan
+from services.router.recall.queries import check_query_text
 from services.router.search import Found, Search, Searcher
 from services.shared.errors import InvalidRequest
 
@@ -99,11 +100,13 @@ class Evaluator:
     Args:
         searcher: answers the queries, as it does those of others.
         max_queries: most of one evaluation.
+        max_text_chars: longest query.
     """
 
-    def __init__(self, searcher: Searcher, max_queries: int) -> None:
+    def __init__(self, searcher: Searcher, max_queries: int, max_text_chars: int) -> None:
         self._searcher = searcher
         self._max_queries = max_queries
+        self._max_text_chars = max_text_chars
 
     async def run(
         self,
@@ -115,7 +118,8 @@ class Evaluator:
         """Let each contender answer every query, in turns.
 
         Raises:
-            InvalidRequest: no queries or too many, labels that are none, not one or two contenders.
+            InvalidRequest: no queries or too many, one too long, labels that are none, not one or
+                two contenders.
         """
         self._check(queries, contenders)
         scores: list[list[Scores]] = [[] for _ in contenders]
@@ -141,6 +145,8 @@ class Evaluator:
                 f"queries must be 1 to {self._max_queries}, got {len(queries)}", "queries"
             )
         for number, query in enumerate(queries):
+            if query.text is not None:
+                check_query_text(query.text, self._max_text_chars, f"queries[{number}].text")
             grades = list(query.relevant.values())
             if not grades or not all(0 < grade < math.inf for grade in grades):
                 raise InvalidRequest(

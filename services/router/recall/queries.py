@@ -85,24 +85,31 @@ class Queries:
         encoder: turns texts into vectors.
         recent: queries of searches.
         max_queries: most that are measured with; of more, a random choice is.
+        max_text_chars: longest query.
     """
 
     def __init__(
-        self, store: Store, encoder: EncoderClient, recent: Recent, max_queries: int
+        self,
+        store: Store,
+        encoder: EncoderClient,
+        recent: Recent,
+        max_queries: int,
+        max_text_chars: int,
     ) -> None:
         self._store = store
         self._recent = recent
         self._encoder = encoder
         self._max_queries = max_queries
+        self._max_text_chars = max_text_chars
 
     async def gather(self, collection: Collection, given: QuerySource) -> Asked:
         """Return queries for a collection.
 
         Raises:
-            InvalidRequest: too few, or both texts and vectors, or slices that do not fit.
+            InvalidRequest: too few, or both texts and vectors, or slices that do not fit; what
+                `check` refuses is not looked for again.
             WrongState: vectors of another space.
         """
-        _check(given)
         vectors_QD = await self._given(collection, given)
         if vectors_QD is None:
             kept = await self._recent.of(collection)
@@ -122,6 +129,17 @@ class Queries:
                 "slices",
             )
         return self._choose(vectors_QD, slices, "given")
+
+    def check(self, given: QuerySource) -> None:
+        """Refuse what can be told wrong before anything is encoded; InvalidRequest."""
+        if given.slices and not given.texts and given.vectors_QD is None:
+            raise InvalidRequest(
+                "slices belong to queries that are given; give these too", "slices"
+            )
+        if any(len(name) > MAX_SLICE_CHARS for name in given.slices):
+            raise InvalidRequest(f"slices must have at most {MAX_SLICE_CHARS} characters", "slices")
+        for number, text in enumerate(given.texts):
+            check_query_text(text, self._max_text_chars, f"texts[{number}]")
 
     def _choose(self, vectors_QD: Array, slices: Sequence[str], source: Source) -> Asked:
         """Take a random choice, in random order, of more queries than are measured with.
@@ -169,11 +187,9 @@ class Queries:
         return Asked(normalize(vectors_QD), keys, [""] * len(keys), "documents")
 
 
-def _check(given: QuerySource) -> None:
-    """Refuse what can be told wrong before anything is encoded."""
-    if given.slices and not given.texts and given.vectors_QD is None:
-        raise InvalidRequest("slices belong to queries that are given; give these too", "slices")
-    if any(len(name) > MAX_SLICE_CHARS for name in given.slices):
-        raise InvalidRequest(f"slices must have at most {MAX_SLICE_CHARS} characters", "slices")
-    if not all(text.strip() for text in given.texts):
-        raise InvalidRequest("texts must have characters that are not blank", "texts")
+def check_query_text(text: str, max_chars: int, param: str) -> None:
+    """Refuse a query that is blank or too long; InvalidRequest."""
+    if not text.strip() or len(text) > max_chars:
+        raise InvalidRequest(
+            f"{param} must have 1 to {max_chars} characters that are not blank", param
+        )

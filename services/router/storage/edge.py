@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from services.router.attributes import Attributes
 from services.router.filters import Filter
 from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan, Stage
@@ -36,6 +37,7 @@ from services.router.storage.store import (
     ScoredPoint,
     TermPage,
     Vectors,
+    attributes_payload,
     clamp,
     from_payload,
     latest,
@@ -157,6 +159,17 @@ class EdgeStore:
         async with opened.writing() as worker:
             opened.touch(keys)
             await worker.call("delete", ids=keys)
+
+    async def set_attributes(
+        self, name: str, ids: Sequence[str], attributes: Attributes, tenant: str | None = None
+    ) -> list[str]:
+        keys = {point_uuid(id_, tenant): id_ for id_ in ids}
+        opened = self._open(name)
+        async with opened.writing() as worker:
+            opened.touch(list(keys))
+            payload = attributes_payload(attributes)
+            there = set(await worker.call("set_payload", ids=list(keys), payload=payload))
+        return [id_ for key, id_ in keys.items() if key not in there]
 
     async def search(
         self,

@@ -119,6 +119,14 @@ class Shard:
     def delete(self, ids: list[str]) -> None:
         self._shard.update(edge.UpdateOperation.delete_points(list(ids)))
 
+    def set_payload(self, ids: list[str], payload: dict[str, Any]) -> list[str]:
+        """Replace parts of points' payloads; return the ids of those that are there."""
+        records = self._shard.retrieve(list(ids), with_payload=False, with_vector=False)
+        there = [str(record.id) for record in records]
+        if there:  # Edge fails, after some, at one that is not
+            self._shard.update(edge.UpdateOperation.set_payload(list(there), payload))
+        return there
+
     def search(
         self,
         stages: list[list[Any]],

@@ -62,6 +62,7 @@ def serve(shard: edge_shard.Shard, requests: BinaryIO, answers: BinaryIO) -> Non
     operations: dict[str, Callable[..., Any]] = {
         "upsert": shard.upsert,
         "delete": shard.delete,
+        "set_payload": shard.set_payload,
         "search": shard.search,
         "search_text": shard.search_text,
         "terms": shard.terms,

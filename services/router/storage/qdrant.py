@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
+from services.router.attributes import Attributes
 from services.router.filters import Filter, OfTenant
 from services.router.hybrid.text_index import TextIndex
 from services.router.plan import Plan
@@ -46,6 +47,7 @@ from services.router.storage.store import (
     Progress,
     TermPage,
     Vectors,
+    attributes_payload,
     clamp,
     from_payload,
     latest,
@@ -201,6 +203,22 @@ class QdrantStore:
         points = models.PointIdsList(points=[point_uuid(id_, tenant) for id_ in ids])
         with engine_errors(name):
             await self._client.delete(name, points, wait=True)
+
+    async def set_attributes(
+        self, name: str, ids: Sequence[str], attributes: Attributes, tenant: str | None = None
+    ) -> list[str]:
+        keys = {point_uuid(id_, tenant): id_ for id_ in ids}
+        # By a condition: a point that is deleted meanwhile would be an error by its id.
+        wanted = models.Filter(must=[models.HasIdCondition(has_id=list(keys))])
+        with engine_errors(name):
+            records = await self._client.retrieve(
+                name, list(keys), with_payload=False, with_vectors=False
+            )
+            await self._client.set_payload(
+                name, attributes_payload(attributes), points=wanted, wait=True
+            )
+        there = {str(record.id) for record in records}
+        return [id_ for key, id_ in keys.items() if key not in there]
 
     async def search(
         self,

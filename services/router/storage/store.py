@@ -184,6 +184,19 @@ class Store(Protocol):
     async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
         """Delete points of a tenant or (None) of the operator; unknown ids are no error."""
 
+    async def set_attributes(
+        self,
+        name: str,
+        ids: Sequence[str],
+        attributes: Attributes,
+        tenant: str | None = None,
+    ) -> list[str]:
+        """Replace the attributes of points of a tenant or (None) of the operator, durably.
+
+        Returns:
+            Those of the ids that there is no point of, each once.
+        """
+
     async def search(
         self,
         collection: Collection,
@@ -313,8 +326,13 @@ def point_uuid(id_: str, tenant: str | None = None) -> str:
 
 def to_payload(point: Point) -> dict[str, Any]:
     """Return what is stored beside a point's vectors."""
-    payload = {"id": point.id, "text": point.text, "attributes": to_stored(point.attributes)}
+    payload = {"id": point.id, "text": point.text, **attributes_payload(point.attributes)}
     return payload if point.tenant is None else payload | {TENANT: point.tenant}
+
+
+def attributes_payload(attributes: Attributes) -> dict[str, Any]:
+    """Return what of it holds the attributes: engines replace it whole."""
+    return {"attributes": to_stored(attributes)}
 
 
 def from_payload(payload: dict[str, Any]) -> Point:

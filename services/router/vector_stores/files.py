@@ -97,7 +97,7 @@ class StoreFiles:
             return Page([to_file(row) for row in page.items], page.has_more)
 
     def set_attributes(self, store_id: str, file_id: str, attributes: Attributes) -> StoreFile:
-        """Give a file other attributes; its chunks get them when it is written again. NotFound."""
+        """Give a file other attributes; its chunks get them in the background. NotFound."""
         with self._database.transaction() as session:
             row = find_file(session, store_id, file_id)
             if not are_same(row.attributes, attributes):

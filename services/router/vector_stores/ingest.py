@@ -11,12 +11,13 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.router.metrics import RouterMetrics
 from services.router.upsert import Writer
+from services.router.vector_stores.attributes import to_point
 from services.router.vector_stores.chunk_points import ChunkPoints, point_id
 from services.router.vector_stores.reader import CannotRead, Reader
 from services.router.vector_stores.rows import ErrorCode, StoreFile
@@ -182,6 +183,8 @@ class Ingester:
                 await self._remove(file)
             elif file.state in ("failed", "cancelled"):
                 await self._clear(file, await self._store(file))
+            elif file.state == "completed":
+                await self._set_attributes(file, await self._store(file))
             else:
                 await self._ingest(file, await self._store(file), reader)
             self._later.pop(number, None)
@@ -233,15 +236,25 @@ class Ingester:
             await self._clear(file, await self._store(file))
         await asyncio.to_thread(self._work.remove, file.number)
 
-    async def _clear(self, file: StoreFile, store: VectorStore, keep: int = 0) -> None:
-        """Delete a file's points but for the first ones."""
+    async def _clear(self, file: StoreFile, store: VectorStore) -> None:
+        """Delete a file's points."""
         with contextlib.suppress(NotFound):  # an expired store has no collection any more
-            step = self._batch_points
-            for start in range(keep, file.num_points, step):
-                numbers = range(start, min(start + step, file.num_points))
-                ids = [point_id(file.file_id, number) for number in numbers]
+            for ids in self._point_ids(file):
                 await self._writer.delete(store.collection, ids, store.tenant)
-        await asyncio.to_thread(self._work.set_points, file.number, keep)
+        await asyncio.to_thread(self._work.set_points, file.number, 0)
+
+    async def _set_attributes(self, file: StoreFile, store: VectorStore) -> None:
+        """Give a file's chunks the attributes that it has by now; nothing is encoded."""
+        attributes = to_point(file.attributes)
+        for ids in self._point_ids(file):
+            await self._writer.set_attributes(store.collection, ids, attributes, store.tenant)
+        await asyncio.to_thread(self._work.complete, file, file.num_points, file.usage_bytes)
+
+    def _point_ids(self, file: StoreFile) -> Iterator[list[str]]:
+        """Give the ids of a file's points, as many at once as a call takes."""
+        for start in range(0, file.num_points, self._batch_points):
+            numbers = range(start, min(start + self._batch_points, file.num_points))
+            yield [point_id(file.file_id, number) for number in numbers]
 
     async def _ingest(self, file: StoreFile, store: VectorStore, reader: Reader) -> None:
         try:
@@ -254,7 +267,7 @@ class Ingester:
                 f"the file has {uploaded.num_bytes} bytes; at most "
                 f"{self._max_document_bytes} are read",
             )
-        if file.state == "in_progress" and file.num_points:
+        if file.num_points:
             # Of a try that was cut off, or cut otherwise.
             await self._clear(file, store)
             file = replace(file, num_points=0)
@@ -268,8 +281,6 @@ class Ingester:
                     pass
         finally:
             path.unlink(missing_ok=True)
-        if chunks.num_points < file.num_points:
-            await self._clear(file, store, keep=chunks.num_points)
         usage_bytes = chunks.text_bytes + 4 * store.dim * chunks.num_points
         await asyncio.to_thread(self._work.complete, file, chunks.num_points, usage_bytes)
         self._metrics.ingested_files.labels("completed").inc()

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from sqlalchemy import and_, delete, or_, select
 
+from services.router.vector_stores.chunks import Chunking
 from services.router.vector_stores.rows import (
     BatchFileRow,
     BatchRow,
@@ -81,8 +82,10 @@ class StoreWork:
             if row is None or row.state not in ("in_progress", "completed"):
                 return
             row.num_points, row.usage_bytes = num_points, usage_bytes
-            if row.revision == file.revision:
-                row.state, row.is_stale = "completed", False
+            is_cut_so = Chunking(row.max_tokens, row.overlap) == file.chunking
+            if row.revision == file.revision or is_cut_so:
+                # Other attributes came meanwhile: the chunks stay, and get them next.
+                row.state, row.is_stale = "completed", row.revision != file.revision
 
     def fail(self, file: StoreFile, code: ErrorCode, message: str) -> None:
         """Note that a file cannot be put into the collection."""

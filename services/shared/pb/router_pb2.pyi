@@ -986,6 +986,83 @@ class DeleteResponse(_message.Message):
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
+class SetAttributesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___AttributeValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___AttributeValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2048."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]:
+        """All that each of the points has from now on; what is not named here is gone. So a call that is
+        made twice, or two at once, leave no mixture.
+        """
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "collection", b"collection", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAttributesRequest: _TypeAlias = SetAttributesRequest  # noqa: Y015
+
+@_typing.final
+class SetAttributesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNKNOWN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unknown_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that there is no point of; the others have the attributes."""
+
+    def __init__(
+        self,
+        *,
+        unknown_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unknown_ids", b"unknown_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAttributesResponse: _TypeAlias = SetAttributesResponse  # noqa: Y015
+
+@_typing.final
 class Filter(_message.Message):
     """A condition on attributes."""
 
@@ -1429,6 +1506,7 @@ class Hit(_message.Message):
     SHORTLIST_RANK_FIELD_NUMBER: _builtins.int
     COSINE_FIELD_NUMBER: _builtins.int
     BM25_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     score: _builtins.float
     """Cosine at the last stage's size; of a hybrid search what fusion makes of both sides."""
@@ -1440,6 +1518,10 @@ class Hit(_message.Message):
     asked (FUSION_RANK), or it holds none of the words.
     """
     bm25: _builtins.float
+    tenant: _builtins.str
+    """In an operator's search: the tenant whose point it is; empty: the operator's own. A tenant finds
+    its own points only, and is not told by which name the operator knows it.
+    """
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]: ...
     def __init__(
@@ -1452,10 +1534,11 @@ class Hit(_message.Message):
         shortlist_rank: _builtins.int = ...,
         cosine: _builtins.float | None = ...,
         bm25: _builtins.float | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_cosine", b"_cosine", "bm25", b"bm25", "cosine", b"cosine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_cosine", b"_cosine", "attributes", b"attributes", "bm25", b"bm25", "cosine", b"cosine", "id", b"id", "score", b"score", "shortlist_rank", b"shortlist_rank", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_cosine", b"_cosine", "attributes", b"attributes", "bm25", b"bm25", "cosine", b"cosine", "id", b"id", "score", b"score", "shortlist_rank", b"shortlist_rank", "tenant", b"tenant", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bm25: _TypeAlias = _typing.Literal["bm25"]  # noqa: Y015
     _WhichOneofArgType__bm25: _TypeAlias = _typing.Literal["_bm25", b"_bm25"]  # noqa: Y015
@@ -1857,6 +1940,26 @@ class Calibration(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SliceChosenEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CREATED_AT_FIELD_NUMBER: _builtins.int
     NUM_POINTS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
@@ -1871,6 +1974,7 @@ class Calibration(_message.Message):
     CURVES_FIELD_NUMBER: _builtins.int
     PLOT_PNG_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    SLICE_CHOSEN_FIELD_NUMBER: _builtins.int
     created_at: _builtins.int
     """Unix time, seconds."""
     num_points: _builtins.int
@@ -1897,6 +2001,10 @@ class Calibration(_message.Message):
     def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Curve]:
         """For each short size, what cutting alone loses."""
 
+    @_builtins.property
+    def slice_chosen(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Of slices that had queries enough to get a plan by themselves: as `chosen`."""
+
     def __init__(
         self,
         *,
@@ -1914,10 +2022,11 @@ class Calibration(_message.Message):
         curves: _abc.Iterable[Global___Curve] | None = ...,
         plot_png: _builtins.bytes = ...,
         shards: _builtins.int = ...,
+        slice_chosen: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "shards", b"shards", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "confidence", b"confidence", "created_at", b"created_at", "curves", b"curves", "limit", b"limit", "num_points", b"num_points", "num_queries", b"num_queries", "objective", b"objective", "plans", b"plans", "plot_png", b"plot_png", "recall_target", b"recall_target", "shards", b"shards", "slice_chosen", b"slice_chosen", "slice_queries", b"slice_queries", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

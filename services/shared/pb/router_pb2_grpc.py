@@ -71,6 +71,11 @@ class RouterServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.SetAttributes = channel.unary_unary(
+                '/matryoshka.v1.RouterService/SetAttributes',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.SetAttributesRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.SetAttributesResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/matryoshka.v1.RouterService/Search',
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.SearchRequest.SerializeToString,
@@ -180,6 +185,14 @@ class RouterServiceServicer:
 
     def Delete(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAttributes(self, request, context):
+        """Give points other attributes, in place of those they have; their texts and vectors stay, and
+        nothing is encoded. When it returns, that is durable.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -314,6 +327,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.DeleteRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_router__pb2.DeleteResponse.SerializeToString,
+            ),
+            'SetAttributes': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAttributes,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.SetAttributesRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.SetAttributesResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -567,6 +585,33 @@ class RouterService:
             '/matryoshka.v1.RouterService/Delete',
             services_dot_shared_dot_pb_dot_router__pb2.DeleteRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_router__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAttributes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/SetAttributes',
+            services_dot_shared_dot_pb_dot_router__pb2.SetAttributesRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.SetAttributesResponse.FromString,
             options,
             channel_credentials,
             insecure,

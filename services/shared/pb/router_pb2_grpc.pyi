@@ -47,6 +47,10 @@ class RouterServiceStub:
     the death of the router. When the stream ends, what was written is indexed too.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]
+    SetAttributes: _grpc.UnaryUnaryMultiCallable[_router_pb2.SetAttributesRequest, _router_pb2.SetAttributesResponse]
+    """Give points other attributes, in place of those they have; their texts and vectors stay, and
+    nothing is encoded. When it returns, that is durable.
+    """
     Search: _grpc.UnaryUnaryMultiCallable[_router_pb2.SearchRequest, _router_pb2.SearchResponse]
     Calibrate: _grpc.UnaryStreamMultiCallable[_router_pb2.CalibrateRequest, _router_pb2.CalibrateResponse]
     """Measure which plans keep which recall on this collection, and keep the result with it: from
@@ -106,6 +110,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     the death of the router. When the stream ends, what was written is indexed too.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]  # type: ignore[assignment]
+    SetAttributes: _aio.UnaryUnaryMultiCallable[_router_pb2.SetAttributesRequest, _router_pb2.SetAttributesResponse]  # type: ignore[assignment]
+    """Give points other attributes, in place of those they have; their texts and vectors stay, and
+    nothing is encoded. When it returns, that is durable.
+    """
     Search: _aio.UnaryUnaryMultiCallable[_router_pb2.SearchRequest, _router_pb2.SearchResponse]  # type: ignore[assignment]
     Calibrate: _aio.UnaryStreamMultiCallable[_router_pb2.CalibrateRequest, _router_pb2.CalibrateResponse]  # type: ignore[assignment]
     """Measure which plans keep which recall on this collection, and keep the result with it: from
@@ -204,6 +212,16 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.DeleteResponse, _abc.Awaitable[_router_pb2.DeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetAttributes(
+        self,
+        request: _router_pb2.SetAttributesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.SetAttributesResponse, _abc.Awaitable[_router_pb2.SetAttributesResponse]]:
+        """Give points other attributes, in place of those they have; their texts and vectors stay, and
+        nothing is encoded. When it returns, that is durable.
+        """
 
     @_abc_1.abstractmethod
     def Search(

@@ -1,0 +1,73 @@
+"""The running service that a command calls: where it is, with which key, and what went wrong."""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from services.shared.address import check_address
+
+
+def _checked(param: typer.CallbackParam, value: str) -> str:
+    try:
+        return check_address(value)
+    except ValueError as error:
+        print(f"{param.opts[0]} {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+RouterAddress = Annotated[
+    str, typer.Option("--router", help="host:port of the router's gRPC.", callback=_checked)
+]
+RouterKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY"),
+]
+EncoderAddress = Annotated[
+    str, typer.Option("--encoder", help="host:port of the encoder's gRPC.", callback=_checked)
+]
+EncoderKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="The encoder's key.", envvar="MATRYOSHKA_ENCODER_API_KEY"),
+]
+HERE = "127.0.0.1:9000"
+"""Where `matryoshka up` serves both."""
+
+
+def call(command: Callable[[], None], option: str, address: str) -> None:
+    """Run a command that calls a service; what goes wrong is one sentence and an exit code.
+
+    Args:
+        command: does the work.
+        option: that names the service, such as "--router".
+        address: of the service.
+    """
+    # Not at the top: `matryoshka --help` needs none of it.
+    import grpc
+
+    from services.shared.errors import ServiceError
+
+    try:
+        command()
+    except (ServiceError, OSError) as error:
+        print(describe(error), file=sys.stderr)
+        raise typer.Exit(2) from None
+    except grpc.aio.AioRpcError as error:
+        print(error.details(), file=sys.stderr)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            name = option.lstrip("-")
+            print(f"{option} is {address}: host:port of the {name}'s gRPC", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def describe(error: Exception) -> str:
+    """Say what went wrong; of files by their names and without numbers."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """Return what a call carries to show a key; nothing without one."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
