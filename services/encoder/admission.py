@@ -43,6 +43,20 @@ def estimate_tokens(
     return texts + len(images) * _IMAGE_TOKENS
 
 
+def estimate_pair_tokens(query: str, documents: Sequence[str], max_tokens: int) -> int:
+    """Estimate how many tokens a query has with each of some documents, without reading them.
+
+    Args:
+        query: counted with each document.
+        documents: texts.
+        max_tokens: of a single pair; longer ones are cut.
+    """
+    return sum(
+        min((len(query) + len(document)) // _CHARS_PER_TOKEN + _SPECIAL_TOKENS, max_tokens)
+        for document in documents
+    )
+
+
 class Place:
     """A request's place among what waits."""
 

@@ -3,21 +3,21 @@
 texts -> checked -> tokens -> cache or batches -> full vectors -> {dim: cut, normalised, quantised}
 """
 
-import asyncio
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from services.encoder.admission import Admission, estimate_tokens
 from services.encoder.auto import Auto, Choice, choose
 from services.encoder.cache import VectorCache, join
+from services.encoder.loaded import LoadedEmbedder, LoadedModel
 from services.encoder.metrics import EncoderMetrics
-from services.encoder.models import LoadedModel, Models
+from services.encoder.models import Models
 from services.encoder.settings import EncoderSettings
+from services.encoder.threads import SMALL_CHARS, SMALL_NUMBERS, Threads
 from services.encoder.tokens import Truncation, read_tokens
 from services.shared.errors import InvalidRequest
 from services.shared.model import Role
@@ -25,18 +25,10 @@ from services.shared.packing import Tokens
 from services.shared.quantization import Dtype, Stored, check_bits, needs_ranges, quantize
 from services.shared.vectors import Array, check_dim, truncate
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 Priority = Literal["interactive", "bulk"]
 
 # Each size is a copy of all rows; more than any collection keeps, and a bound on an answer.
 _MAX_SIZES = 16
-# Up to here a request's own work is done on the event loop. Handing it to a thread costs 50 to 90
-# us of processor time; tokenising 50 characters takes 45 us and 1,000 take 335 us, cutting 21
-# vectors of 384 numbers 24 us (all-MiniLM-L6-v2, two cores). Longer work would hold up others.
-_SMALL_CHARS = 1_000
-_SMALL_NUMBERS = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +75,7 @@ class Embedded:
         choice: of the size, if it was left to the model.
     """
 
-    model: LoadedModel
+    model: LoadedEmbedder
     vectors: list[tuple[int, Stored]]
     dtype: Dtype
     num_tokens: list[int]
@@ -110,18 +102,30 @@ class _Prepared:
 
 
 class Embedder:
-    """Checks requests and leads them through tokenizer, cache, batcher and cut."""
+    """Checks requests and leads them through tokenizer, cache, batcher and cut.
 
-    def __init__(self, models: Models, settings: EncoderSettings, metrics: EncoderMetrics) -> None:
+    Args:
+        models: those that are served.
+        admission: the door of the queue that all models share.
+        threads: for tokenising and cutting.
+        settings: bounds of a request, and of the cache.
+        metrics: see there.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        admission: Admission,
+        threads: Threads,
+        settings: EncoderSettings,
+        metrics: EncoderMetrics,
+    ) -> None:
         self._models = models
+        self._admission = admission
+        self._threads = threads
         self._settings = settings
         self._metrics = metrics
-        self._admission = Admission(
-            settings.max_queue_s, settings.max_bulk_queue_s, settings.max_queued_tokens, metrics
-        )
         self._cache = VectorCache(settings.cache_bytes)
-        # Tokenising and cutting release the GIL for long enough to stay off the event loop.
-        self._threads = ThreadPoolExecutor(settings.tokenizer_threads, "tokenize")
 
     async def embed(self, wanted: EmbedInput) -> Embedded:
         """Encode.
@@ -131,7 +135,7 @@ class Embedder:
             ModelNotFound: the model is not loaded.
             Overloaded: too much is waiting; nothing was done.
         """
-        model = self._models.get(wanted.model)
+        model = self._models.embedder(wanted.model)
         choice = _choose(model, wanted)
         dims = [choice.dim] if choice else list(wanted.dims) or [model.text_model.full]
         warnings = self._check(model, wanted, dims)
@@ -139,18 +143,18 @@ class Embedder:
         with self._admission.enter(
             model.batcher, wanted.priority, estimate, wanted.remaining_s
         ) as place:
-            small = not wanted.images and sum(map(len, wanted.inputs)) <= _SMALL_CHARS
+            small = not wanted.images and sum(map(len, wanted.inputs)) <= SMALL_CHARS
             with self._metrics.stage("tokenize"):
-                prepared = await self._run(small, self._prepare, model, wanted)
+                prepared = await self._threads.run(small, self._prepare, model, wanted)
             self._count(prepared)
             fresh_BD = None
             if prepared.missing:
                 texts = list(prepared.missing.values())
                 place.settle(sum(map(len, texts)))
                 fresh_BD = await model.batcher.encode(texts, place.lane, place.done)
-        small = len(prepared.texts) * max(model.text_model.full, sum(dims)) <= _SMALL_NUMBERS
+        small = len(prepared.texts) * max(model.text_model.full, sum(dims)) <= SMALL_NUMBERS
         with self._metrics.stage("cut"):
-            vectors = await self._run(
+            vectors = await self._threads.run(
                 small, self._finish, model, prepared, fresh_BD, dims, wanted.dtype
             )
         for dim in dims:
@@ -165,17 +169,7 @@ class Embedder:
         self._cache.forget(model.text_model.space_id)
         self._metrics.cache_bytes.set(self._cache.num_bytes)
 
-    def close(self) -> None:
-        self._threads.shutdown()
-
-    async def _run(self, small: bool, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do small work here and now, and anything else in a thread."""
-        if small:
-            return work(*args, **kwargs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
-
-    def _check(self, model: LoadedModel, wanted: EmbedInput, dims: list[int]) -> list[str]:
+    def _check(self, model: LoadedEmbedder, wanted: EmbedInput, dims: list[int]) -> list[str]:
         """Refuse what needs no tokenizer to be seen as wrong; return warnings."""
         count = len(wanted.inputs) + len(wanted.images)
         if not 1 <= count <= self._settings.max_texts:
@@ -212,7 +206,7 @@ class Embedder:
             if dim != full
         ]
 
-    def _prepare(self, model: LoadedModel, wanted: EmbedInput) -> _Prepared:
+    def _prepare(self, model: LoadedEmbedder, wanted: EmbedInput) -> _Prepared:
         text_model = model.text_model
         texts, truncated = read_tokens(
             text_model,
@@ -237,7 +231,7 @@ class Embedder:
 
     def _finish(
         self,
-        model: LoadedModel,
+        model: LoadedEmbedder,
         prepared: _Prepared,
         fresh_BD: Array | None,
         dims: list[int],
@@ -258,7 +252,7 @@ class Embedder:
 
 
 def _contents(
-    model: LoadedModel, wanted: EmbedInput, texts: Sequence[Tokens]
+    model: LoadedEmbedder, wanted: EmbedInput, texts: Sequence[Tokens]
 ) -> Iterator[tuple[str, bytes]]:
     """Name the part of the model that reads each row, and what it reads."""
     # Where one tower reads all, tokens after the prompt are all that counts.
@@ -269,7 +263,7 @@ def _contents(
         yield f"image {wanted.role}", image
 
 
-def _choose(model: LoadedModel, wanted: EmbedInput) -> Choice | None:
+def _choose(model: LoadedEmbedder, wanted: EmbedInput) -> Choice | None:
     if wanted.auto is None:
         return None
     if wanted.dims:
@@ -279,7 +273,7 @@ def _choose(model: LoadedModel, wanted: EmbedInput) -> Choice | None:
     return choose(wanted.auto, quality, model.id, model.text_model.full, wanted.dtype)
 
 
-def _check_dtype(model: LoadedModel, dim: int, dtype: Dtype) -> None:
+def _check_dtype(model: LoadedEmbedder, dim: int, dtype: Dtype) -> None:
     check_bits(dim, dtype)
     card = model.text_model.card
     if not needs_ranges(dtype) or (card and dim in card.ranges):

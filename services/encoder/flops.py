@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from services.encoder.metrics import EncoderMetrics
+from services.shared.cross_encoder import CrossEncoder
 from services.shared.images import ImageTokens
 from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
@@ -74,7 +75,11 @@ class Utilization:
     """
 
     def __init__(
-        self, model_id: str, text_model: TextModel, metrics: EncoderMetrics, peak: float | None
+        self,
+        model_id: str,
+        text_model: TextModel | CrossEncoder,
+        metrics: EncoderMetrics,
+        peak: float | None,
     ) -> None:
         self._costs = {role: Cost.of(tower.network) for role, tower in text_model.towers.items()}
         self._model_id = model_id
@@ -101,7 +106,7 @@ class Utilization:
         self._metrics.flops_utilization.remove_by_labels({"model": self._model_id})
 
 
-def measure_peak(text_model: TextModel) -> float | None:
+def measure_peak(text_model: TextModel | CrossEncoder) -> float | None:
     """Return the machine's speed at matrix products as a model makes them, FLOP/s.
 
     None where it says nothing of the model: a static one makes none, and what a picture needs is

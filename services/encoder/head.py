@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from services.encoder.models import LoadedModel
+from services.encoder.loaded import LoadedEmbedder
 from services.shared.errors import WrongState
 from services.shared.model import TextModel
 from services.shared.vectors import Array
@@ -39,7 +39,7 @@ class Head:
     is_orthogonal: bool
 
 
-def read_head(model: LoadedModel) -> Head:
+def read_head(model: LoadedEmbedder) -> Head:
     """Read a model's head, as it is served; a second's work for a wide one.
 
     Raises:

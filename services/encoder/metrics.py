@@ -11,6 +11,11 @@ class EncoderMetrics(ServiceMetrics):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("encoder", registry)
         self.texts = Counter("matryoshka_encoder_texts_total", "Texts encoded.", registry=registry)
+        self.pairs = Counter(
+            "matryoshka_encoder_pairs_total",
+            "Documents scored, each together with its query.",
+            registry=registry,
+        )
         self.tokens = Counter(
             "matryoshka_encoder_tokens_total",
             "Tokens read, special tokens included.",

@@ -10,58 +10,42 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from services.encoder.batcher import Batcher
-from services.encoder.flops import Utilization, measure_peak
-from services.encoder.health import PrefixHealth
+from services.encoder.flops import measure_peak
+from services.encoder.loaded import (
+    LoadedCrossEncoder,
+    LoadedEmbedder,
+    LoadedModel,
+    log_loaded,
+    serve,
+    warm_up_tokens,
+    what_it_gives,
+)
 from services.encoder.memory import check_fits, weight_bytes
 from services.encoder.metrics import EncoderMetrics
-from services.encoder.pace import Pace
 from services.encoder.settings import EncoderSettings
 from services.encoder.turns import ForwardThread
+from services.shared.cross_encoder import CrossEncoder
+from services.shared.cross_encoder_folder import is_cross_encoder
 from services.shared.errors import (
     AlreadyExists,
     InvalidRequest,
     ModelNotFound,
-    Unavailable,
     WrongState,
 )
 from services.shared.folder import default_id, locate
-from services.shared.model import Role, TextModel
-from services.shared.packing import Tokens
-from services.shared.vectors import Array
+from services.shared.model import TextModel
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ALIAS = "default"
 _MAX_NAME = 256
-# Run once after loading, so that the first callers' time can be told: texts of a typical length.
-_WARM_UP_TEXTS = ["A model is warm once it has read a sentence or two of a usual length."] * 16
 # A model that is loaded while others serve gets what they leave of the processor.
 _LOADING_NICENESS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model and the batcher that feeds it.
-
-    Args:
-        memory_bytes: of its weights as they are held.
-    """
-
-    id: str
-    source: str
-    text_model: TextModel
-    batcher: Batcher
-    health: PrefixHealth
-    utilization: Utilization
-    memory_bytes: int
-    loaded_at: float
 
 
 class Models:
@@ -161,6 +145,38 @@ class Models:
             raise self._not_found(name)
         return model
 
+    def embedder(self, name: str) -> LoadedEmbedder:
+        """Find a model that makes vectors.
+
+        Raises:
+            ModelNotFound: as `get`.
+            InvalidRequest: it is a cross-encoder.
+        """
+        model = self.get(name)
+        if not isinstance(model, LoadedEmbedder):
+            raise InvalidRequest(
+                f"model {model.id!r} is a cross-encoder: it scores a query with documents (Rerank, "
+                f"POST /v1/rerank) and makes no vectors; {self._there_are(LoadedEmbedder)}",
+                "model",
+            )
+        return model
+
+    def cross_encoder(self, name: str) -> LoadedCrossEncoder:
+        """Find a model that scores pairs.
+
+        Raises:
+            ModelNotFound: as `get`.
+            InvalidRequest: it makes vectors.
+        """
+        model = self.get(name)
+        if not isinstance(model, LoadedCrossEncoder):
+            raise InvalidRequest(
+                f"model {model.id!r} makes vectors of single texts and scores no pairs; name a "
+                f"cross-encoder, {self._there_are(LoadedCrossEncoder)}",
+                "model",
+            )
+        return model
+
     def list(self) -> list[LoadedModel]:
         return list(self._loaded.values())
 
@@ -179,8 +195,7 @@ class Models:
             await loop.run_in_executor(thread, self._check_memory, folder, source)
             text_model = await loop.run_in_executor(thread, self._read, folder)
             peak = await loop.run_in_executor(thread, measure_peak, text_model)
-        card_id = text_model.card.id if text_model.card else ""
-        model_id = model_id or card_id or default_id(text_model.folder, source)
+        model_id = model_id or _card_id(text_model) or default_id(text_model.folder, source)
         if len(model_id) > _MAX_NAME:
             raise InvalidRequest(f"id must have at most {_MAX_NAME} characters", "id")
         present = self._loaded.get(model_id)
@@ -188,65 +203,33 @@ class Models:
             return self._renew_card(present, source, text_model)
         if present or model_id in self._aliases:
             raise AlreadyExists(f"{model_id!r} names another model; unload it or give another id")
-        model = self._serve(model_id, source, text_model, peak)
+        model = serve(
+            model_id, source, text_model, peak, self._forward.ready, self._settings, self._metrics
+        )
+        self._forward.add(model.batcher)
         # In the bulk lane: whoever is served already does not wait for it.
-        role: Role = "document" if text_model.needs_role else "none"
-        await model.batcher.encode(text_model.tokenize(_WARM_UP_TEXTS, role), "bulk")
+        await model.batcher.encode(warm_up_tokens(text_model), "bulk")
         self._loaded[model_id] = model
         self._show()
-        for role, trial in text_model.trials:
-            log.info(
-                "measured %s%s: %.0f tokens/s, smallest cosine %.5f",
-                "" if role == "none" else f"{role}: ", trial.engine, trial.tokens_per_second,
-                trial.min_cosine,
-            )  # fmt: skip
-        log.info(
-            "loaded %s from %s: %s, %s, %.2f GiB, space %s",
-            model_id, source, text_model.engine, _sizes(text_model),
-            model.memory_bytes / 2**30, text_model.space_id,
-        )  # fmt: skip
+        log_loaded(model)
         return model
 
-    def _renew_card(self, present: LoadedModel, source: str, newer: TextModel) -> LoadedModel:
+    def _renew_card(
+        self, present: LoadedModel, source: str, newer: TextModel | CrossEncoder
+    ) -> LoadedModel:
         """Take the newer card of a model that is served: it may have been measured since."""
-        present.text_model.folder, present.text_model.card = newer.folder, newer.card
-        log.info("%s takes what %s says of it: %s", present.id, source, _sizes(present.text_model))
+        present.text_model.folder = newer.folder
+        if isinstance(present.text_model, TextModel) and isinstance(newer, TextModel):
+            present.text_model.card = newer.card
+        log.info(
+            "%s takes what %s says of it: %s", present.id, source, what_it_gives(present.text_model)
+        )
         renewed = self._loaded[present.id] = replace(present, source=source)
         return renewed
 
-    def _serve(
-        self, model_id: str, source: str, text_model: TextModel, peak: float | None
-    ) -> LoadedModel:
-        """Put a model before the forward thread; `peak` is the machine's, FLOP/s."""
-        metrics, settings = self._metrics, self._settings
-        health = PrefixHealth(model_id, text_model.full, text_model.declared_dims, metrics)
-        utilization = Utilization(model_id, text_model, metrics, peak)
-
-        def run(batch: Sequence[Tokens]) -> Array:
-            start = time.perf_counter()
-            vectors_BD = text_model.encode(batch)
-            utilization.observe(batch, time.perf_counter() - start)
-            health.sample(vectors_BD)
-            return vectors_BD
-
-        batcher = Batcher(
-            run,
-            text_model.full,
-            Pace(settings.max_pass_s, settings.max_batch_tokens),
-            self._forward.ready,
-            metrics,
-        )
-        self._forward.add(batcher)
-        held = sum(p.numel() * p.element_size() for p in text_model.transformer.parameters())
-        return LoadedModel(
-            model_id, source, text_model, batcher, health, utilization, held, time.time()
-        )
-
     def _close(self, model: LoadedModel) -> None:
         self._forward.remove(model.batcher)
-        model.batcher.close(Unavailable(f"model {model.id!r} is being unloaded"))
-        model.health.forget()
-        model.utilization.forget()
+        model.close()
         self._show()
 
     def _be_nice(self) -> None:
@@ -264,13 +247,19 @@ class Models:
         self._metrics.models.set(len(self._loaded))
         self._metrics.model_bytes.set(sum(m.memory_bytes for m in self._loaded.values()))
 
-    def _read(self, folder: Path) -> TextModel:
+    def _read(self, folder: Path) -> TextModel | CrossEncoder:
+        if is_cross_encoder(folder):
+            return CrossEncoder(folder, self._settings.device)
         return TextModel(
             folder,
             self._settings.precision,
             self._settings.device,
             self._settings.engines_dir or self._settings.data_dir / "engines",
         )
+
+    def _there_are(self, kind: type[LoadedModel]) -> str:
+        names = sorted(model.id for model in self.list() if isinstance(model, kind))
+        return f"there are: {', '.join(names)}" if names else "none is loaded"
 
     def _not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(sorted({*self._loaded, *self._aliases}))
@@ -293,9 +282,9 @@ class Models:
         temporary.replace(self._path)
 
 
-def _sizes(text_model: TextModel) -> str:
-    declared = ", ".join(map(str, text_model.declared_dims))
-    return f"{declared} dimensions" if declared else f"{text_model.full} dimensions, none declared"
+def _card_id(text_model: TextModel | CrossEncoder) -> str:
+    card = text_model.card if isinstance(text_model, TextModel) else None
+    return card.id if card else ""
 
 
 def _absolute(source: str) -> str | Path:

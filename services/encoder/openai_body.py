@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from services.encoder.auto import Auto
+from services.encoder.body import check_body
 from services.encoder.embed import EmbedInput
 from services.encoder.tokens import Truncation
 from services.shared.errors import InvalidRequest
-from services.shared.http import parse_json
 from services.shared.model import Role
 from services.shared.quantization import Dtype
 
@@ -64,7 +64,6 @@ class EmbeddingsBody(BaseModel):
     """With `auto`: the largest size whose vectors take at most this many bytes."""
 
 
-_FIELDS = ", ".join(EmbeddingsBody.model_fields)
 _ACCEPTED = {
     "model": "model must be a string",
     "input": "input must be a string, an array of strings, an array of token ids, an array of "
@@ -104,7 +103,7 @@ def read_request(content: bytes) -> EmbeddingsRequest:
     Raises:
         InvalidRequest: it is not JSON, or a field is wrong.
     """
-    body = _validate(parse_json(content))
+    body = check_body(content, EmbeddingsBody, _ACCEPTED)
     inputs, images, places = _split(body.input)
     role: Role = body.input_type or "none"
     truncation: Truncation = "refuse"
@@ -124,25 +123,6 @@ def read_request(content: bytes) -> EmbeddingsRequest:
     )
     several = isinstance(body.dimensions, list)
     return EmbeddingsRequest(wanted, body.encoding_format or "float", places, several)
-
-
-def _validate(body: object) -> EmbeddingsBody:
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        return EmbeddingsBody.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_context=False)[0]
-        if not first["loc"]:  # half a surrogate pair in the name of a field
-            raise InvalidRequest("names of fields must be valid Unicode text") from error
-        name = str(first["loc"][0])[:64]
-        if first["type"] == "missing":
-            message = f"you must provide {name!r}"
-        elif name in _ACCEPTED:
-            message = _ACCEPTED[name]
-        else:
-            message = f"unknown field {name!r}; the fields are: {_FIELDS}"
-        raise InvalidRequest(message, name) from error
 
 
 def _sizes(body: EmbeddingsBody) -> list[int]:

@@ -1,14 +1,18 @@
 """The OpenAPI document of the encoder's HTTP routes, served at `/openapi.json`.
 
-The request's schema comes from the model that checks it (`openai_body.py`); the answers' are
-written here, as `openai_answer.py` and `openai.py` write them. Statuses are those of the tree in
+The requests' schemas come from the models that check them (`openai_body.py`, `rerank_http.py`);
+the answers' are written here, as `openai_answer.py`, `openai.py` and `rerank_http.py` write them.
+Statuses are those of the tree in
 `services.shared.errors`.
 Source: OpenAPI 3.1.1.
 """
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from services.encoder.openai_body import EmbeddingsBody
+from services.encoder.rerank_http import RerankBody
 
 Schema = dict[str, Any]
 
@@ -17,6 +21,13 @@ _SHARE: Schema = {"type": "number", "minimum": 0}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _STRING: Schema = {"type": "string"}
 _STRINGS: Schema = {"type": "array", "items": _STRING}
+# What a model that makes vectors says of itself, and a cross-encoder does not.
+_OF_EMBEDDERS: Schema = {
+    "dimensions": _DIM,
+    "matryoshka_dims": {"type": "array", "items": _DIM},
+    "needs_input_type": {"type": "boolean"},
+    "takes_images": {"type": "boolean"},
+}
 _ERRORS = {
     400: "The request can never work as it is; the message says what would be accepted.",
     401: "An API key is set and the request does not carry it.",
@@ -38,19 +49,26 @@ def describe_api(version: str, max_texts: int) -> Schema:
         version: of the suite.
         max_texts: inputs per request, at most.
     """
-    body = EmbeddingsBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = body.pop("$defs")
-    body["properties"]["input"] |= {"anyOf": _input(max_texts)}
+    embeddings, parts = _body(EmbeddingsBody)
+    embeddings["properties"]["input"] |= {"anyOf": _input(max_texts)}
+    rerank, rerank_parts = _body(RerankBody)
+    rerank["properties"]["query"] |= {"minLength": 1}
+    rerank["properties"]["documents"] |= {"minItems": 1, "maxItems": max_texts}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Matryoshka encoder",
             "version": version,
-            "description": "OpenAI's embeddings API, with vectors that can be cut to any size.",
+            "description": "OpenAI's embeddings API, with vectors that can be cut to any size, and "
+            "scores of documents for a query.",
         },
         "security": [{}, {"key": []}],
         "paths": {
-            "/v1/embeddings": {"post": _embeddings()},
+            "/v1/embeddings": {
+                "post": _post("Turn texts into vectors", "EmbeddingsBody", "Embeddings")
+                | {"operationId": "createEmbeddings"}
+            },
+            "/v1/rerank": {"post": _post("Score documents for a query", "RerankBody", "Ranking")},
             "/v1/models": {"get": _get("List the models", "ModelList")},
             "/v1/models/{model}": {"get": _get_model()},
             "/openapi.json": {"get": _get("Get this document", None)},
@@ -60,7 +78,13 @@ def describe_api(version: str, max_texts: int) -> Schema:
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {**parts, "EmbeddingsBody": body, **_answers()},
+            "schemas": {
+                **parts,
+                **rerank_parts,
+                "EmbeddingsBody": embeddings,
+                "RerankBody": rerank,
+                **_answers(),
+            },
         },
     }
 
@@ -77,15 +101,20 @@ def _input(max_texts: int) -> list[Schema]:
     return [text, list_of(text), ids, list_of(ids), list_of({"anyOf": [text, image]})]
 
 
-def _embeddings() -> Schema:
+def _body(kind: type[BaseModel]) -> tuple[Schema, Schema]:
+    """Return a body's schema, and those of its parts by name."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return schema, schema.pop("$defs")
+
+
+def _post(summary: str, body: str, answer: str) -> Schema:
     return {
-        "operationId": "createEmbeddings",
-        "summary": "Turn texts into vectors",
+        "summary": summary,
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ref("EmbeddingsBody")}},
+            "content": {"application/json": {"schema": _ref(body)}},
         },
-        "responses": _responses("Embeddings", 400, 404, 408, 413, 429),
+        "responses": _responses(answer, 400, 404, 408, 413, 429),
     }
 
 
@@ -155,10 +184,11 @@ def _answers() -> Schema:
                 "object": {"const": "list"},
                 "data": {"type": "array", "minItems": 1, "items": row},
                 "model": _STRING,
-                "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+                "usage": _usage(),
                 "matryoshka": _said(),
             }
         ),
+        "Ranking": _ranking(),
         "ModelList": _object(
             {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}
         ),
@@ -171,14 +201,13 @@ def _answers() -> Schema:
                 "matryoshka": _object(
                     {
                         "model": _STRING,
+                        "kind": {"enum": ["embedder", "cross_encoder"]},
                         "space_id": _STRING,
-                        "dimensions": _DIM,
-                        "matryoshka_dims": {"type": "array", "items": _DIM},
                         "max_tokens": _DIM,
                         "engine": _STRING,
-                        "needs_input_type": {"type": "boolean"},
-                        "takes_images": {"type": "boolean"},
-                    }
+                        **_OF_EMBEDDERS,
+                    },
+                    optional=tuple(_OF_EMBEDDERS),
                 ),
             }
         ),
@@ -195,6 +224,29 @@ def _answers() -> Schema:
             }
         ),
     }
+
+
+def _usage() -> Schema:
+    return _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
+
+
+def _ranking() -> Schema:
+    result = _object(
+        {
+            "index": _COUNT,
+            "relevance_score": {"type": "number"},
+            "document": _object({"text": _STRING}),
+        },
+        optional=("document",),
+    )
+    return _object(
+        {
+            "model": _STRING,
+            "results": {"type": "array", "minItems": 1, "items": result},
+            "usage": _usage(),
+            "matryoshka": _object({"truncated": {"type": "array", "items": _COUNT}}),
+        }
+    )
 
 
 def _said() -> Schema:

@@ -10,22 +10,30 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
+from services.encoder.admission import Admission
 from services.encoder.embed import Embedder
 from services.encoder.head import read_head
+from services.encoder.loaded import LoadedModel
 from services.encoder.metrics import EncoderMetrics
-from services.encoder.models import LoadedModel, Models
+from services.encoder.models import Models
 from services.encoder.openai import OPEN_TO_TENANTS, OpenAIRoutes
+from services.encoder.rerank import Reranker
+from services.encoder.rerank_http import RERANK_OPEN_TO_TENANTS, RerankRoutes
 from services.encoder.settings import EncoderSettings
 from services.encoder.stream import answer_in_order
+from services.encoder.threads import Threads
 from services.encoder.wire import (
     describe,
     describe_trials,
     read_request,
+    read_rerank_request,
     write_answer,
     write_head,
+    write_rerank_answer,
 )
 from services.shared.auth import caller
 from services.shared.card import FILENAME
+from services.shared.model import TextModel
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
@@ -43,7 +51,9 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
     name = "encoder"
     grpc_name = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
     open_to_tenants = (
-        frozenset({"Embed", "EmbedStream", "ListModels", "GetModel"}) | OPEN_TO_TENANTS
+        frozenset({"Embed", "EmbedStream", "Rerank", "ListModels", "GetModel"})
+        | OPEN_TO_TENANTS
+        | RERANK_OPEN_TO_TENANTS
     )
 
     def __init__(self, settings: EncoderSettings, registry: CollectorRegistry) -> None:
@@ -52,21 +62,33 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         self._stream_read_ahead = settings.stream_read_ahead
         self._max_message_bytes = settings.max_message_bytes
         self._models = Models(settings, encoder_metrics)
-        self._embedder = Embedder(self._models, settings, encoder_metrics)
-        self._routes = OpenAIRoutes(self._models, self._embedder, settings)
+        # All models share one forward thread, so what waits for it is bounded over all of them.
+        admission = Admission(
+            settings.max_queue_s,
+            settings.max_bulk_queue_s,
+            settings.max_queued_tokens,
+            encoder_metrics,
+        )
+        self._threads = Threads(settings.tokenizer_threads)
+        parts = (self._models, admission, self._threads, settings, encoder_metrics)
+        self._embedder, self._reranker = Embedder(*parts), Reranker(*parts)
+        self._routes = [
+            *OpenAIRoutes(self._models, self._embedder, settings).routes(),
+            *RerankRoutes(self._reranker, settings).routes(),
+        ]
 
     def add_to(self, server: grpc.aio.Server) -> None:
         pb_grpc.add_EncoderServiceServicer_to_server(self, server)
 
     def routes(self) -> list[Route]:
-        return self._routes.routes()
+        return self._routes
 
     async def start(self) -> None:
         await self._models.start()
 
     async def stop(self) -> None:
         await self._models.close()
-        self._embedder.close()
+        self._threads.close()
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         return await self._embed(request, remaining_s=context.time_remaining())
@@ -90,6 +112,10 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         wanted = replace(wanted, tenant=caller().tenant)
         return write_answer(await self._embedder.embed(wanted))
 
+    async def Rerank(self, request: pb.RerankRequest, context: _Context) -> pb.RerankResponse:
+        wanted = read_rerank_request(request, context.time_remaining())
+        return write_rerank_answer(await self._reranker.rerank(wanted))
+
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _Context
     ) -> pb.ListModelsResponse:
@@ -97,14 +123,15 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
         model = self._models.get(request.model)
-        card = model.text_model.folder / FILENAME
-        text = await asyncio.to_thread(card.read_text) if model.text_model.card else ""
+        text_model, text = model.text_model, ""
+        if isinstance(text_model, TextModel) and text_model.card:
+            text = await asyncio.to_thread((text_model.folder / FILENAME).read_text)
         return pb.GetModelResponse(
             model=self._describe(model), card_json=text, trials=describe_trials(model)
         )
 
     async def GetHead(self, request: pb.GetHeadRequest, context: _Context) -> pb.GetHeadResponse:
-        model = self._models.get(request.model)
+        model = self._models.embedder(request.model)
         head = await asyncio.to_thread(read_head, model)
         return write_head(head, self._max_message_bytes)
 

@@ -19,7 +19,8 @@ class EncoderSettings(ServerSettings):
     model: str = DEFAULT_MODEL
     """Model to serve from the start: a folder, a hub id, or the packaged default."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Arithmetic of the forward pass; auto measures which is fastest here and still faithful."""
+    """Arithmetic of the forward pass; auto measures which is fastest here and still faithful.
+    Cross-encoders run in float32."""
     engines_dir: Path | None = None
     """Where measurements and int8 weights are kept for the next start; unset: in data_dir."""
     device: str | None = None
@@ -27,7 +28,7 @@ class EncoderSettings(ServerSettings):
     undeclared_dimensions: Literal["strict", "warn", "allow"] = "warn"
     """Sizes of a model that declares none: only the full one, any with a warning, or any."""
     max_texts: int = Field(default=2048, ge=1)
-    """Texts per request (OpenAI's own bound)."""
+    """Texts per request (OpenAI's own bound), or documents to be scored."""
     max_request_tokens: int = Field(default=300_000, ge=1)
     """Tokens per request (OpenAI's own bound); the encoder splits it into batches."""
     max_request_chars: int = Field(default=2_000_000, ge=1)

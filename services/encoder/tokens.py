@@ -57,7 +57,7 @@ def _tokenize(
 ) -> list[Tokens]:
     strings = [item for item in inputs if isinstance(item, str)]
     for row, text in enumerate(strings):
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise InvalidRequest(f"input {row} must be valid Unicode text", "input")
     if strings:
         return text_model.tokenize(strings, role)
@@ -73,8 +73,8 @@ def _read_image(text_model: TextModel, image: bytes, role: Role) -> Tokens:
         raise InvalidRequest(error.message, param) from error
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can smuggle in lone surrogates, which no tokenizer takes."""
+def is_unicode(text: str) -> bool:
+    """Say whether a text is one: JSON can smuggle in lone surrogates, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from services.encoder.auto import Auto
 from services.encoder.embed import Embedded, EmbedInput, Priority
 from services.encoder.head import Head
-from services.encoder.models import LoadedModel
+from services.encoder.loaded import LoadedModel
+from services.encoder.rerank import Reranked, RerankInput
 from services.encoder.tokens import Truncation
 from services.shared.errors import InvalidRequest, WrongState
-from services.shared.model import Role
+from services.shared.model import Role, TextModel
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.quantization import Dtype, Stored
 from services.shared.vectors import pack
@@ -82,6 +83,28 @@ def read_request(
     )
 
 
+def read_rerank_request(request: pb.RerankRequest, remaining_s: float | None = None) -> RerankInput:
+    """Turn a request into what the reranker takes; arguments and errors as `read_request`."""
+    if request.priority not in _PRIORITIES:
+        raise InvalidRequest(f"priority must be one of {', '.join(pb.Priority.keys())}", "priority")
+    return RerankInput(
+        request.model,
+        request.query,
+        list(request.documents),
+        _PRIORITIES[request.priority] or "interactive",
+        remaining_s,
+    )
+
+
+def write_rerank_answer(reranked: Reranked) -> pb.RerankResponse:
+    return pb.RerankResponse(
+        model=reranked.model.id,
+        scores=reranked.scores,
+        num_tokens=reranked.num_tokens,
+        truncated=reranked.truncated,
+    )
+
+
 def write_answer(embedded: Embedded) -> pb.EmbedResponse:
     return pb.EmbedResponse(
         model=embedded.model.id,
@@ -105,20 +128,24 @@ def _pack(vectors: Stored) -> bytes:
 
 def describe(model: LoadedModel, aliases: Sequence[str]) -> pb.Model:
     text_model = model.text_model
-    return pb.Model(
+    described = pb.Model(
         id=model.id,
         space_id=text_model.space_id,
-        dim=text_model.full,
-        matryoshka_dims=text_model.declared_dims,
         max_tokens=text_model.max_tokens,
         engine=text_model.engine,
         aliases=aliases,
         loaded_at=int(model.loaded_at),
-        needs_role=text_model.needs_role,
-        takes_images=text_model.takes_images,
         memory_bytes=model.memory_bytes,
-        base_space_id=text_model.base_space_id or "",
+        kind=pb.MODEL_KIND_CROSS_ENCODER,
     )
+    if isinstance(text_model, TextModel):
+        described.kind = pb.MODEL_KIND_EMBEDDER
+        described.dim = text_model.full
+        described.matryoshka_dims.extend(text_model.declared_dims)
+        described.needs_role = text_model.needs_role
+        described.takes_images = text_model.takes_images
+        described.base_space_id = text_model.base_space_id or ""
+    return described
 
 
 def write_head(head: Head, max_message_bytes: int) -> pb.GetHeadResponse:
@@ -149,11 +176,14 @@ def write_head(head: Head, max_message_bytes: int) -> pb.GetHeadResponse:
 
 
 def describe_trials(model: LoadedModel) -> list[pb.EngineTrial]:
+    text_model = model.text_model
+    if not isinstance(text_model, TextModel):
+        return []
     return [
         pb.EngineTrial(
-            engine=f"{role} {trial.engine}" if model.text_model.needs_role else trial.engine,
+            engine=f"{role} {trial.engine}" if text_model.needs_role else trial.engine,
             min_cosine=trial.min_cosine,
             tokens_per_second=trial.tokens_per_second,
         )
-        for role, trial in model.text_model.trials
+        for role, trial in text_model.trials
     ]

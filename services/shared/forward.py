@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from services.shared.errors import InvalidRequest
-from services.shared.packing import PACKED, Tokens, register
+from services.shared.packing import PACKED, Tokens, register, type_ids
 from services.shared.tower import Tower
 
 _POOLINGS = {"mean", "cls", "lasttoken"}
@@ -46,7 +46,9 @@ class Packed:
     def __init__(self, tower: Tower) -> None:
         if tower.is_static or tower.takes_images:
             raise InvalidRequest("packing is for text transformers")
-        self.pooling = _pooling(tower)
+        if tower.pooling not in _POOLINGS:
+            raise InvalidRequest(f"packing knows the poolings {', '.join(sorted(_POOLINGS))}")
+        self.pooling: str = tower.pooling
         self._tower = tower
         self._first_position = tower.first_position
         self._before = tower.network.config._attn_implementation
@@ -62,11 +64,13 @@ class Packed:
         groups = [(length, len(list(same))) for length, same in groupby(lengths)]
         flat = torch.tensor([token for tokens in batch for token in tokens], device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        types = type_ids(batch)
         hidden_TD = self._tower.network(
             input_ids=flat[None],
             position_ids=positions[None] + self._first_position,
             attention_mask=None,
             text_groups=groups,
+            **({"token_type_ids": torch.tensor([types], device=device)} if types else {}),
         ).last_hidden_state[0]
         pooled, start = [], 0
         for length, count in groups:
@@ -74,7 +78,7 @@ class Packed:
             pooled.append(_pool(hidden_BLD, self.pooling).float())
             start += length * count
         features = {"sentence_embedding": torch.cat(pooled)}
-        for module in self._tower.modules[2:]:
+        for module in self._tower.heads:
             features = module(features)
         return features["sentence_embedding"].float()
 
@@ -118,16 +122,6 @@ class Static:
             features = module(features)
         vectors_BD: torch.Tensor = features["sentence_embedding"].float()
         return vectors_BD
-
-
-def _pooling(tower: Tower) -> str:
-    """Name the tower's pooling, if it is one that packing knows."""
-    modes = getattr(tower.modules[1], "pooling_mode", None) if len(tower.modules) > 1 else None
-    if isinstance(modes, list | tuple):
-        modes = modes[0] if len(modes) == 1 else None
-    if modes not in _POOLINGS:
-        raise InvalidRequest(f"packing knows the poolings {', '.join(sorted(_POOLINGS))}")
-    return str(modes)
 
 
 def _pool(hidden_BLD: torch.Tensor, pooling: str) -> torch.Tensor:

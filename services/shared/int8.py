@@ -121,7 +121,7 @@ class Int8:
         for rows, part in running:
             pooled_BD[rows] = part.result()
         features = {"sentence_embedding": torch.from_numpy(pooled_BD)}
-        for module in self._tower.modules[2:]:
+        for module in self._tower.heads:
             features = module(features)
         return features["sentence_embedding"].float()
 

@@ -1,18 +1,19 @@
 """Loads a checked model folder with sentence-transformers, and refuses one that is not whole.
 
 transformers fills weights that a checkpoint lacks with random numbers, and passes over those that
-it has no place for, each with a line in the log. Such a model makes vectors, so here it is an
-error.
+it has no place for, each with a line in the log. Such a model answers all the same, so here it is
+an error.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import (
     Dropout,
@@ -28,6 +29,8 @@ from services.shared.processor import processor_folder
 # A head of BERT's kin over the first token, which no pooling here reads; many leave it out.
 _UNREAD = re.compile(r"^pooler\.")
 _NUMBER = re.compile(r"\.\d+\.")
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_WEIGHTS: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
 
 
 class WholeTransformer(Transformer):
@@ -46,8 +49,8 @@ class WholeTransformer(Transformer):
         missing = [name for name in found["missing_keys"] if not _UNREAD.search(name)]
         if missing:
             raise InvalidRequest(
-                f"its weights lack {_listed(missing)}; a model with weights missing would make "
-                "random vectors, fetch or export it again"
+                f"its weights lack {_listed(missing)}; a model with weights missing would answer "
+                "at random, fetch or export it again"
             )
         # More layers than the config counts are not loaded: the model would end in its middle.
         known = {_NUMBER.sub(".*.", name) for name in network.state_dict()}
@@ -96,17 +99,49 @@ def load_modules(folder: Path, device: str) -> SentenceTransformer:
     Raises:
         InvalidRequest: files are missing or do not fit each other.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
+    with _refusing(folder):
         # Private in the library, which is pinned: its public way imports what a folder names.
         model = SentenceTransformer._load_with_module_classes(
-            str(folder),
-            _ByName(),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            str(folder), _ByName(), device=device, **_SAFE, model_kwargs=dict(_WEIGHTS)
         ).eval()
+    model.truncate_dim = None
+    return model
+
+
+def load_cross_encoder(folder: Path, device: str) -> CrossEncoder:
+    """Load a folder that `check_cross_encoder` has passed.
+
+    Returns:
+        The model in evaluation mode, float32.
+
+    Raises:
+        InvalidRequest: as `load_modules`.
+    """
+    with _refusing(folder):
+        if (folder / "modules.json").exists():
+            model: CrossEncoder = CrossEncoder._load_with_module_classes(
+                str(folder), _ByName(), device=device, **_SAFE, model_kwargs=dict(_WEIGHTS)
+            )
+        else:
+            # As the library does by itself where there are no modules, but whole.
+            transformer = WholeTransformer(
+                str(folder),
+                transformer_task="sequence-classification",
+                model_kwargs=_SAFE | _WEIGHTS,
+                processor_kwargs=dict(_SAFE),
+                config_kwargs=dict(_SAFE),
+            )
+            model = CrossEncoder(modules=[transformer], device=device, **_SAFE)
+    model.eval()
+    return model
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Turn the libraries' errors into one sentence."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
     except InvalidRequest as error:
         raise InvalidRequest(f"{folder.name} could not be loaded: {error.message}") from error
     except (
@@ -114,8 +149,6 @@ def load_modules(folder: Path, device: str) -> SentenceTransformer:
         SafetensorError,
     ) as error:  # fmt: skip
         raise InvalidRequest(f"{folder.name} could not be loaded: {_sentence(error)}") from error
-    model.truncate_dim = None
-    return model
 
 
 def check_widths(modules: Sequence[Any]) -> int:

@@ -16,6 +16,25 @@ from transformers.masking_utils import AttentionMaskInterface
 
 Tokens = list[int]
 
+
+class PairTokens(Tokens):
+    """Token ids of a query and a document as one text.
+
+    Args:
+        types: for each token which of the two it is of, as the model was taught; empty for a model
+            that does not ask.
+    """
+
+    def __init__(self, tokens: Sequence[int], types: Sequence[int]) -> None:
+        super().__init__(tokens)
+        self.types = types
+
+
+def type_ids(batch: Sequence[Tokens]) -> list[int]:
+    """Return the types of all tokens of a batch in one row; empty where there are none."""
+    return [kind for tokens in batch if isinstance(tokens, PairTokens) for kind in tokens.types]
+
+
 PACKED = "matryoshka_packed"
 # What transformers may hand to an attention beside the usual, to change its scores.
 _CHANGES_SCORES = {"softcap", "s_aux", "position_bias", "attention_bias", "head_mask"}

@@ -1,7 +1,8 @@
 """Whether a model folder is safe to load, and loads as what it was saved as; told from its files.
 
 In: a folder in the Sentence Transformers layout. Out: nothing, or one sentence that says what is
-wrong with which file. Loads no weights and imports no library of models.
+wrong with which file. Loads no weights and imports no library of models. What holds for the files
+of any folder is `check_files`; a cross-encoder's own rules are in `cross_encoder_folder.py`.
 
 Nothing is trusted: weights only as whole safetensors, modules and activations only from the closed
 tables below, no remote code, no path or link out of the folder.
@@ -31,7 +32,7 @@ _MODULES = {
     "StaticEmbedding",
     ROUTER,
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
     f"torch.nn.modules.{path}"
     for path in (
         "linear.Identity", "activation.Tanh", "activation.ReLU", "activation.GELU",
@@ -79,10 +80,29 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that is incomplete or could run code.
+    """Refuse a folder of an embedding model that is incomplete or could run code.
 
     Raises:
         InvalidRequest: one sentence that says what is wrong with which file.
+    """
+    _check_kind(folder)
+    check_files(folder, "feature-extraction")
+    for number, (kind, target) in enumerate(read_modules(folder)):
+        if kind == ROUTER and number:
+            raise InvalidRequest("modules.json must have the Router first")
+        if kind == ROUTER:
+            _check_router(folder, target)
+
+
+def check_files(folder: Path, task: str) -> None:
+    """Refuse files that could run code, or would load as something else.
+
+    Args:
+        folder: of any kind of model.
+        task: of its Transformer modules, as sentence-transformers calls it.
+
+    Raises:
+        InvalidRequest: as `check_folder`.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -99,13 +119,7 @@ def check_folder(folder: Path) -> None:
         if path.suffix == ".json" and (path.stem in _CONFIGS or "processor" in path.stem):
             _check_config(folder, path)
         if path.name.startswith("sentence_") and path.name.endswith("_config.json"):
-            _check_transformer(folder, path)
-    _check_kind(folder)
-    for number, (kind, target) in enumerate(read_modules(folder)):
-        if kind == ROUTER and number:
-            raise InvalidRequest("modules.json must have the Router first")
-        if kind == ROUTER:
-            _check_router(folder, target)
+            _check_transformer(folder, path, task)
 
 
 def has_two_towers(folder: Path) -> bool:
@@ -119,7 +133,7 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
     Raises:
         InvalidRequest: one of them is not in the closed table, or lies outside the folder.
     """
-    listed = _read_json(folder, folder / "modules.json", list)
+    listed = read_json(folder, folder / "modules.json", list)
     modules = []
     for module in listed:
         kind, path = (
@@ -145,12 +159,12 @@ def _check_module(
     if not target.resolve().is_relative_to(folder.resolve()):
         raise InvalidRequest(f"{listed_in} points outside the model folder: {path!r}")
     if name == "Dense":
-        config = _read_json(folder, target / "config.json", dict)
-        activation = config.get("activation_function")
-        if activation not in _ACTIVATIONS:
+        config = read_json(folder, target / "config.json", dict)
+        activation = str(config.get("activation_function"))
+        if activation not in ACTIVATIONS:
             raise InvalidRequest(
                 f"{path}/config.json names the activation {activation!r}; allowed: "
-                f"{', '.join(sorted(_ACTIVATIONS))}"
+                f"{', '.join(sorted(ACTIVATIONS))}"
             )
     return name, target
 
@@ -159,7 +173,7 @@ def _check_router(folder: Path, router: Path) -> None:
     """Two towers, for queries and for documents, of modules from the closed table."""
     # Saved before sentence-transformers 5.0 as Asym, under the other name.
     path = router / "router_config.json"
-    config = _read_json(folder, path if path.exists() else router / "config.json", dict)
+    config = read_json(folder, path if path.exists() else router / "config.json", dict)
     types, structure = config.get("types"), config.get("structure")
     if not isinstance(types, dict) or not isinstance(structure, dict):
         raise InvalidRequest(f"{path.name} must have 'types' and 'structure'")
@@ -179,7 +193,7 @@ def _check_router(folder: Path, router: Path) -> None:
 
 def _check_config(folder: Path, path: Path) -> None:
     name = path.relative_to(folder)
-    outer = _read_json(folder, path, dict)
+    outer = read_json(folder, path, dict)
     for config in _nested(outer):
         kind = config.get("model_type")
         for key, reason in _REFUSED_CONFIG_KEYS.items():
@@ -208,15 +222,15 @@ def _nested(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _nested(value)
 
 
-def _check_transformer(folder: Path, path: Path) -> None:
+def _check_transformer(folder: Path, path: Path, task: str) -> None:
     """The file of a Transformer module: closed keys, and no arguments that choose code."""
     name = path.relative_to(folder)
-    config = _read_json(folder, path, dict)
+    config = read_json(folder, path, dict)
     for key in sorted(set(config) - _TRANSFORMER_KEYS):
         if config[key] is not None:
             raise InvalidRequest(f"{name} sets {key!r}, which cannot be served")
-    if config.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise InvalidRequest(f"{name} must have the 'transformer_task' feature-extraction")
+    if config.get("transformer_task", task) != task:
+        raise InvalidRequest(f"{name} must have the 'transformer_task' {task}")
     for key, value in config.items():
         if not key.endswith(("_args", "_kwargs")) or key == "processing_kwargs":
             continue
@@ -230,7 +244,7 @@ def _check_transformer(folder: Path, path: Path) -> None:
 def _check_kind(folder: Path) -> None:
     path = folder / "config_sentence_transformers.json"
     if path.exists():
-        kind = _read_json(folder, path, dict).get("model_type", "SentenceTransformer")
+        kind = read_json(folder, path, dict).get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
             raise InvalidRequest(
                 f"{path.name} names a {kind}; only a SentenceTransformer makes one vector a text"
@@ -267,7 +281,12 @@ def _check_weights(path: Path, name: str) -> None:
         ) from None
 
 
-def _read_json(folder: Path, path: Path, kind: type) -> Any:  # noqa: ANN401 (JSON)
+def read_json(folder: Path, path: Path, kind: type) -> Any:  # noqa: ANN401 (JSON)
+    """Read a file of a model folder.
+
+    Raises:
+        InvalidRequest: it is missing, no JSON, or of another kind.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

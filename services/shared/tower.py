@@ -57,6 +57,19 @@ class Tower:
         return getattr(self.modules[0], "auto_model", None)
 
     @property
+    def pooling(self) -> str | None:
+        """How tokens' vectors become the text's; None where no module says so, or several ways."""
+        modes = getattr(self.modules[1], "pooling_mode", None) if len(self.modules) > 1 else None
+        if isinstance(modes, list | tuple):
+            modes = modes[0] if len(modes) == 1 else None
+        return modes if isinstance(modes, str) else None
+
+    @property
+    def heads(self) -> list[Any]:
+        """What follows the pooling, in order: each takes features and returns them."""
+        return self.modules[2:]
+
+    @property
     def first_position(self) -> int:
         """Where positions start: RoBERTa and its kin count from the padding token's id plus one."""
         padding: int | None = getattr(self._position_table, "padding_idx", None)
@@ -72,12 +85,9 @@ class Tower:
         if self._is_chat:
             return [self._render(text, prompt) for text in texts]
         if self._backend is not None:
-            # Without transformers' wrapper, which takes half as long again. Whoever else uses
-            # this tokenizer may have told it to cut or to pad.
-            if self._backend.truncation or self._backend.padding:
-                self._backend.no_truncation()
-                self._backend.no_padding()
-            encodings = self._backend.encode_batch_fast([prompt + text for text in texts])
+            # Without transformers' wrapper, which takes half as long again.
+            backend = self._uncut()
+            encodings = backend.encode_batch_fast([prompt + text for text in texts])
             return [encoding.ids for encoding in encodings]
         # Not verbose: over-long texts are our callers' to refuse or to cut, not to warn of.
         encoding = self.tokenizer([prompt + text for text in texts], verbose=False)
@@ -114,6 +124,13 @@ class Tower:
         )
         ids: Tokens = features["input_ids"][0].tolist()
         return ids
+
+    def _uncut(self) -> Any:  # noqa: ANN401 (a library's tokenizer)
+        """The fast tokenizer; whoever else uses it may have told it to cut or to pad."""
+        if self._backend.truncation or self._backend.padding:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        return self._backend
 
     def _special_tokens(self) -> tuple[Tokens, Tokens]:
         """Find what the tokenizer puts before and after each text."""

@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from services.encoder.openai import OpenAIRoutes
+from services.encoder.rerank_http import RerankRoutes
 from services.encoder.service import EncoderService
 from services.encoder.settings import EncoderSettings
 from services.router.service import RouterService
@@ -110,7 +111,8 @@ async def check_every_rpc(kind, port):
 
 def routes(kind, tmp_path):
     if kind is EncoderService:
-        return OpenAIRoutes(None, None, EncoderSettings()).routes()
+        settings = EncoderSettings()
+        return OpenAIRoutes(None, None, settings).routes() + RerankRoutes(None, settings).routes()
     if kind is RouterService:
         settings = RouterSettings(data_dir=tmp_path)
         return RouterService(settings, prometheus_client.CollectorRegistry()).routes()

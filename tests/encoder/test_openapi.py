@@ -122,8 +122,10 @@ def test_every_field_and_every_error_is_there(document):
 def test_every_route_is_there(document):
     """The document's paths are those of the app."""
     from services.encoder.openai import OpenAIRoutes
+    from services.encoder.rerank_http import RerankRoutes
     from services.encoder.settings import EncoderSettings
 
-    routes = OpenAIRoutes(None, None, EncoderSettings()).routes()
+    settings = EncoderSettings()
+    routes = OpenAIRoutes(None, None, settings).routes() + RerankRoutes(None, settings).routes()
     paths = {re.sub(r":\w+}", "}", route.path) for route in routes}
     assert set(document["paths"]) == paths | {"/livez", "/readyz", "/metrics"}

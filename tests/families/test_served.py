@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.encoder.admission import Admission
 from services.encoder.embed import Embedder, EmbedInput
 from services.encoder.metrics import EncoderMetrics
 from services.encoder.models import Models
 from services.encoder.settings import EncoderSettings
+from services.encoder.threads import Threads
 from services.shared.errors import InvalidRequest
 from services.shared.model import TextModel
 from services.shared.vectors import truncate
@@ -29,10 +31,11 @@ async def served(tmp_path):
     models = Models(settings, metrics)
     await models.start()
     await models.load(str(tmp_path / "asym"), "asym")
-    embedder = Embedder(models, settings, metrics)
+    threads = Threads(1)
+    embedder = Embedder(models, Admission(5.0, 60.0, 10**6, metrics), threads, settings, metrics)
     yield embedder, tmp_path
     await models.close()
-    embedder.close()
+    threads.close()
 
 
 async def test_pictures_follow_texts(served):

@@ -15,7 +15,7 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 _TEXT = (
     "a the of and to in is that for it as was with be by on not he his but at are this have from "
@@ -154,6 +154,19 @@ def modern(folder: Path, max_length: int = 512) -> int:
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]",
         "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
         "model_input_names": ["input_ids", "attention_mask"],
+    }  # fmt: skip
+    return _save(tokenizer, folder, config, max_length)
+
+
+def roberta(folder: Path, max_length: int = 512) -> int:
+    """RoBERTa's: byte pairs, and two separators between two texts."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = _byte_pairs(special)
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    config = {
+        "tokenizer_class": "RobertaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+        "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
+        "mask_token": "<mask>",
     }  # fmt: skip
     return _save(tokenizer, folder, config, max_length)
 

@@ -11,8 +11,10 @@ SERVICES = ROOT / "services"
 OWNERS = {
     "torch": (
         "services.shared.model",
+        "services.shared.cross_encoder",
         "services.shared.loading",
         "services.shared.tower",
+        "services.shared.pair_tower",
         "services.shared.forward",
         "services.shared.oracle",
         "services.shared.choice",
@@ -88,6 +90,7 @@ OWNERS = {
         "services.cli",
     ),
     "services.shared.model": ("services.encoder", "services.trainer"),
+    "services.shared.cross_encoder": ("services.encoder",),
 }
 
 

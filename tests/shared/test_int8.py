@@ -131,10 +131,7 @@ class FakeTower:
     device = "cpu"
 
     def __init__(self, network: torch.nn.Module, pooling: str) -> None:
-        self.network = network
-        pool = torch.nn.Identity()
-        pool.pooling_mode = pooling
-        self.modules = [network, pool]
+        self.network, self.pooling, self.heads = network, pooling, []
         table = network.embeddings.position_embeddings
         self.first_position = 0 if table.padding_idx is None else table.padding_idx + 1
 

@@ -60,10 +60,11 @@ def test_modules_come_from_a_closed_table(folder, module, message):
         check_folder(folder)
 
 
-def test_activations_come_from_a_closed_table(folder):
+@pytest.mark.parametrize("named", ["torch.hub.load", ["torch.hub.load"]])
+def test_activations_come_from_a_closed_table(folder, named):
     """A Dense head cannot name an import as its activation."""
     (folder / "x").mkdir()
-    (folder / "x" / "config.json").write_text('{"activation_function": "torch.hub.load"}')
+    (folder / "x" / "config.json").write_text(json.dumps({"activation_function": named}))
     (folder / "modules.json").write_text(
         '[{"type": "sentence_transformers.models.Dense", "path": "x"}]'
     )

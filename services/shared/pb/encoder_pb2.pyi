@@ -83,6 +83,28 @@ TRUNCATION_START: Truncation.ValueType  # 2
 """Its first tokens are dropped."""
 Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
 
+class _ModelKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
+    MODEL_KIND_EMBEDDER: _ModelKind.ValueType  # 1
+    """Makes vectors: Embed."""
+    MODEL_KIND_CROSS_ENCODER: _ModelKind.ValueType  # 2
+    """Scores a query with a document: Rerank. It has no dimensions."""
+
+class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
+    """What a model does with texts."""
+
+MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
+MODEL_KIND_EMBEDDER: ModelKind.ValueType  # 1
+"""Makes vectors: Embed."""
+MODEL_KIND_CROSS_ENCODER: ModelKind.ValueType  # 2
+"""Scores a query with a document: Rerank. It has no dimensions."""
+Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
+
 class _Dtype:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -296,6 +318,83 @@ class EmbedStreamResponse(_message.Message):
 Global___EmbedStreamResponse: _TypeAlias = EmbedStreamResponse  # noqa: Y015
 
 @_typing.final
+class RerankRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id or alias of a loaded cross-encoder. Empty: the alias "default", if it points at one."""
+    query: _builtins.str
+    """Not empty."""
+    priority: Global___Priority.ValueType
+    """Unspecified: interactive."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2048 texts, none empty. A text that is too long together with the query is cut, and so is
+        the query if it is the longer one.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        query: _builtins.str = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        priority: Global___Priority.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "priority", b"priority", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id of the model that answered (never an alias)."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each document, in their order; the higher, the better it answers the query. What
+        sentence-transformers' CrossEncoder.predict gives: 0 to 1 for most models, any number for those
+        whose folder says so. Scores of two models must never be compared.
+        """
+
+    @_builtins.property
+    def num_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens read for each document, those of the query and special tokens included, after any cut."""
+
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions of the documents of whose pair something was cut."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+        num_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        truncated: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_tokens", b"num_tokens", "scores", b"scores", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,14 +410,15 @@ class Model(_message.Message):
     TAKES_IMAGES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BASE_SPACE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """For example "all-MiniLM-L6-v2"."""
     space_id: _builtins.str
     """Digest of weights and recipe."""
     dim: _builtins.int
-    """Width of the full vector."""
+    """Width of the full vector; 0 for a cross-encoder."""
     max_tokens: _builtins.int
-    """Longest text, in tokens, special tokens included."""
+    """Longest text, or pair of texts, in tokens, special tokens included."""
     engine: _builtins.str
     """How the forward pass runs here, chosen by measurement: for example "packed bfloat16"."""
     loaded_at: _builtins.int
@@ -330,6 +430,7 @@ class Model(_message.Message):
     """Bytes of its weights as they are held."""
     base_space_id: _builtins.str
     """The space of the model that this one differs from by its head only. Empty: not known."""
+    kind: Global___ModelKind.ValueType
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes the model declares, ascending, the last the full one. Empty: it declares none."""
@@ -353,10 +454,11 @@ class Model(_message.Message):
         takes_images: _builtins.bool = ...,
         memory_bytes: _builtins.int = ...,
         base_space_id: _builtins.str = ...,
+        kind: Global___ModelKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_space_id", b"base_space_id", "dim", b"dim", "engine", b"engine", "id", b"id", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_space_id", b"base_space_id", "dim", b"dim", "engine", b"engine", "id", b"id", "kind", b"kind", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,7 +646,9 @@ class LoadModelRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """A Sentence Transformers folder that the encoder can read, or a hub id."""
+    """A Sentence Transformers folder that the encoder can read, of an embedding model or of a
+    cross-encoder (a plain folder for sequence classification too), or a hub id.
+    """
     id: _builtins.str
     """Name to serve it under. Empty: the id in its card, else the folder's name or the hub id."""
     def __init__(

@@ -45,6 +45,11 @@ class EncoderServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/matryoshka.v1.EncoderService/Rerank',
+                request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.RerankRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/matryoshka.v1.EncoderService/ListModels',
                 request_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.ListModelsRequest.SerializeToString,
@@ -91,6 +96,14 @@ class EncoderServiceServicer:
     def EmbedStream(self, request_iterator, context):
         """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
         the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Score documents for a query with a cross-encoder, which reads the two together: slower than to
+        compare vectors, and better at the top of a list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +164,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.EmbedStream,
                     request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=services_dot_shared_dot_pb_dot_encoder__pb2.RerankRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_encoder__pb2.RerankResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -238,6 +256,33 @@ class EncoderService:
             '/matryoshka.v1.EncoderService/EmbedStream',
             services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_encoder__pb2.EmbedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.EncoderService/Rerank',
+            services_dot_shared_dot_pb_dot_encoder__pb2.RerankRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_encoder__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class EncoderServiceStub:
     """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
     the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
     """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.RerankRequest, _encoder_pb2.RerankResponse]
+    """Score documents for a query with a cross-encoder, which reads the two together: slower than to
+    compare vectors, and better at the top of a list.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]
     """One model, with its card."""
@@ -64,6 +68,10 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     EmbedStream: _aio.StreamStreamMultiCallable[_encoder_pb2.EmbedStreamRequest, _encoder_pb2.EmbedStreamResponse]  # type: ignore[assignment]
     """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
     the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+    """
+    Rerank: _aio.UnaryUnaryMultiCallable[_encoder_pb2.RerankRequest, _encoder_pb2.RerankResponse]  # type: ignore[assignment]
+    """Score documents for a query with a cross-encoder, which reads the two together: slower than to
+    compare vectors, and better at the top of a list.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListModelsRequest, _encoder_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetModelRequest, _encoder_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -99,6 +107,16 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_encoder_pb2.EmbedStreamResponse], _abc.AsyncIterator[_encoder_pb2.EmbedStreamResponse]]:
         """Encode any number of texts in bulk, behind the interactive calls. Answers follow the order of
         the requests; the encoder reads ahead only a few requests, so a slow side slows the other.
+        """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _encoder_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.RerankResponse, _abc.Awaitable[_encoder_pb2.RerankResponse]]:
+        """Score documents for a query with a cross-encoder, which reads the two together: slower than to
+        compare vectors, and better at the top of a list.
         """
 
     @_abc_1.abstractmethod
