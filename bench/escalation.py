@@ -6,8 +6,8 @@ from the wanted number of hits to the shortlist's end, and how deep in the short
 hit stood. The surest stay; the others are searched again with a longer shortlist. Counted in
 candidates scored anew, which is what a search's time follows; the second way to the engine is not
 even counted. Lengths and the share are chosen on half of the questions, to reach the target there
-at the least cost, and so is the one length for all that they are held against; both are measured
-on the other half. The last line of stdout is one JSON object.
+at the least cost. On the other half that is held against one length for all, the one that finds as
+much there (between two lengths, interpolated). The last line of stdout is one JSON object.
 
     python -m bench.escalation [--max-tokens N] [--cache FOLDER]
 """
@@ -108,6 +108,12 @@ def one_length(ranked: Ranked, target: float) -> int:
     return next(kept, LENGTHS[-1])
 
 
+def same_length(ranked: Ranked, recall: float) -> float:
+    """Return the length that finds as much, between two that were tried."""
+    recalls = [float(ranked.recalls(length).mean()) for length in LENGTHS]
+    return float(np.exp(np.interp(recall, recalls, np.log(LENGTHS))))
+
+
 def two_lengths(ranked: Ranked, target: float, signal: Signal) -> tuple[int, int, float]:
     """Return the cheapest pair that keeps the target, and the signal under which it is used."""
     best, chosen = float(one_length(ranked, target)), (one_length(ranked, target), 0, -np.inf)
@@ -144,9 +150,10 @@ def measure(data: Vectors, dim: int, seen: dict[str, object], table: Table) -> N
             again = signal(held_out, first) <= least
             recalls = np.where(again, held_out.recalls(second), held_out.recalls(first))
             cost = first + float(again.mean()) * second
-            row.append(f"{cost / alone:.2f} ({recalls.mean():.3f}; {again.mean():.0%} again)")
+            ratio = cost / same_length(held_out, float(recalls.mean()))
+            row.append(f"{ratio:.2f} ({recalls.mean():.3f}; {again.mean():.0%} again)")
             told[name] = {
-                "cost_ratio": round(cost / alone, 3),
+                "cost_ratio": round(ratio, 3),
                 "recall": round(float(recalls.mean()), 4),
                 "share": round(float(again.mean()), 3),
             }
@@ -162,7 +169,7 @@ def main() -> None:
     model = TextModel(locate(DEFAULT_MODEL))
     model.max_tokens = arguments.max_tokens
     columns = ("collection", "nested size", "target", "one length (recall)")
-    title = "candidates in the mean over those of one length for all (recall; share searched again)"
+    title = "candidates in the mean over those of the one length that finds as much"
     table = Table(*columns, *SIGNALS, title=title, title_justify="left")
     seen: dict[str, object] = {}
     texts = [read_docstrings(), *(read_collection(f) for f in COLLECTIONS if f.exists())]

@@ -63,6 +63,18 @@ class Encoded:
     """Positions of texts that were longer than the model reads."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """A cross-encoder's scores."""
+
+    model: str
+    """Id of the model."""
+    scores: list[float]
+    """Of each text, in their order; the higher the better."""
+    truncated: tuple[int, ...]
+    """Positions of texts that were cut, with the query."""
+
+
 class EncoderClient:
     """Calls an encoder over gRPC; close it when done.
 
@@ -137,6 +149,33 @@ class EncoderClient:
             Overloaded: the encoder has too much to do; with its time to wait.
         """
         return await self._embed(model, [text], "query", encoder_pb2.PRIORITY_INTERACTIVE, tenant)
+
+    async def rerank(
+        self, model: str, query: str, texts: Sequence[str], tenant: str | None = None
+    ) -> Reranked:
+        """Score texts against a query with a cross-encoder, for a tenant or for an operator.
+
+        Raises:
+            NotFound, WrongState: the encoder serves no such model, or it is no cross-encoder.
+            Unavailable: the encoder cannot be reached.
+            Overloaded: the encoder has too much to do; with its time to wait.
+        """
+        request = encoder_pb2.RerankRequest(
+            model=model,
+            query=query,
+            documents=texts,
+            priority=encoder_pb2.PRIORITY_INTERACTIVE,
+        )
+        owner = () if tenant is None else ((ACTING_FOR, tenant),)
+        with peer_errors("encoder"):
+            told = await self._stub.Rerank(
+                request, timeout=self._timeout_s, metadata=self._metadata + owner
+            )
+        if len(told.scores) != len(texts):
+            raise ServiceError(
+                f"the encoder returned {len(told.scores)} scores for {len(texts)} texts"
+            )
+        return Reranked(told.model, list(told.scores), tuple(told.truncated))
 
     async def embed_many(
         self,

@@ -25,7 +25,7 @@ from services.router.recall.promise import Promises
 from services.router.recall.queries import Queries
 from services.router.recall.recent import Recent
 from services.router.recall.shadow import Live, Shadow
-from services.router.search import Searcher
+from services.router.searcher import Searcher
 from services.router.settings import RouterSettings
 from services.router.spread import Spread
 from services.router.storage.edge import EdgeStore

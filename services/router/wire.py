@@ -14,7 +14,12 @@ from services.router.changes.comparison import Agreement
 from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
 from services.router.hybrid.hybrid import SideScores
-from services.router.hybrid.hybrid_wire import read_hybrid, write_text_index
+from services.router.hybrid.hybrid_wire import (
+    read_cross_encoder,
+    read_hybrid,
+    write_cross_encoder,
+    write_text_index,
+)
 from services.router.plan import Plan, Stage
 from services.router.recall.calibrate import DEFAULT_TARGET
 from services.router.recall.promise import Promise
@@ -275,6 +280,9 @@ def read_search(request: pb.SearchRequest, tenant: str | None) -> Search:
             request.max_bytes_per_point if request.HasField("max_bytes_per_point") else None
         ),
         hybrid=read_hybrid(request.hybrid) if request.HasField("hybrid") else None,
+        cross_encoder=(
+            read_cross_encoder(request.cross_encoder) if request.HasField("cross_encoder") else None
+        ),
         tenant=tenant,
     )
 
@@ -297,6 +305,7 @@ def write_found(found: Found, tenant: str | None) -> pb.SearchResponse:
         exact_seconds=found.exact_seconds,
         promise=_write_promise(found.promise) if found.promise else None,
         text=_write_text(found.text) if found.text else None,
+        cross_encoder=write_cross_encoder(found.cross_encoder) if found.cross_encoder else None,
     )
     # In place: messages that are given to another one are copied into it.
     for place, hit in enumerate(found.hits):

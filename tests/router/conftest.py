@@ -63,6 +63,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         """Embed calls that are refused from now on, as too much: seconds to wait, of each."""
         self.embeds: list[encoder_pb2.EmbedRequest] = []
         """As they came."""
+        self.reranks: list[encoder_pb2.RerankRequest] = []
         self.tenants: list[str | None] = []
         """Whom each was for."""
 
@@ -95,6 +96,24 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
             dim=dim,
             weight=pack(turn(dim)),
             orthogonal=True,
+        )
+
+    async def Rerank(self, request: Any, context: Any) -> encoder_pb2.RerankResponse:
+        """Count the query's letters that a text has, as a model might that knows only letters."""
+        if request.model in self.dims:
+            raise WrongState(f"model {request.model!r} is no cross-encoder")
+        if request.model != "letters":
+            raise NotFound(f"model {request.model!r} is not loaded")
+        self.reranks.append(request)
+        self.tenants.append(caller().tenant)
+        if not request.query or not all(request.documents):
+            raise InvalidRequest("documents must be 1 to 2048, none empty")
+        wanted = set(request.query)
+        return encoder_pb2.RerankResponse(
+            model="letters",
+            scores=[len(wanted & set(text)) / len(wanted) for text in request.documents],
+            num_tokens=[len(text) for text in request.documents],
+            truncated=[i for i, text in enumerate(request.documents) if len(text) > MAX_CHARS],
         )
 
     async def Embed(self, request: Any, context: Any) -> encoder_pb2.EmbedResponse:
@@ -143,7 +162,10 @@ async def encoder() -> AsyncIterator[tuple[Encoder, str]]:
     name = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
     metrics = ServiceMetrics("encoder", CollectorRegistry())
     door = Door(
-        {name: metrics}, State(True, True), Keys(), {name: frozenset({"Embed", "GetModel"})}
+        {name: metrics},
+        State(True, True),
+        Keys(),
+        {name: frozenset({"Embed", "Rerank", "GetModel"})},
     )
     server = grpc.aio.server(interceptors=[door])
     encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)

@@ -1,5 +1,6 @@
-"""Hybrid search on the wire: protobuf on one side, the router's own types on the other."""
+"""Words and cross-encoders on the wire: protobuf on one side, our own types on the other."""
 
+from services.router.cross_encoder import CrossEncoder, CrossEncoderReport
 from services.router.hybrid.hybrid import Fusion, Hybrid
 from services.router.hybrid.text_index import TextIndex
 from services.shared.errors import InvalidRequest
@@ -17,6 +18,19 @@ def read_hybrid(message: pb.Hybrid) -> Hybrid:
         raise InvalidRequest("hybrid: fusion must be unset, FUSION_SCORE or FUSION_RANK", "hybrid")
     weight = message.weight if message.HasField("weight") else None
     return Hybrid(message.text, _FUSIONS[message.fusion], weight, message.candidates)
+
+
+def read_cross_encoder(message: pb.CrossEncoder) -> CrossEncoder:
+    return CrossEncoder(message.model, message.candidates)
+
+
+def write_cross_encoder(report: CrossEncoderReport) -> pb.CrossEncoderReport:
+    return pb.CrossEncoderReport(
+        model=report.model,
+        candidates=report.candidates,
+        truncated=report.truncated,
+        seconds=report.seconds,
+    )
 
 
 def read_text_index(message: pb.TextIndex) -> TextIndex:

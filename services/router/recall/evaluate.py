@@ -1,8 +1,8 @@
 """Quality with labelled queries, two contenders side by side: whose queries get worse, how much.
 
-A contender is a collection with a plan or a recall target, with or without search by words: two
-plans of one collection, or two models. Recall against exact search says what a plan loses; labels
-say whether that matters.
+A contender is a collection with a plan or a recall target, with or without words and a
+cross-encoder: two plans of one collection, or two models. Recall against exact search says what a
+plan loses; labels say whether that matters.
 
 Source of the measures: Järvelin and Kekäläinen 2002 (nDCG; gains are the grades, as in BEIR).
 """
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.router.cross_encoder import CrossEncoder
 from services.router.hybrid.hybrid import Hybrid
 from services.router.plan import Plan
 from services.router.recall.queries import check_query_text
-from services.router.search import Found, Search, Searcher
+from services.router.search import Found, Search
+from services.router.searcher import Searcher
 from services.shared.errors import InvalidRequest
 
 Progress = Callable[[int, int], None]
@@ -48,6 +50,8 @@ class Contender:
     """Of the queries that are vectors."""
     hybrid: Hybrid | None = None
     """How words take part; None: they do not."""
+    cross_encoder: CrossEncoder | None = None
+    """Who has the last word; None: nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,7 @@ def _search(query: Labelled, contender: Contender, limit: int) -> Search:
         slice=query.slice,
         is_live=False,
         hybrid=contender.hybrid,
+        cross_encoder=contender.cross_encoder,
         tenant=None,
     )
 

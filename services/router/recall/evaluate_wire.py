@@ -1,6 +1,6 @@
 """Evaluations on the wire: protobuf on one side, the router's own types on the other."""
 
-from services.router.hybrid.hybrid_wire import read_hybrid
+from services.router.hybrid.hybrid_wire import read_cross_encoder, read_hybrid
 from services.router.recall.evaluate import Contender, Evaluation, Labelled, SliceScores
 from services.router.search import DEFAULT_LIMIT
 from services.router.wire import read_plan, write_plan
@@ -33,6 +33,9 @@ def _read_contender(contender: pb.Contender) -> Contender:
         contender.recall_target if contender.HasField("recall_target") else None,
         contender.space_id,
         read_hybrid(contender.hybrid) if contender.HasField("hybrid") else None,
+        read_cross_encoder(contender.cross_encoder)
+        if contender.HasField("cross_encoder")
+        else None,
     )
 
 

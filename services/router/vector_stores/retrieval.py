@@ -16,7 +16,7 @@ from services.router.catalog import Catalog
 from services.router.encoder_client import EncoderClient
 from services.router.hybrid.text_index import TextIndex
 from services.router.metrics import RouterMetrics
-from services.router.search import Searcher
+from services.router.searcher import Searcher
 from services.router.settings import RouterSettings
 from services.router.upsert import Writer
 from services.router.vector_stores.chunks import Chunking, auto_chunking

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from services.router.cross_encoder import CrossEncoder
 from services.router.hybrid.hybrid import Hybrid
 from services.router.plan import Plan, Stage
 from services.router.recall.promise import Promise
@@ -36,6 +37,11 @@ class _HybridBody(_Body):
     candidates: StrictInt = Field(default=0, ge=0)
 
 
+class _CrossEncoderBody(_Body):
+    model: StrictStr = Field(min_length=1)
+    candidates: StrictInt = Field(default=0, ge=0)
+
+
 class _RoutingBody(_Body):
     recall_target: float | None = Field(default=None, ge=0, le=1, strict=True)
     slice: StrictStr = ""
@@ -45,6 +51,7 @@ class _RoutingBody(_Body):
     explain: StrictBool = False
     measure_recall: StrictBool = False
     hybrid: _HybridBody | None = None
+    cross_encoder: _CrossEncoderBody | None = None
 
 
 _FIELDS = ", ".join(_RoutingBody.model_fields)
@@ -67,6 +74,8 @@ class Routing:
     measure_recall: bool = False
     hybrid: Hybrid | None = None
     """Also search by words; None: by vectors only."""
+    cross_encoder: CrossEncoder | None = None
+    """Who has the last word; None: nobody."""
 
 
 def read_routing(value: object) -> Routing:
@@ -82,8 +91,9 @@ def read_routing(value: object) -> Routing:
             f"routing must be an object with some of {_FIELDS}: recall_target is a number from 0 "
             "to 1, slice a string, max_engine_ms a positive number, max_bytes_per_point a positive "
             f"integer, plan a list of stages with {_STAGE_FIELDS}; hybrid an object with some of "
-            "fusion ('score' or 'rank'), weight (0 to 1) and candidates; explain and "
-            "measure_recall are booleans",
+            "fusion ('score' or 'rank'), weight (0 to 1) and candidates; "
+            "cross_encoder one with a model and maybe candidates; explain and measure_recall are "
+            "booleans",
             "routing",
         ) from error
     plan = None
@@ -98,6 +108,7 @@ def read_routing(value: object) -> Routing:
         body.explain,
         body.measure_recall,
         None if body.hybrid is None else Hybrid("", **body.hybrid.model_dump()),
+        None if body.cross_encoder is None else CrossEncoder(**body.cross_encoder.model_dump()),
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from services.router.attributes import Attributes
 from services.router.filters import Filter
 from services.router.hybrid.hybrid import Hybrid
-from services.router.search import Found, Search, Searcher
+from services.router.search import Found, Search
+from services.router.searcher import Searcher
 from services.router.storage.store import ScoredPoint
 from services.router.vector_stores.chunk_points import file_of
 from services.router.vector_stores.files import StoreFiles
@@ -104,6 +105,7 @@ class StoreSearcher:
                         explain=routing.explain,
                         measure_recall=routing.measure_recall,
                         hybrid=routing.hybrid or wanted.hybrid,
+                        cross_encoder=routing.cross_encoder,
                         tenant=store.tenant,
                     )
                 )

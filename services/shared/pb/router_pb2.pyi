@@ -1335,6 +1335,32 @@ class Hybrid(_message.Message):
 Global___Hybrid: _TypeAlias = Hybrid  # noqa: Y015
 
 @_typing.final
+class CrossEncoder(_message.Message):
+    """The last word on the best hits: query and text read together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id or alias of a cross-encoder that the encoder serves."""
+    candidates: _builtins.int
+    """Hits that are scored, at least the limit, at most 1000; 0: 50, or the limit if that is more."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CrossEncoder: _TypeAlias = CrossEncoder  # noqa: Y015
+
+@_typing.final
 class SearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1352,6 +1378,7 @@ class SearchRequest(_message.Message):
     MAX_ENGINE_MS_FIELD_NUMBER: _builtins.int
     MAX_BYTES_PER_POINT_FIELD_NUMBER: _builtins.int
     HYBRID_FIELD_NUMBER: _builtins.int
+    CROSS_ENCODER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
     text: _builtins.str
@@ -1392,6 +1419,12 @@ class SearchRequest(_message.Message):
         vectors' side.
         """
 
+    @_builtins.property
+    def cross_encoder(self) -> Global___CrossEncoder:
+        """Put the best hits into the order of a cross-encoder. Plan, target, promise and recall are of the
+        hits that it is given. Needs a query text, or `hybrid.text`.
+        """
+
     def __init__(
         self,
         *,
@@ -1409,10 +1442,11 @@ class SearchRequest(_message.Message):
         max_engine_ms: _builtins.float | None = ...,
         max_bytes_per_point: _builtins.int | None = ...,
         hybrid: Global___Hybrid | None = ...,
+        cross_encoder: Global___CrossEncoder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "filter", b"filter", "hybrid", b"hybrid", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "cross_encoder", b"cross_encoder", "filter", b"filter", "hybrid", b"hybrid", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "collection", b"collection", "explain", b"explain", "filter", b"filter", "hybrid", b"hybrid", "limit", b"limit", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "slice", b"slice", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point", "_max_engine_ms", b"_max_engine_ms", "_recall_target", b"_recall_target", "collection", b"collection", "cross_encoder", b"cross_encoder", "explain", b"explain", "filter", b"filter", "hybrid", b"hybrid", "limit", b"limit", "max_bytes_per_point", b"max_bytes_per_point", "max_engine_ms", b"max_engine_ms", "measure_recall", b"measure_recall", "plan", b"plan", "query", b"query", "recall_target", b"recall_target", "slice", b"slice", "space_id", b"space_id", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_bytes_per_point: _TypeAlias = _typing.Literal["max_bytes_per_point"]  # noqa: Y015
     _WhichOneofArgType__max_bytes_per_point: _TypeAlias = _typing.Literal["_max_bytes_per_point", b"_max_bytes_per_point"]  # noqa: Y015
@@ -1509,7 +1543,9 @@ class Hit(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     score: _builtins.float
-    """Cosine at the last stage's size; of a hybrid search what fusion makes of both sides."""
+    """Cosine at the last stage's size; of a hybrid search what fusion makes of both sides; with a
+    cross-encoder its score, and for a hit without a text the lowest of all.
+    """
     text: _builtins.str
     shortlist_rank: _builtins.int
     """With `explain`: its place in the first stage, from 1; 0: it was not there."""
@@ -1611,6 +1647,39 @@ class TextReport(_message.Message):
 Global___TextReport: _TypeAlias = TextReport  # noqa: Y015
 
 @_typing.final
+class CrossEncoderReport(_message.Message):
+    """What a cross-encoder did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id of the model."""
+    candidates: _builtins.int
+    """Hits that it scored."""
+    truncated: _builtins.int
+    """How many of them were too long for it, and were cut."""
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        candidates: _builtins.int = ...,
+        truncated: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model", b"model", "seconds", b"seconds", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CrossEncoderReport: _TypeAlias = CrossEncoderReport  # noqa: Y015
+
+@_typing.final
 class SearchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1625,6 +1694,7 @@ class SearchResponse(_message.Message):
     EXACT_SECONDS_FIELD_NUMBER: _builtins.int
     PROMISE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    CROSS_ENCODER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection behind an alias."""
     space_id: _builtins.str
@@ -1656,6 +1726,10 @@ class SearchResponse(_message.Message):
     def text(self) -> Global___TextReport:
         """Of a hybrid search."""
 
+    @_builtins.property
+    def cross_encoder(self) -> Global___CrossEncoderReport:
+        """With `cross_encoder`."""
+
     def __init__(
         self,
         *,
@@ -1670,10 +1744,11 @@ class SearchResponse(_message.Message):
         exact_seconds: _builtins.float = ...,
         promise: Global___Promise | None = ...,
         text: Global___TextReport | None = ...,
+        cross_encoder: Global___CrossEncoderReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "plan", b"plan", "promise", b"promise", "recall", b"recall", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "cross_encoder", b"cross_encoder", "plan", b"plan", "promise", b"promise", "recall", b"recall", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "promise", b"promise", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "collection", b"collection", "cross_encoder", b"cross_encoder", "encode_seconds", b"encode_seconds", "exact_seconds", b"exact_seconds", "hits", b"hits", "plan", b"plan", "promise", b"promise", "recall", b"recall", "search_seconds", b"search_seconds", "space_id", b"space_id", "stages", b"stages", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
@@ -2224,6 +2299,7 @@ class Contender(_message.Message):
     RECALL_TARGET_FIELD_NUMBER: _builtins.int
     SPACE_ID_FIELD_NUMBER: _builtins.int
     HYBRID_FIELD_NUMBER: _builtins.int
+    CROSS_ENCODER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
     recall_target: _builtins.float
@@ -2237,6 +2313,8 @@ class Contender(_message.Message):
     def hybrid(self) -> Global___Hybrid:
         """Also by words; `text` stays empty, so each query needs one of its own."""
 
+    @_builtins.property
+    def cross_encoder(self) -> Global___CrossEncoder: ...
     def __init__(
         self,
         *,
@@ -2245,10 +2323,11 @@ class Contender(_message.Message):
         recall_target: _builtins.float | None = ...,
         space_id: _builtins.str = ...,
         hybrid: Global___Hybrid | None = ...,
+        cross_encoder: Global___CrossEncoder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "cross_encoder", b"cross_encoder", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "collection", b"collection", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "collection", b"collection", "cross_encoder", b"cross_encoder", "hybrid", b"hybrid", "plan", b"plan", "recall_target", b"recall_target", "space_id", b"space_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
     _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015
