@@ -8,8 +8,16 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from sentence_transformers import CrossEncoder as Oracle
 
+from services.encoder.admission import Admission
+from services.encoder.metrics import EncoderMetrics
+from services.encoder.models import Models
+from services.encoder.rerank import Reranker, RerankInput
+from services.encoder.settings import EncoderSettings
+from services.encoder.threads import Threads
+from services.shared.errors import InvalidRequest, Overloaded
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 from tests.conftest import serve
@@ -264,6 +272,54 @@ async def idle(client):
             return
         await asyncio.sleep(0.1)
     raise AssertionError(lines)
+
+
+@pytest.fixture
+async def inside(folders, tmp_path):
+    """A reranker in this process, with the door that it stands behind."""
+    settings = EncoderSettings(
+        data_dir=tmp_path, model=str(folders / "judge"), precision="float32", device="cpu",
+        max_request_tokens=5000,
+    )  # fmt: skip
+    registry = CollectorRegistry()
+    metrics = EncoderMetrics(registry)
+    models, threads = Models(settings, metrics), Threads(1)
+    admission = Admission(1000.0, 1000.0, 10_000, metrics)
+    await models.start()
+    yield Reranker(models, admission, threads, settings, metrics), admission, models, registry
+    await models.close()
+    threads.close()
+
+
+async def test_the_door_knows_what_a_request_will_take(inside):
+    """From its characters before it is read, and from its tokens after; what is late is refused."""
+    reranker, admission, models, registry = inside
+    batcher = models.get("judge").batcher
+
+    def num_read():
+        stage = {"stage": "tokenize"}
+        return registry.get_sample_value("matryoshka_encoder_stage_seconds_count", stage) or 0
+
+    with admission.enter(batcher, "interactive", 9_900):
+        with pytest.raises(Overloaded, match="at most 10000 tokens may wait"):
+            await reranker.rerank(RerankInput("judge", QUERY, ["a word or two " * 20] * 2))
+        assert num_read() == 0
+        # Four characters are estimated as a token, and are two words here.
+        with pytest.raises(Overloaded, match="at most 10000 tokens may wait"):
+            await reranker.rerank(RerankInput("judge", "x", ["q " * 60] * 2))
+        assert num_read() == 1
+        assert (await reranker.rerank(RerankInput("judge", "x", ["y"]))).scores
+        with pytest.raises(Overloaded, match="your deadline is in 0.0 s"):
+            await reranker.rerank(RerankInput("judge", "x", ["y"], remaining_s=1e-6))
+    assert admission.tokens() == 0
+
+
+async def test_too_many_tokens_are_refused(inside):
+    """The query's are counted with each document."""
+    reranker, *_ = inside
+    wanted = RerankInput("judge", "a b c " * 20, ["x"] * 100)
+    with pytest.raises(InvalidRequest, match="at most 5000 tokens.*query counted with each"):
+        await reranker.rerank(wanted)
 
 
 async def test_pairs_are_counted(stub, client):
