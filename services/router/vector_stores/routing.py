@@ -102,18 +102,7 @@ def write_routing(found: Sequence[Found]) -> dict[str, object]:
     return {
         "collection": first.collection.name,
         "space_id": first.collection.space_id,
-        "plan": [
-            {
-                "dim": stage.dim,
-                "candidates": stage.candidates,
-                "exact": stage.exact,
-                "ef": stage.ef,
-                "ignore_quantization": stage.ignore_quantization,
-                "oversampling": stage.oversampling,
-                "nested": stage.is_nested,
-            }
-            for stage in first.plan.stages
-        ],
+        "plan": write_plan(first.plan),
         "stages": [
             {
                 "dim": stages[0].size[0],
@@ -129,6 +118,22 @@ def write_routing(found: Sequence[Found]) -> dict[str, object]:
         "recall": min(recalls) if recalls else None,
         "exact_seconds": sum(one.exact_seconds for one in found),
     }
+
+
+def write_plan(plan: Plan) -> list[dict[str, object]]:
+    """Write a plan as `routing` takes one."""
+    return [
+        {
+            "dim": stage.dim,
+            "candidates": stage.candidates,
+            "exact": stage.exact,
+            "ef": stage.ef,
+            "ignore_quantization": stage.ignore_quantization,
+            "oversampling": stage.oversampling,
+            "nested": stage.is_nested,
+        }
+        for stage in plan.stages
+    ]
 
 
 def _write_promise(promise: Promise) -> dict[str, object]:
