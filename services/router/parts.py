@@ -34,6 +34,7 @@ from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
 from services.router.translate import Translator
 from services.router.upsert import Writer
+from services.router.vector_stores.recall import StoreRecall
 from services.router.vector_stores.retrieval import Retrieval
 from services.shared.errors import ServiceError
 
@@ -94,6 +95,9 @@ class Parts:
         queries = Queries(store, encoder, self.recent, s.calibrate_queries, s.max_text_chars)
         longest = min(s.calibrate_candidates, s.max_candidates)
         self.calibrator = Calibrator(store, queries, s.calibrate_points, longest, s.max_limit)
+        self.store_recall = StoreRecall(
+            self.retrieval.stores, store, self.calibrator, self.promises, self.shadow
+        )
         self.evaluator = Evaluator(self.searcher, s.evaluate_queries, s.max_text_chars)
         translator = Translator(encoder)
         mirror = Mirror(store, translator)

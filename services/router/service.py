@@ -27,8 +27,9 @@ from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
 from services.router.settings import RouterSettings
 from services.router.upsert import Batch
 from services.router.vector_stores import files_http as store_files_http
-from services.router.vector_stores import stores_http
+from services.router.vector_stores import recall_http, stores_http
 from services.router.vector_stores.files_http import VectorStoreFilesHttp
+from services.router.vector_stores.recall_http import VectorStoreRecallHttp
 from services.router.vector_stores.stores_http import VectorStoresHttp
 from services.shared import files_http
 from services.shared.auth import caller
@@ -61,7 +62,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
             "GetCollection", "ListCollections", "Upsert", "Delete", "SetAttributes", "Search",
             "GetRecall",
             *files_http.OPEN_TO_TENANTS, *stores_http.OPEN_TO_TENANTS,
-            *store_files_http.OPEN_TO_TENANTS,
+            *store_files_http.OPEN_TO_TENANTS, *recall_http.OPEN_TO_TENANTS,
         }
     )  # fmt: skip
 
@@ -89,7 +90,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
         files = FilesHttp(lambda: retrieval.files, s.max_upload_s, retrieval.forget_file)
         stores = VectorStoresHttp(retrieval, s.max_body_bytes)
         store_files = VectorStoreFilesHttp(retrieval, s.max_body_bytes)
-        return [*files.routes(), *stores.routes(), *store_files.routes()]
+        recall = VectorStoreRecallHttp(lambda: self._parts.store_recall, s.max_body_bytes)
+        return [*files.routes(), *stores.routes(), *store_files.routes(), *recall.routes()]
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: _Context
@@ -217,11 +219,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
     ) -> pb.GetRecallResponse:
         tenant = caller().tenant
         collection = await tenants.find(self._parts.store, request.collection, tenant)
-        seen = self._parts.shadow.seen(collection).items()
-        named = [(tenants.from_slice(slice_, tenant), watched) for slice_, watched in seen]
-        return pb.GetRecallResponse(
-            slices=[write_watched(name, watched) for name, watched in named if name is not None]
-        )
+        seen = tenants.own_slices(self._parts.shadow.seen(collection), tenant)
+        return pb.GetRecallResponse(slices=[write_watched(*known) for known in seen.items()])
 
     async def GetCalibration(
         self, request: pb.GetCalibrationRequest, context: _Context

@@ -5,10 +5,14 @@ None it is the operator who asks, and sees all. Whatever a tenant may not see is
 """
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from services.router.filters import All, Filter, OfTenant
 from services.router.storage.store import Collection, Store, not_found
 from services.shared.errors import InvalidRequest
+
+T = TypeVar("T")
 
 _SLICES = "tenant/"
 # A vector store's collection that is no tenant's is the operator's alone.
@@ -58,9 +62,13 @@ def owner(slice_: str) -> str:
     return "/".join(slice_.split("/", 2)[:2]) if slice_.startswith(_SLICES) else ""
 
 
-def from_slice(slice_: str, tenant: str | None) -> str | None:
-    """Undo `to_slice`; None: it is not this tenant's. An operator sees all as they are."""
+def own_slices(by_slice: Mapping[str, T], tenant: str | None) -> dict[str, T]:
+    """Return what is known of a tenant's slices, by its own names; an operator sees all as is."""
     if tenant is None:
-        return slice_
+        return dict(by_slice)
     mine = to_slice("", tenant)
-    return slice_.removeprefix(mine) if slice_.startswith(mine) else None
+    return {
+        slice_.removeprefix(mine): known
+        for slice_, known in by_slice.items()
+        if slice_.startswith(mine)
+    }

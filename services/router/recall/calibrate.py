@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 """Told the step, how much of it is done, and of how much."""
 
 DEFAULT_TARGET = 0.95
+DEFAULT_CONFIDENCE = 0.95
 _PAGE = 1000
 # Screening ends after so many queries each time, and what beats a plan there must be this much
 # cheaper: times and recalls of few queries are noisy.
@@ -58,7 +59,7 @@ class Calibrate:
     limit: int = 10
     target: float = DEFAULT_TARGET
     objective: Objective = "latency"
-    confidence: float = 0.95
+    confidence: float = DEFAULT_CONFIDENCE
     queries: QuerySource = field(default_factory=QuerySource)
 
 

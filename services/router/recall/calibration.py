@@ -133,6 +133,15 @@ class Calibration(_Frozen):
             is_affordable=bool(affordable),
         )
 
+    def slice_chosen(self) -> dict[str, int]:
+        """Return {slice: place of its plan}, of those with enough queries of their own."""
+        choices = {slice_: self.choose(self.target, slice_) for slice_ in self.slice_queries}
+        return {
+            slice_: self.plans.index(choice.row)
+            for slice_, choice in choices.items()
+            if choice.slice == slice_
+        }
+
     def _says_enough(self, slice_: str, target: float) -> bool:
         """Tell whether a slice had queries enough to hold any plan but the exact one to a target.
 

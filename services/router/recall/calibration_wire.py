@@ -1,6 +1,6 @@
 """Calibrations on the wire: protobuf on one side, the router's own types on the other."""
 
-from services.router.recall.calibrate import DEFAULT_TARGET, Calibrate
+from services.router.recall.calibrate import DEFAULT_CONFIDENCE, DEFAULT_TARGET, Calibrate
 from services.router.recall.calibration import Calibration, Objective, PlanRow, Recall, Source
 from services.router.recall.queries import QuerySource
 from services.router.recall.shadow import Watched
@@ -24,7 +24,6 @@ _SOURCES: dict[Source, "pb.QuerySource.ValueType"] = {
     "recent": pb.QUERY_SOURCE_RECENT,
     "documents": pb.QUERY_SOURCE_DOCUMENTS,
 }
-_CONFIDENCE = 0.95
 
 
 def read_calibrate(request: pb.CalibrateRequest, full: int) -> Calibrate:
@@ -38,7 +37,7 @@ def read_calibrate(request: pb.CalibrateRequest, full: int) -> Calibrate:
         limit=request.limit or DEFAULT_LIMIT,
         target=request.recall_target or DEFAULT_TARGET,
         objective=_OBJECTIVES[request.objective],
-        confidence=request.confidence or _CONFIDENCE,
+        confidence=request.confidence or DEFAULT_CONFIDENCE,
         queries=QuerySource(
             texts=list(request.texts),
             vectors_QD=_read_queries(request.vectors, full) if request.vectors else None,
@@ -67,11 +66,7 @@ def write_calibration(calibration: Calibration, plot_png: bytes = b"") -> pb.Cal
         objective=_OBJECTIVE_VALUES[calibration.objective],
         plans=[_write_row(row, calibration.limit) for row in calibration.plans],
         chosen=calibration.plans.index(chosen),
-        slice_chosen={
-            slice_: calibration.plans.index(choice.row)
-            for slice_ in calibration.slice_queries
-            if (choice := calibration.choose(calibration.target, slice_)).slice == slice_
-        },
+        slice_chosen=calibration.slice_chosen(),
         curves=[
             pb.Curve(size=size, candidates=[k for k, _ in curve], recalls=[r for _, r in curve])
             for size, curve in calibration.curves.items()
@@ -108,7 +103,7 @@ def write_watched(slice_: str, watched: Watched) -> pb.SliceRecall:
         lower=watched.lower,
         upper=watched.upper,
         recall_target=watched.target,
-        alarm=watched.alarm is not None and watched.alarm.rings,
+        alarm=watched.is_alarmed,
         lost_to_prefix=watched.losses["prefix"],
         lost_to_graph=watched.losses["graph"],
         lost_to_quantization=watched.losses["quantization"],

@@ -73,6 +73,11 @@ class Watched:
     def mean(self) -> float:
         return sum(self.recalls) / max(1, len(self.recalls))
 
+    @property
+    def is_alarmed(self) -> bool:
+        """Whether it is below its target, beyond chance."""
+        return self.alarm is not None and self.alarm.rings
+
 
 class Shadow:
     """Watches the recall of live searches.

@@ -139,7 +139,29 @@ class SearchBody(_Body):
     """Ours: see `routing.py`."""
 
 
+class QueryBody(_Body):
+    """Ours: a query to measure with."""
+
+    text: StrictStr
+    slice: StrictStr = ""
+
+
+class CalibrateBody(_Body):
+    """Ours: what a calibration shall measure; see `CalibrateRequest` in router.proto."""
+
+    queries: list[StrictStr | QueryBody] | None = None
+    """Unset: recent searches, or chunks in their place."""
+    recall_target: float | None = Field(default=None, gt=0, lt=1, strict=True)
+    objective: Literal["latency", "memory"] = "latency"
+    confidence: float | None = Field(default=None, ge=0.5, lt=1, strict=True)
+    max_num_results: StrictInt = Field(default=DEFAULT_RESULTS, ge=1, le=MAX_RESULTS)
+
+
 _ACCEPTED = {
+    "queries": "queries must be a list of strings, or of objects with a text and a slice",
+    "recall_target": "recall_target must be a number above 0 and below 1; exact search keeps 1",
+    "objective": "objective must be 'latency' or 'memory'",
+    "confidence": "confidence must be a number of at least 0.5 and below 1",
     "name": f"name must be a string of at most {_MAX_NAME_CHARS} characters",
     "description": f"description must be a string of at most {_MAX_DESCRIPTION_CHARS} characters",
     "file_id": "file_id must be the id of an uploaded file",

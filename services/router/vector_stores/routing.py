@@ -126,18 +126,7 @@ def write_routing(found: Sequence[Found]) -> dict[str, object]:
     return {
         "collection": first.collection.name,
         "space_id": first.collection.space_id,
-        "plan": [
-            {
-                "dim": stage.dim,
-                "candidates": stage.candidates,
-                "exact": stage.exact,
-                "ef": stage.ef,
-                "ignore_quantization": stage.ignore_quantization,
-                "oversampling": stage.oversampling,
-                "nested": stage.is_nested,
-            }
-            for stage in first.plan.stages
-        ],
+        "plan": write_plan(first.plan),
         "stages": [
             {
                 "dim": stages[0].size[0],
@@ -164,6 +153,22 @@ def _write_text(texts: Sequence[TextReport]) -> dict[str, object] | None:
         "candidates": sum(text.candidates for text in texts),
         "seconds": sum(text.seconds for text in texts),
     }
+
+
+def write_plan(plan: Plan) -> list[dict[str, object]]:
+    """Write a plan as `routing` takes one."""
+    return [
+        {
+            "dim": stage.dim,
+            "candidates": stage.candidates,
+            "exact": stage.exact,
+            "ef": stage.ef,
+            "ignore_quantization": stage.ignore_quantization,
+            "oversampling": stage.oversampling,
+            "nested": stage.is_nested,
+        }
+        for stage in plan.stages
+    ]
 
 
 def _write_promise(promise: Promise) -> dict[str, object]:

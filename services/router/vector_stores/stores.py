@@ -72,6 +72,14 @@ class VectorStore:
     counts: FileCounts = _NO_FILES
     usage_bytes: int = 0
 
+    def check_open(self) -> None:
+        """Refuse a store that has expired; WrongState."""
+        if self.is_expired:
+            raise WrongState(
+                f"vector store {self.id} has expired; create a new one with the same files",
+                "vector_store_id",
+            )
+
     @property
     def expires_at(self) -> float | None:
         if self.expires_days is None:
@@ -142,11 +150,7 @@ class VectorStores:
         """
         with self._database.reading() as session:
             store = _to_store(_seen(session, store_id, tenant))
-        if store.is_expired:
-            raise WrongState(
-                f"vector store {store_id} has expired; create a new one with the same files",
-                "vector_store_id",
-            )
+        store.check_open()
         now = time.time()
         if now - store.last_active_at > _TOUCH_S:
             with self._database.transaction() as session:
