@@ -149,11 +149,11 @@ class Searcher:
         if search.measure_recall:
             truth = exact_plan(collection.sizes, plan.limit)
             exact = await self._store.search(collection, truth, query_D, condition)
-            exact_seconds = exact.seconds
             best = await self._fuse(search, collection, truth, query_D, exact, text)
             # Fused scores hang on what was found, so ties between two searches mean nothing.
             is_cosine = text is None and scores_are_cosines(plan, collection.sizes[-1])
             share = recall(_ranking(fused.hits), _ranking(best.hits), is_cosine)
+            exact_seconds = exact.seconds
         if search.is_live:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
@@ -161,13 +161,10 @@ class Searcher:
             live = Live(collection, plan, query_D, condition, slice_, target, search.text, keys)
             # Not now: first the answer is sent.
             asyncio.get_running_loop().call_soon(self._on_live, live)
-        report = None
-        if text is not None:
-            seconds = text.answer.seconds + fused.seconds
-            report = TextReport(len(text.weights), len(text.answer.hits), seconds)
         return Found(
             fused.hits, plan, collection, encode_seconds, answer.seconds,
-            promise, stages, ranks, share, exact_seconds, fused.sides, report,
+            promise, stages, ranks, share, exact_seconds, fused.sides,
+            _report(text, fused) if text else None,
         )  # fmt: skip
 
     async def _by_words(
@@ -240,6 +237,11 @@ class Searcher:
             encoded = await self._encoder.embed_query(collection.model, search.text, search.tenant)
         check_space(collection, encoded.space_id, f"the encoder's model {collection.model!r}")
         return encoded.vectors_BD[0], time.perf_counter() - start
+
+
+def _report(text: TextSide, fused: Fused) -> TextReport:
+    seconds = text.answer.seconds + fused.seconds
+    return TextReport(len(text.weights), len(text.answer.hits), seconds)
 
 
 def _wish(search: Search) -> Wish:
