@@ -74,11 +74,7 @@ class SizeWork:
             raise InvalidRequest(
                 "sizes must be nested ones; those that the collection has stay", "sizes"
             )
-        plain = [
-            SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement)
-            for size in collection.sizes
-            if not size.is_nested
-        ]
+        plain = [size.request() for size in collection.sizes if not size.is_nested]
         wanted = [*plain, *nested]
         resolve_sizes(wanted, collection.full, nesting="to be learned")
         calibrated = calibrated or Calibrated.of(collection) or Calibrated()
