@@ -12,7 +12,7 @@ from services.shared.errors import InvalidRequest
 from services.shared.vectors import Array, truncate
 
 Quantization = Literal["none", "int8", "turbo4", "turbo2", "turbo1", "binary"]
-Placement = Literal["cached", "cold"]
+Placement = Literal["pinned", "cached", "cold"]
 
 BITS: dict[Quantization, int] = {
     "none": 32, "int8": 8, "turbo4": 4, "turbo2": 2, "turbo1": 1, "binary": 1,
@@ -38,10 +38,29 @@ class Size:
     hnsw_m: int
     """Links per point of the graph; 0: no graph, this size only reranks or is scanned."""
     placement: Placement = "cached"
-    """Where the original numbers lie: read into memory at the start, or left on the disk until
-    they are asked for. Codes and graphs are always in memory."""
+    """Where the original numbers lie: in the disk's cache from the start, or left on the disk until
+    they are asked for. They cannot be pinned."""
     nesting: str = ""
     """Id of the rotation that vectors are turned by before they are cut; "": they are not."""
+    index_placement: Placement | None = None
+    """Where codes and graph lie; None: codes are pinned, and the graph is cached."""
+
+    def request(self) -> "SizeRequest":
+        """Return what asks for this size again, whatever the defaults are then."""
+        return SizeRequest(
+            self.dim, self.quantization, self.hnsw_m, self.placement, self.is_nested,
+            self.index_placement,
+        )  # fmt: skip
+
+    @property
+    def codes_placement(self) -> Placement:
+        """Where codes lie."""
+        return self.index_placement or "pinned"
+
+    @property
+    def graph_placement(self) -> Placement:
+        """Where the graph lies."""
+        return self.index_placement or "cached"
 
     @property
     def is_nested(self) -> bool:
@@ -75,6 +94,8 @@ class SizeRequest:
     placement: Placement | None = None
     """None: the default of `resolve_sizes`."""
     is_nested: bool = False
+    index_placement: Placement | None = None
+    """As in `Size`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +158,12 @@ def _check_request(request: SizeRequest, full: int, nesting: str) -> None:
             f"got {request.hnsw_m}",
             "sizes",
         )
+    if request.placement == "pinned":
+        raise InvalidRequest(
+            "sizes: placement must be unset, PLACEMENT_CACHED or PLACEMENT_COLD, as engines read "
+            "original numbers through the disk's cache; index_placement pins codes and graph",
+            "sizes",
+        )
     if request.is_nested and not nesting:
         raise InvalidRequest(
             "sizes: nested ones need a rotation, which NestCollection learns from the vectors of a "
@@ -161,8 +188,14 @@ def _resolve(request: SizeRequest, is_rerank: bool, nesting: str) -> Size:
         # A search reads a shortlist's originals only, or, beside codes, none.
         is_seldom_read = (is_rerank and m == 0) or request.quantization != "none"
         placement = "cold" if is_seldom_read else "cached"
+    if request.index_placement is not None and m == 0 and request.quantization == "none":
+        raise InvalidRequest(
+            f"sizes: index_placement belongs to a size with codes or a graph; leave it unset at "
+            f"{request.dim}",
+            "sizes",
+        )
     rotation = nesting if request.is_nested else ""
-    return Size(request.dim, request.quantization, m, placement, rotation)
+    return Size(request.dim, request.quantization, m, placement, rotation, request.index_placement)
 
 
 def label(key: Key) -> str:

@@ -44,10 +44,13 @@ _PLACEMENTS: dict[int, Placement | None] = {
     pb.PLACEMENT_UNSPECIFIED: None,
     pb.PLACEMENT_CACHED: "cached",
     pb.PLACEMENT_COLD: "cold",
+    pb.PLACEMENT_PINNED: "pinned",
 }
-_PLACEMENT_VALUES: dict[Placement, "pb.Placement.ValueType"] = {
+_PLACEMENT_VALUES: dict[Placement | None, "pb.Placement.ValueType"] = {
+    None: pb.PLACEMENT_UNSPECIFIED,
     "cached": pb.PLACEMENT_CACHED,
     "cold": pb.PLACEMENT_COLD,
+    "pinned": pb.PLACEMENT_PINNED,
 }
 _QUANTIZATIONS: dict[int, Quantization] = {v: name for name, v in _QUANTIZATION_VALUES.items()}
 
@@ -60,13 +63,20 @@ def _read_size(size: pb.Size) -> SizeRequest:
     if size.quantization not in _QUANTIZATIONS:
         accepted = ", ".join(map(pb.Quantization.Name, _QUANTIZATION_VALUES.values()))
         raise InvalidRequest(f"sizes: quantization must be unset or one of {accepted}", "sizes")
-    if size.placement not in _PLACEMENTS:
+    if not {size.placement, size.index_placement} <= _PLACEMENTS.keys():
         raise InvalidRequest(
-            "sizes: placement must be unset, PLACEMENT_CACHED or PLACEMENT_COLD", "sizes"
+            "sizes: placement must be unset, PLACEMENT_CACHED or PLACEMENT_COLD; index_placement "
+            "may be PLACEMENT_PINNED too",
+            "sizes",
         )
-    hnsw_m = size.hnsw_m if size.HasField("hnsw_m") else None
-    quantization, placement = _QUANTIZATIONS[size.quantization], _PLACEMENTS[size.placement]
-    return SizeRequest(size.dim, quantization, hnsw_m, placement, size.nested)
+    return SizeRequest(
+        size.dim,
+        _QUANTIZATIONS[size.quantization],
+        size.hnsw_m if size.HasField("hnsw_m") else None,
+        _PLACEMENTS[size.placement],
+        size.nested,
+        _PLACEMENTS[size.index_placement],
+    )
 
 
 def read_spread(request: pb.CreateCollectionRequest | pb.MigrateCollectionRequest) -> Spread:
@@ -132,6 +142,7 @@ def write_collection(
                 quantization=_QUANTIZATION_VALUES[size.quantization],
                 hnsw_m=size.hnsw_m,
                 placement=_PLACEMENT_VALUES[size.placement],
+                index_placement=_PLACEMENT_VALUES[size.index_placement],
                 nested=size.is_nested,
             )
             for size in collection.sizes

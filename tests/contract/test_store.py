@@ -124,11 +124,11 @@ async def test_a_collection_is_created_found_listed_and_dropped(store: Store, na
         name,
         SizeRequest(4, "turbo1", 0, "cached"),
         SizeRequest(8, "int8", 8),
-        SizeRequest(16, "binary", placement="cold"),
-        SizeRequest(24, "turbo2"),
+        SizeRequest(16, "binary", placement="cold", index_placement="cold"),
+        SizeRequest(24, "turbo2", index_placement="pinned"),
         SizeRequest(FULL, "turbo4", 4),
     )
-    collection = await store.create(collection)
+    assert await store.create(collection) == collection
     assert await store.find(name) == collection
     assert (await store.find(name)).calibration is None
     assert collection in await store.collections()

@@ -145,6 +145,53 @@ async def test_an_answer_that_is_none_fails_who_waits(store):
     assert len(store.restarts) == 1
 
 
+def in_cache(pid: int, path: str) -> int | None:
+    """KiB of a mapped file that a process has in memory; None: it maps no such file."""
+    found = None
+    of_file = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            of_file = line.split()[-1]
+        elif line.startswith("Rss:") and of_file.endswith(path):
+            found = (found or 0) + int(line.split()[1])
+    return found
+
+
+async def test_codes_and_graphs_lie_where_they_were_put(tmp_path: Path):
+    """Pinned ones are no part of the disk's cache, cached ones are whole there from the start, cold
+    ones are not; unset, codes are pinned and the graph is cached."""
+    rows, dims = 3000, {"pinned": 16, "cached": 17, "cold": 18, None: 32}
+    requests = [
+        SizeRequest(dim, "int8", 16, index_placement=placement) for placement, dim in dims.items()
+    ]
+    store = EdgeStore(tmp_path, indexing_threshold_kb=1)
+    await store.open()
+    await store.create(Collection("docs", "model", "space", resolve_sizes(requests, 32)))
+    await store.upsert("docs", points(0, rows), vectors(rows))
+    await store.settle("docs")
+    await store.close()
+    await store.open()
+    await store.count("docs")  # a fresh worker, which has searched nothing
+    pid = worker_of(store).pid
+    seen = {
+        placement: (
+            in_cache(pid, f"vector_storage-d{dim}/quantized.data"),
+            in_cache(pid, f"vector_index-d{dim}/links_compressed.bin"),
+        )
+        for placement, dim in dims.items()
+    }
+    await store.close()
+    assert seen["pinned"] == (None, None)
+    codes, links = seen["cached"]
+    assert codes >= rows * 17 // 1024
+    assert links >= rows * 16 // 1024
+    cold_codes, cold_links = seen["cold"]
+    assert cold_codes < codes / 4
+    assert cold_links < links / 4
+    assert seen[None][0] is None
+    assert seen[None][1] >= rows * 16 // 1024
+
+
 async def test_closing_ends_the_workers(tmp_path: Path):
     """No process outlives the store."""
     store = EdgeStore(tmp_path)

@@ -18,7 +18,7 @@ from services.router.sizes import BITS, Size, SizeRequest, resolve_sizes
 from services.router.storage.conditions import to_conditions
 from services.router.storage.metadata import from_metadata, to_metadata
 from services.router.storage.qdrant import QdrantStore
-from services.router.storage.qdrant_config import vector_params
+from services.router.storage.qdrant_config import vector_diff, vector_params
 from services.router.storage.qdrant_search import nested_query
 from services.router.storage.store import Collection, Point, from_payload, to_payload
 from services.shared.errors import NotFound, Unavailable
@@ -59,6 +59,14 @@ def test_sizes_survive_grpc():
     assert vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
     assert vector_params(COLLECTION.sizes[-1]).memory == models.Memory.COLD
     assert vector_params(Size(8, "none", 16, "cached")).memory == models.Memory.CACHED
+    for placement in ("pinned", "cached", "cold"):
+        index = vector_params(Size(8, "int8", 16, "cold", index_placement=placement))
+        assert index.hnsw_config.memory == index.quantization_config.scalar.memory == placement
+        assert index.memory == models.Memory.COLD
+    unset = vector_diff(Size(8, "int8", 16, "cached"))
+    # Said, as what is not said stays as it was.
+    assert unset.hnsw_config.memory == models.Memory.CACHED
+    assert unset.quantization_config.scalar.memory == models.Memory.PINNED
     codes = [vector_params(size).quantization_config for size in CODED]
     assert len({repr(code) for code in codes}) == len(BITS), "each kind of code is its own"
 

@@ -98,6 +98,29 @@ async def test_a_collection_takes_the_model_behind_an_alias(router):
             INVALID,
             "QUANTIZATION_INT8",
         ),
+        (
+            pb.CreateCollectionRequest(
+                name="a", model="small", sizes=[pb.Size(dim=8, placement=pb.PLACEMENT_PINNED)]
+            ),
+            INVALID,
+            "index_placement pins codes and graph",
+        ),
+        (
+            pb.CreateCollectionRequest(
+                name="a", model="small", sizes=[pb.Size(dim=8, index_placement=9)]
+            ),
+            INVALID,
+            "index_placement may be PLACEMENT_PINNED too",
+        ),
+        (
+            pb.CreateCollectionRequest(
+                name="a",
+                model="small",
+                sizes=[pb.Size(dim=8, hnsw_m=0, index_placement=pb.PLACEMENT_PINNED)],
+            ),
+            INVALID,
+            "belongs to a size with codes or a graph; leave it unset at 8",
+        ),
     ],
 )
 async def test_a_bad_collection_is_refused(router, request_, code, says):

@@ -89,6 +89,23 @@ def test_originals_that_a_search_seldom_reads_stay_on_disk(requests, placements)
     assert [size.placement for size in resolve_sizes(requests, 384)] == placements
 
 
+def test_a_size_asks_for_itself():
+    """Resolved again, alone or beside others, it is what it was."""
+    sizes = resolve_sizes(
+        [
+            SizeRequest(32, "int8", index_placement="cold"),
+            SizeRequest(64, hnsw_m=8, index_placement="pinned"),
+            SizeRequest(64, "turbo4", is_nested=True),
+            SizeRequest(384, placement="cached"),
+        ],
+        384,
+        nesting="rotation",
+    )
+    again = resolve_sizes([size.request() for size in sizes], 384, nesting="rotation")
+    assert again == sizes
+    assert [size.index_placement for size in sizes] == ["cold", None, "pinned", None]
+
+
 def test_codes_of_up_to_two_bits_are_coarse():
     """Their scores are not the last word, unless a plan says so."""
     coarse = {name for name in BITS if Size(64, name, 0).is_coarse}

@@ -29,6 +29,7 @@ class SizeRow(_Frozen):
     hnsw_m: int | None
     placement: Placement | None
     is_nested: bool
+    index_placement: Placement | None = None
 
 
 class Calibrated(_Frozen):

@@ -10,7 +10,7 @@ kept current, so that going back is the same switch again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -228,9 +228,5 @@ def _by_id(page: Page) -> dict[tuple[str | None, str], tuple[Point, Array]]:
 def same_sizes(source: Collection, full: int) -> list[SizeRequest]:
     """Return the source's plain sizes for a model of another full width, as far as they fit."""
     *short, last = source.sizes
-    kept = [
-        SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement)
-        for size in short
-        if size.dim < full and not size.is_nested
-    ]
-    return [*kept, SizeRequest(full, last.quantization, last.hnsw_m, last.placement)]
+    kept = [size.request() for size in short if size.dim < full and not size.is_nested]
+    return [*kept, replace(last.request(), dim=full)]

@@ -9,7 +9,7 @@ from services.router.changes.sample import Sampler
 from services.router.hybrid.text_index import TextIndex, check_text_index
 from services.router.recall.calibrate import Calibrate, Calibrator
 from services.router.rotation import Rotation
-from services.router.sizes import Size, SizeRequest, resolve_sizes
+from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
 from services.shared.errors import InvalidRequest, ServiceError
@@ -55,7 +55,7 @@ class SizeWork:
         collection = await self._store.find(name)
         if text_index is not None:
             check_text_index(text_index)
-            requests = requests or list(map(_as_it_is, collection.sizes))
+            requests = requests or [size.request() for size in collection.sizes]
         if not requests:
             raise InvalidRequest("sizes must name what the collection shall have", "sizes")
         sizes = resolve_sizes(requests, collection.full, nesting=collection.nesting)
@@ -89,7 +89,7 @@ class SizeWork:
             raise InvalidRequest(
                 "sizes must be nested ones; those that the collection has stay", "sizes"
             )
-        plain = [_as_it_is(size) for size in collection.sizes if not size.is_nested]
+        plain = [size.request() for size in collection.sizes if not size.is_nested]
         wanted = [*plain, *nested]
         resolve_sizes(wanted, collection.full, nesting="to be learned")
         calibrated = calibrated or Calibrated.of(collection) or Calibrated()
@@ -153,10 +153,6 @@ def to_calibrate(name: str, calibrated: Calibrated) -> Calibrate:
     return Calibrate(
         name, calibrated.limit, calibrated.target, calibrated.objective, calibrated.confidence
     )
-
-
-def _as_it_is(size: Size) -> SizeRequest:
-    return SizeRequest(size.dim, size.quantization, size.hnsw_m, size.placement, size.is_nested)
 
 
 def _default_nested(full: int) -> list[SizeRequest]:

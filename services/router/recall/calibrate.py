@@ -21,13 +21,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from services.router.plan import Plan, exact_plan, reads_codes, recall, scores_are_cosines
+from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
 from services.router.recall.calibration import Calibration, Objective
 from services.router.recall.candidates import candidate_plans
 from services.router.recall.queries import Queries, QuerySource
 from services.router.recall.ranks import Neighbours, Scan
-from services.router.recall.trials import OBJECTIVES, Trial, front, is_near, plan_rows, thin
-from services.router.sizes import label, memory
+from services.router.recall.trials import (
+    OBJECTIVES,
+    Trial,
+    bytes_needed,
+    front,
+    is_near,
+    plan_rows,
+    thin,
+)
+from services.router.sizes import label
 from services.router.storage.store import Collection, Store
 from services.shared.errors import InvalidRequest, WrongState
 
@@ -230,7 +238,7 @@ class _Run:
         plans = candidate_plans(sizes, neighbours, num_points, limit, self._max_candidates)
         exact = exact_plan(sizes, limit)
         self._exact, *trials = (
-            Trial(plan, self._memory(plan, num_points), [], []) for plan in [exact, *plans]
+            Trial(plan, bytes_needed(plan, sizes, num_points), [], []) for plan in [exact, *plans]
         )
         begin = 0
         for end, slack in zip(_ROUNDS, _SLACKS, strict=True):
@@ -311,21 +319,6 @@ class _Run:
         )
         hits = [(hit.key, hit.score) for hit in answer.hits if hit.key != own]
         return hits[: self._wanted.limit], answer.seconds
-
-    def _memory(self, plan: Plan, num_points: int) -> int:
-        """Return the bytes per point that a plan's stages need in memory."""
-        sizes = {size.key: size for size in self._collection.sizes}
-        costs = {cost.key: cost for cost in memory(self._collection.sizes, num_points)}
-        total = 0
-        for number, stage in enumerate(plan.stages):
-            size, cost = sizes[stage.key], costs[stage.key]
-            if number == 0 and not stage.exact:
-                total += cost.graph_bytes
-            if reads_codes(stage, size):
-                total += cost.vector_bytes
-            elif number == 0 or size.placement == "cached":
-                total += 4 * size.dim
-        return total
 
 
 def _curves(

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from services.router.plan import Plan
+from services.router.plan import Plan, reads_codes
 from services.router.recall.bounds import lower_bound
 from services.router.recall.calibration import Objective, PlanRow, Recall, StageRow, promises
+from services.router.sizes import Size, memory
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "memory")
 # Bolder plans than this are worth no promise.
@@ -42,6 +43,26 @@ class Trial:
         if objective == "memory" and self.memory_bytes != other.memory_bytes:
             return self.memory_bytes < other.memory_bytes
         return self.p50 < slack * other.p50
+
+
+def bytes_needed(plan: Plan, sizes: Sequence[Size], num_points: int) -> int:
+    """Return the bytes per point that a plan's stages need in memory.
+
+    The first stage reads so much of what it looks at that all of it has to be there, wherever it
+    was put; later ones read a few points of what is left on the disk.
+    """
+    by_key = {size.key: size for size in sizes}
+    costs = {cost.key: cost for cost in memory(sizes, num_points)}
+    total = 0
+    for number, stage in enumerate(plan.stages):
+        size, cost, is_first = by_key[stage.key], costs[stage.key], number == 0
+        if is_first and not stage.exact:
+            total += cost.graph_bytes
+        if reads_codes(stage, size):
+            total += cost.vector_bytes if is_first or size.codes_placement != "cold" else 0
+        elif is_first or size.placement == "cached":
+            total += 4 * size.dim
+    return total
 
 
 def front(trials: Sequence[Trial], objective: Objective, slack: float = 1.0) -> list[Trial]:

@@ -17,11 +17,16 @@ import qdrant_edge as edge
 from services.router.hybrid.text_index import TextIndex, document_terms
 from services.router.plan import Stage, oversampling
 from services.router.rotation import Rotation
-from services.router.sizes import Quantization, Size, cut
+from services.router.sizes import Placement, Size, cut
 from services.router.storage.store import TENANT, is_plain_rescoring
 from services.shared.vectors import Array
 
 _EF_CONSTRUCT = 100
+_MEMORY: dict[Placement, edge.Memory] = {
+    "pinned": edge.Memory.Pinned,
+    "cached": edge.Memory.Cached,
+    "cold": edge.Memory.Cold,
+}
 # KiB of vectors under which a filtered search scans instead of walking the graph: Qdrant's own.
 _FULL_SCAN_THRESHOLD_KB = 10_000
 
@@ -49,15 +54,16 @@ def _vector_params(size: Size) -> edge.EdgeVectorParams:
             m=size.hnsw_m,
             ef_construct=_EF_CONSTRUCT,
             full_scan_threshold=_FULL_SCAN_THRESHOLD_KB,
+            memory=_MEMORY[size.graph_placement],
         ),
-        quantization_config=_codes(size.quantization),
-        memory=edge.Memory.Cold if size.placement == "cold" else edge.Memory.Cached,
+        quantization_config=_codes(size),
+        memory=_MEMORY[size.placement],
     )
 
 
-def _codes(quantization: Quantization) -> Any:  # noqa: ANN401 (edge's config types)
-    memory = edge.Memory.Pinned
-    match quantization:
+def _codes(size: Size) -> Any:  # noqa: ANN401 (edge's config types)
+    memory = _MEMORY[size.codes_placement]
+    match size.quantization:
         case "none":
             return None
         case "int8":
@@ -66,8 +72,8 @@ def _codes(quantization: Quantization) -> Any:  # noqa: ANN401 (edge's config ty
             return edge.BinaryQuantizationConfig(memory=memory)
         case turbo:
             bits = edge.TurboQuantBitSize
-            size = {"turbo4": bits.Bits4, "turbo2": bits.Bits2, "turbo1": bits.Bits1}[turbo]
-            return edge.TurboQuantQuantizationConfig(bits=size, memory=memory)
+            wanted = {"turbo4": bits.Bits4, "turbo2": bits.Bits2, "turbo1": bits.Bits1}[turbo]
+            return edge.TurboQuantQuantizationConfig(bits=wanted, memory=memory)
 
 
 class Shard:

@@ -23,6 +23,7 @@ def to_metadata(collection: Collection) -> dict[str, Any]:
                 "hnsw_m": size.hnsw_m,
                 "placement": size.placement,
                 "nesting": size.nesting,
+                "index_placement": size.index_placement,
             }
             for size in collection.sizes
         ],
@@ -56,5 +57,6 @@ def _size(
     hnsw_m: int,
     placement: Placement = "cached",
     nesting: str = "",
+    index_placement: Placement | None = None,
 ) -> Size:
-    return Size(int(dim), quantization, int(hnsw_m), placement, nesting)
+    return Size(int(dim), quantization, int(hnsw_m), placement, nesting, index_placement)

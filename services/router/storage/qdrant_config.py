@@ -7,13 +7,18 @@ from typing import Any
 from qdrant_client import models
 
 from services.router.hybrid.text_index import TextIndex, document_terms
-from services.router.sizes import Size
+from services.router.sizes import Placement, Size
 from services.router.spread import Spread
 from services.router.storage.metadata import from_metadata
 from services.router.storage.store import Collection, not_found
 
 METADATA_KEY = "matryoshka"
 
+_MEMORY: dict[Placement, models.Memory] = {
+    "pinned": models.Memory.PINNED,
+    "cached": models.Memory.CACHED,
+    "cold": models.Memory.COLD,
+}
 _Coded = models.ScalarQuantization | models.BinaryQuantization | models.TurboQuantization
 
 
@@ -55,9 +60,9 @@ def vector_params(size: Size) -> models.VectorParams:
     return models.VectorParams(
         size=size.dim,
         distance=models.Distance.COSINE,
-        hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
+        hnsw_config=_graph(size),
         quantization_config=_codes(size),
-        memory=_memory(size),
+        memory=_MEMORY[size.placement],
     )
 
 
@@ -84,18 +89,18 @@ def vector_name(size: Size) -> models.DenseVectorNameConfig:
 def vector_diff(size: Size) -> models.VectorParamsDiff:
     """Return what can be changed of a named vector."""
     return models.VectorParamsDiff(
-        hnsw_config=models.HnswConfigDiff(m=size.hnsw_m),
+        hnsw_config=_graph(size),
         quantization_config=_codes(size) or models.Disabled.DISABLED,
-        memory=_memory(size),
+        memory=_MEMORY[size.placement],
     )
 
 
-def _memory(size: Size) -> models.Memory:
-    return models.Memory.COLD if size.placement == "cold" else models.Memory.CACHED
+def _graph(size: Size) -> models.HnswConfigDiff:
+    return models.HnswConfigDiff(m=size.hnsw_m, memory=_MEMORY[size.graph_placement])
 
 
 def _codes(size: Size) -> _Coded | None:
-    memory = models.Memory.PINNED
+    memory = _MEMORY[size.codes_placement]
     match size.quantization:
         case "none":
             return None

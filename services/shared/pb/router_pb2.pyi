@@ -58,21 +58,33 @@ class _Placement:
 class _PlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Placement.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PLACEMENT_UNSPECIFIED: _Placement.ValueType  # 0
-    """Cold where a search reads few of them (beside codes, or to rerank), else cached."""
+    """See the fields."""
     PLACEMENT_CACHED: _Placement.ValueType  # 1
-    """Read into memory when the collection is opened."""
+    """Read into the disk's cache when the collection is opened; it goes from there first where memory
+    runs short.
+    """
     PLACEMENT_COLD: _Placement.ValueType  # 2
-    """Left on the disk until they are asked for."""
+    """Left on the disk until it is asked for."""
+    PLACEMENT_PINNED: _Placement.ValueType  # 3
+    """Copied into memory and kept there: it must fit at all times. Codes and graphs only; the engines
+    can read original numbers through the disk's cache, and in no other way.
+    """
 
 class Placement(_Placement, metaclass=_PlacementEnumTypeWrapper):
-    """Where the original numbers of a size lie. Codes and graphs are always in memory."""
+    """Where something of a size lies while it is searched; all of it is on the disk too."""
 
 PLACEMENT_UNSPECIFIED: Placement.ValueType  # 0
-"""Cold where a search reads few of them (beside codes, or to rerank), else cached."""
+"""See the fields."""
 PLACEMENT_CACHED: Placement.ValueType  # 1
-"""Read into memory when the collection is opened."""
+"""Read into the disk's cache when the collection is opened; it goes from there first where memory
+runs short.
+"""
 PLACEMENT_COLD: Placement.ValueType  # 2
-"""Left on the disk until they are asked for."""
+"""Left on the disk until it is asked for."""
+PLACEMENT_PINNED: Placement.ValueType  # 3
+"""Copied into memory and kept there: it must fit at all times. Codes and graphs only; the engines
+can read original numbers through the disk's cache, and in no other way.
+"""
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 class _Fusion:
@@ -156,6 +168,7 @@ class Size(_message.Message):
     HNSW_M_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     NESTED_FIELD_NUMBER: _builtins.int
+    INDEX_PLACEMENT_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     """Numbers kept, 1..full."""
     quantization: Global___Quantization.ValueType
@@ -164,10 +177,15 @@ class Size(_message.Message):
     is scanned. Absent: 16 for the short sizes and 0 for the longest, or 16 if it is the only one.
     """
     placement: Global___Placement.ValueType
+    """Of the original numbers: cached or cold. Unset: cold where a search reads few of them (beside
+    codes, or to rerank), else cached.
+    """
     nested: _builtins.bool
     """Vectors are turned by the collection's rotation before they are cut; see NestCollection. A
     multiple of 8, below full.
     """
+    index_placement: Global___Placement.ValueType
+    """Of codes and graph, which every search of this size reads. Unset: codes pinned, the graph cached."""
     def __init__(
         self,
         *,
@@ -176,10 +194,11 @@ class Size(_message.Message):
         hnsw_m: _builtins.int | None = ...,
         placement: Global___Placement.ValueType = ...,
         nested: _builtins.bool = ...,
+        index_placement: Global___Placement.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "hnsw_m", b"hnsw_m"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "nested", b"nested", "placement", b"placement", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m", "dim", b"dim", "hnsw_m", b"hnsw_m", "index_placement", b"index_placement", "nested", b"nested", "placement", b"placement", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hnsw_m: _TypeAlias = _typing.Literal["hnsw_m"]  # noqa: Y015
     _WhichOneofArgType__hnsw_m: _TypeAlias = _typing.Literal["_hnsw_m", b"_hnsw_m"]  # noqa: Y015
