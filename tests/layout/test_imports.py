@@ -39,6 +39,7 @@ OWNERS = {
         "services.router.storage.qdrant_config",
         "services.router.storage.qdrant_errors",
         "services.router.storage.qdrant_resize",
+        "services.router.storage.qdrant_retry",
         "services.router.storage.qdrant_search",
         "services.router.storage.conditions",
     ),
