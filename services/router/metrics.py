@@ -39,6 +39,12 @@ class RouterMetrics(ServiceMetrics):
             "Edge workers that had died and were started again.",
             registry=registry,
         )
+        self.storage_retries = Counter(
+            "matryoshka_router_storage_retries_total",
+            "Calls to the Qdrant server that were repeated, as it or the connection failed.",
+            ["call"],
+            registry=registry,
+        )
         self.changes = Counter(
             "matryoshka_router_changes_total",
             "Changes of collections that took a while, by how they ended.",

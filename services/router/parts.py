@@ -30,6 +30,7 @@ from services.router.settings import RouterSettings
 from services.router.spread import Spread
 from services.router.storage.edge import EdgeStore
 from services.router.storage.qdrant import QdrantStore
+from services.router.storage.qdrant_retry import Retry
 from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
 from services.router.translate import Translator
@@ -176,6 +177,11 @@ def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:
             metrics.worker_restarts.inc,
         )
     api_key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+    retry = Retry(
+        settings.qdrant_retry_s,
+        settings.qdrant_timeout_s,
+        lambda call: metrics.storage_retries.labels(call).inc(),
+    )
     return QdrantStore.connect(
-        settings.qdrant_url, settings.qdrant_grpc_port, api_key, settings.qdrant_timeout_s
+        settings.qdrant_url, settings.qdrant_grpc_port, api_key, settings.qdrant_timeout_s, retry
     )

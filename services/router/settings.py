@@ -56,7 +56,10 @@ class RouterSettings(ServerSettings):
     qdrant_api_key: SecretStr | None = None
     """Sent to the Qdrant server."""
     qdrant_timeout_s: int = Field(default=60, ge=1)
-    """Longest wait for one call to the Qdrant server."""
+    """Longest wait for one call to the Qdrant server, its repetitions included."""
+    qdrant_retry_s: float = Field(default=3.0, ge=0)
+    """Longest that a read, or a write of points, is repeated while the Qdrant server is away or its
+    connection breaks; 0: never."""
 
     max_shards: int = Field(default=64, ge=1)
     """Most shards of one collection, which only a Qdrant server spreads."""

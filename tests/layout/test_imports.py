@@ -42,6 +42,7 @@ OWNERS = {
         "services.router.storage.qdrant_errors",
         "services.router.storage.qdrant_query",
         "services.router.storage.qdrant_resize",
+        "services.router.storage.qdrant_retry",
         "services.router.storage.qdrant_search",
         "services.router.storage.conditions",
     ),

@@ -149,8 +149,12 @@ class ShardedQdrant:
 
 
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    # Two names stand in both services; those of points say so.
+    is_twice = method.__name__ in ("Get", "Delete") and "_Points" in method.__qualname__
+    call = f"{method.__name__}_points" if is_twice else method.__name__
+
     async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        return await self.server.answer(method.__name__, context, lambda: method(self, request))
+        return await self.server.answer(call, context, lambda: method(self, request))
 
     return handle
 

@@ -35,6 +35,7 @@ from services.router.storage.qdrant_config import (
 from services.router.storage.qdrant_errors import engine_errors
 from services.router.storage.qdrant_query import hits, text_query, to_filter
 from services.router.storage.qdrant_resize import Resize, Update, being_added
+from services.router.storage.qdrant_retry import CHANNEL_OPTIONS, Retry
 from services.router.storage.qdrant_search import QdrantSearch
 from services.router.storage.store import (
     TENANT,
@@ -71,6 +72,7 @@ class QdrantStore:
         timeout_s: longest wait for one answer of the server.
         settle_timeout_s: longest wait for the server's own indexing after a stream of writes.
         retire_s: from when a size is gone until its vectors are.
+        retry: of calls that are safe to repeat; None: none is.
     """
 
     def __init__(
@@ -79,9 +81,12 @@ class QdrantStore:
         timeout_s: int = 60,
         settle_timeout_s: float = 60.0,
         retire_s: float = 10.0,
+        retry: Retry | None = None,
     ) -> None:
+        retry = retry or Retry(0.0, timeout_s)
+        retry.guard(client)
         self._client = client
-        self._search = QdrantSearch(client, timeout_s)
+        self._search = QdrantSearch(client, timeout_s, retry)
         self._companions = Companions(client)
         self._noting = asyncio.Lock()
         self._settle_timeout_s = settle_timeout_s
@@ -89,7 +94,12 @@ class QdrantStore:
 
     @classmethod
     def connect(
-        cls, url: str, grpc_port: int, api_key: str | None, timeout_s: int
+        cls,
+        url: str,
+        grpc_port: int,
+        api_key: str | None,
+        timeout_s: int,
+        retry: Retry | None = None,
     ) -> "QdrantStore":
         """Build a store over gRPC; nothing is sent before `open`."""
         return cls(
@@ -99,10 +109,12 @@ class QdrantStore:
                 prefer_grpc=True,
                 api_key=api_key,
                 timeout=timeout_s,
+                grpc_options=dict(CHANNEL_OPTIONS),
                 # It would ask over HTTP while building, and only to log a warning.
                 check_compatibility=False,
             ),
             timeout_s,
+            retry=retry,
         )
 
     async def open(self) -> None:

@@ -8,7 +8,14 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.router.storage.store import not_found
-from services.shared.errors import NotFound, Overloaded, ServiceError, Unavailable, peer_errors
+from services.shared.errors import (
+    NotFound,
+    Overloaded,
+    ServiceError,
+    TookTooLong,
+    Unavailable,
+    peer_errors,
+)
 
 
 @contextmanager
@@ -23,6 +30,8 @@ def engine_errors(name: str = "") -> Iterator[None]:
         raise Overloaded("the Qdrant server is overloaded; try again shortly") from error
     except (UnexpectedResponse, ResponseHandlingException) as error:
         raise Unavailable("the Qdrant server cannot be reached or is not ready") from error
+    except TimeoutError as error:
+        raise TookTooLong("the Qdrant server did not answer in time") from error
     except ValueError as error:
         # The in-memory twin's only kind of error.
         if name and f"{name} not found" in str(error):

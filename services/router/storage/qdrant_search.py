@@ -29,6 +29,7 @@ from services.router.plan import Plan, Stage, oversampling
 from services.router.rotation import Rotation
 from services.router.sizes import Size, cut
 from services.router.storage.qdrant_query import to_filter
+from services.router.storage.qdrant_retry import Retry
 from services.router.storage.shard_limits import per_shard
 from services.router.storage.store import Collection, is_plain_rescoring
 from services.shared.vectors import Array
@@ -46,11 +47,13 @@ class QdrantSearch:
     Args:
         client: of the server; what it raises passes.
         timeout_s: longest wait for one answer.
+        retry: repeats a query of which there was none.
     """
 
-    def __init__(self, client: AsyncQdrantClient, timeout_s: int) -> None:
+    def __init__(self, client: AsyncQdrantClient, timeout_s: int, retry: Retry) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self._retry = retry
 
     async def run(
         self,
@@ -100,8 +103,7 @@ class QdrantSearch:
             )
             if wanted is not None:
                 request.filter.CopyFrom(wanted)
-            # The client makes of each hit an object that takes ten times as long as all this.
-            response = await self._client.grpc_points.Query(request, timeout=self._timeout_s)
+            response = await self._retry.run("query_points", lambda: self._ask(request))  # noqa: B023
             ids = [point.id for point in response.result]
             if not ids:
                 return None
@@ -114,6 +116,13 @@ class QdrantSearch:
             "search_params": last.params,
             "query_filter": wanted,
         }
+
+    async def _ask(self, request: q.QueryPoints) -> q.QueryResponse:
+        # Of each hit the client's own method makes an object, which takes ten times as long.
+        response: q.QueryResponse = await self._client.grpc_points.Query(
+            request, timeout=self._timeout_s
+        )
+        return response
 
 
 @dataclass(frozen=True, slots=True)
