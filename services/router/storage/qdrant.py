@@ -33,7 +33,7 @@ from services.router.storage.qdrant_config import (
     vector_params,
 )
 from services.router.storage.qdrant_errors import engine_errors
-from services.router.storage.qdrant_query import hits, text_query, to_filter
+from services.router.storage.qdrant_query import hits, text_query, to_filter, to_page
 from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.qdrant_retry import CHANNEL_OPTIONS, Retry
 from services.router.storage.qdrant_search import QdrantSearch
@@ -50,7 +50,6 @@ from services.router.storage.store import (
     Vectors,
     attributes_payload,
     clamp,
-    from_payload,
     latest,
     not_found,
     point_uuid,
@@ -295,7 +294,7 @@ class QdrantStore:
                 name, offset=after, limit=limit, with_payload=True,
                 with_vectors=[full] if with_vectors else False,
             )  # fmt: skip
-        page = _page(records, full if with_vectors else None)
+        page = to_page(records, full if with_vectors else None)
         return replace(page, after=None if offset is None else str(offset))
 
     async def read(self, name: str, keys: Sequence[str]) -> Page:
@@ -304,7 +303,7 @@ class QdrantStore:
             records = await self._client.retrieve(
                 name, list(keys), with_payload=True, with_vectors=[full]
             )
-        return _page(records, full)
+        return to_page(records, full)
 
     async def vectors(self, name: str, after: str | None, limit: int) -> Vectors:
         collection = await self.find(name)
@@ -394,11 +393,3 @@ class QdrantStore:
 
     async def close(self) -> None:
         await self._client.close()
-
-
-def _page(records: Sequence[models.Record], full: str | None) -> Page:
-    points = [from_payload(record.payload) for record in records if record.payload]
-    if full is None or not records:
-        return Page(points, None)
-    rows: list[Any] = [record.vector for record in records]
-    return Page(points, None, normalize(np.array([row[full] for row in rows], dtype=np.float32)))
