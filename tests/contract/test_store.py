@@ -22,7 +22,7 @@ from services.router.rotation import Rotation
 from services.router.sizes import BITS, Quantization, SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.qdrant import QdrantStore
-from services.router.storage.store import Collection, Point, Store
+from services.router.storage.store import Collection, KeptQueries, Point, Store
 from services.shared.errors import AlreadyExists, NotFound
 from services.shared.vectors import Array, truncate
 from tests.router.sharded_qdrant import ShardedQdrant
@@ -488,6 +488,39 @@ async def test_other_sizes_are_made_of_the_full_vectors(store: Store, name: str)
     assert await store.rotation(await store.find(name)) is None
     page = await store.scroll(name, None, 500)
     assert {point.id for point in page.points} == vectors.keys()
+
+
+async def every_name(store: Store) -> set[str]:
+    """Of collections, those that are kept beside others too."""
+    if not isinstance(store, QdrantStore):
+        return {collection.name for collection in await store.collections()}
+    return {found.name for found in (await store._client.get_collections()).collections}
+
+
+async def test_the_longest_names_have_room_for_what_is_kept_beside_them(
+    store: Store, name: str
+) -> None:
+    """Rotations and recent queries of each are its own, last, and go when it goes."""
+    names = [f"{name}-{last}".rjust(255, "x") for last in "ab"]
+    before = await every_name(store)
+    kept = KeptQueries(random_vectors(4), ["", "de", "", "en"])
+    rotations = [random_rotation(16, seed) for seed in (3, 4)]
+    for long_name, rotation in zip(names, rotations, strict=True):
+        await store.create(make_collection(long_name))
+        await store.upsert(long_name, make_points(5), random_vectors(5))
+        sizes = resolve_sizes([SizeRequest(8, is_nested=True)], FULL, nesting=rotation.id)
+        await store.resize(long_name, sizes, rotation, lambda *_: None)
+    await store.keep_queries(names[0], kept)
+    store = await reopened(store)
+    for long_name, rotation in zip(names, rotations, strict=True):
+        found = await store.rotation(await store.find(long_name))
+        assert found is not None
+        assert found.id == rotation.id
+    assert (await store.kept_queries(names[0])).slices == kept.slices
+    assert (await store.kept_queries(names[1])).slices == []
+    for long_name in names:
+        await store.drop(long_name)
+    assert await every_name(store) == before
 
 
 async def test_what_is_written_while_sizes_change_is_at_each_of_them(

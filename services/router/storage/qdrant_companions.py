@@ -5,6 +5,7 @@ Each is a collection of its own, without our metadata, so that nobody takes it f
 Shapes: Q queries, M rows of a rotation, D full width.
 """
 
+import hashlib
 from collections import OrderedDict
 from typing import Any
 
@@ -14,13 +15,23 @@ from qdrant_client import AsyncQdrantClient, models
 from services.router.rotation import Rotation
 from services.router.spread import Spread
 from services.router.storage.qdrant_config import spread_params
-from services.router.storage.store import Collection, KeptQueries
+from services.router.storage.store import MAX_NAME_CHARS, Collection, KeptQueries
 from services.shared.vectors import Array
 
 _QUERIES = "matryoshka-queries."
 _ROTATION = "matryoshka-rotation-"
 _PAGE = 1000
 _MAX_CACHED = 64
+
+
+def _beside(prefix: str, name: str) -> str:
+    """Name what is kept beside a collection; the digest of a name that is too long for that.
+
+    No collection's own name begins as the digest does, so the two are never taken for each other.
+    """
+    if len(prefix) + len(name) <= MAX_NAME_CHARS:
+        return prefix + name
+    return f"{prefix}-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 class Companions:
@@ -37,16 +48,16 @@ class Companions:
 
     async def keep_queries(self, collection: Collection, queries: KeptQueries) -> None:
         payloads = [{"slice": slice_} for slice_ in queries.slices]
-        kept = _QUERIES + collection.name
+        kept = _beside(_QUERIES, collection.name)
         await self._write(kept, queries.vectors_QD, payloads, collection.spread)
 
     async def kept_queries(self, name: str, full: int) -> KeptQueries:
-        rows, payloads = await self._read(_QUERIES + name)
+        rows, payloads = await self._read(_beside(_QUERIES, name))
         vectors_QD = rows.reshape(-1, full)
         return KeptQueries(vectors_QD, [payload["slice"] for payload in payloads])
 
     async def keep_rotation(self, collection: Collection, rotation: Rotation) -> None:
-        kept = f"{_ROTATION}{rotation.id}.{collection.name}"
+        kept = _beside(f"{_ROTATION}{rotation.id}.", collection.name)
         payloads: list[dict[str, Any]] = [{}] * len(rotation.rows_MD)
         await self._write(kept, rotation.rows_MD, payloads, collection.spread)
 
@@ -55,7 +66,7 @@ class Companions:
         if not nesting:
             return None
         if nesting not in self._rotations:
-            rows_MD, _ = await self._read(f"{_ROTATION}{nesting}.{name}")
+            rows_MD, _ = await self._read(_beside(f"{_ROTATION}{nesting}.", name))
             self._rotations[nesting] = Rotation(nesting, rows_MD)
             while len(self._rotations) > _MAX_CACHED:
                 self._rotations.popitem(last=False)
@@ -64,15 +75,16 @@ class Companions:
 
     async def drop(self, name: str) -> None:
         """Delete all that is kept beside a collection."""
-        await self._client.delete_collection(_QUERIES + name)
+        await self._client.delete_collection(_beside(_QUERIES, name))
         await self.drop_rotations(name, keep="")
 
     async def drop_rotations(self, name: str, keep: str) -> None:
         """Delete a collection's rotations but one."""
         listed = await self._client.get_collections()
         for found in listed.collections:
-            nesting, _, of = found.name.removeprefix(_ROTATION).partition(".")
-            if found.name.startswith(_ROTATION) and of == name and nesting != keep:
+            nesting = found.name.removeprefix(_ROTATION).partition(".")[0]
+            is_its = found.name == _beside(f"{_ROTATION}{nesting}.", name)
+            if is_its and nesting != keep:
                 await self._client.delete_collection(found.name)
 
     async def _write(

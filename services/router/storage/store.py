@@ -23,7 +23,9 @@ from services.router.spread import DEFAULT_SPREAD, Spread
 from services.shared.errors import AlreadyExists, InvalidRequest, NotFound
 from services.shared.vectors import Array
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+MAX_NAME_CHARS = 255
+"""Longest name of a collection, of a Qdrant server's own too, and of a folder on disk."""
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
 TENANT = "tenant"
 """Where a point's payload says whose it is, beside its attributes: no filter of a user gets there.
 It has an index, in engines that have any."""
