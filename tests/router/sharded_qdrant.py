@@ -119,8 +119,10 @@ class ShardedQdrant:
             await shard.delete_collection(name)
         self.held[name].shards = shards
         for shard in self.shards(name):
-            vectors, metadata = info.config.params.vectors, info.config.metadata
-            await shard.create_collection(name, vectors, metadata=metadata)
+            params, metadata = info.config.params, info.config.metadata
+            await shard.create_collection(
+                name, params.vectors, params.sparse_vectors, metadata=metadata
+            )
         for record in points:
             point = models.PointStruct(id=record.id, vector=record.vector, payload=record.payload)
             await self.shard_of(name, record.id).upsert(name, [point])
@@ -175,9 +177,10 @@ class _Collections(CollectionsServicer):
             request,
         )
         vectors = GrpcToRest.convert_vectors_config(request.vectors_config)
+        sparse = GrpcToRest.convert_sparse_vector_config(request.sparse_vectors_config)
         for shard in server.shards(name):
             await shard.create_collection(
-                name, vectors, metadata=grpc_to_payload(request.metadata) or None
+                name, vectors, sparse, metadata=grpc_to_payload(request.metadata) or None
             )
         return q.CollectionOperationResponse(result=True)
 
@@ -265,6 +268,15 @@ class _Points(PointsServicer):
         return q.PointsOperationResponse(result=DONE)
 
     @_answered
+    async def SetPayload(self, request: q.SetPayloadPoints) -> q.PointsOperationResponse:
+        name = self.server.name(request.collection_name)
+        payload = grpc_to_payload(request.payload)
+        for id_ in request.points_selector.points.ids:
+            point = GrpcToRest.convert_point_id(id_)
+            await self.server.shard_of(name, point).set_payload(name, payload, [point])
+        return q.PointsOperationResponse(result=DONE)
+
+    @_answered
     async def UpdateVectors(self, request: q.UpdatePointVectors) -> q.PointsOperationResponse:
         name = self.server.name(request.collection_name)
         for vectors in map(GrpcToRest.convert_point_vectors, request.points):
@@ -280,13 +292,14 @@ class _Points(PointsServicer):
     @_answered
     async def CreateVectorName(self, request: q.CreateVectorNameRequest) -> Any:
         name, config = self.server.name(request.collection_name), request.dense_config
-        dense = models.DenseVectorConfig(
-            size=config.size, distance=GrpcToRest.convert_distance(config.distance)
-        )
-        for shard in self.server.shards(name):
-            await shard.create_vector_name(
-                name, request.vector_name, models.DenseVectorNameConfig(dense=dense)
+        wanted: Any = models.SparseVectorNameConfig(sparse=models.SparseVectorConfig())
+        if request.HasField("dense_config"):
+            dense = models.DenseVectorConfig(
+                size=config.size, distance=GrpcToRest.convert_distance(config.distance)
             )
+            wanted = models.DenseVectorNameConfig(dense=dense)
+        for shard in self.server.shards(name):
+            await shard.create_vector_name(name, request.vector_name, wanted)
         return q.PointsOperationResponse(result=DONE)
 
     @_answered

@@ -32,6 +32,8 @@ def engine_errors(name: str = "") -> Iterator[None]:
         raise Unavailable("the Qdrant server cannot be reached or is not ready") from error
     except TimeoutError as error:
         raise TookTooLong("the Qdrant server did not answer in time") from error
+    except KeyError as error:
+        raise not_found(name) from error  # the in-memory twin, of a point that is not there
     except ValueError as error:
         # The in-memory twin's only kind of error.
         if name and f"{name} not found" in str(error):

@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 _REPEATABLE = (
     "get_collections", "get_collection", "get_aliases", "collection_exists", "query_points",
     "scroll", "retrieve", "count", "upsert", "delete", "update_vectors",
+    "set_payload",
 )  # fmt: skip
 # Between two attempts, doubled each time up to the longest; of that a random half to all of it.
 _FIRST_WAIT_S = 0.05
