@@ -70,6 +70,8 @@ class Change(_Frozen):
 
     sizes: tuple[SizeRow, ...] = ()
     """Of other sizes: all that the collection shall have."""
+    samples: tuple[str, ...] = ()
+    """Files at the trainer that are to be deleted: documents' vectors, and queries' or ""."""
     job_id: str = ""
     """Of the trainer, once there is one."""
 
