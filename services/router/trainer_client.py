@@ -88,6 +88,15 @@ class TrainerClient:
             response = await self._stub.UploadFile(requests(), metadata=self._metadata)
         return response.file_id
 
+    async def delete(self, file_id: str) -> None:
+        """Delete a file; harmless if it is gone. Jobs have what they need of it."""
+        with peer_errors("trainer"):
+            await self._stub.DeleteFile(
+                pb.DeleteFileRequest(file_id=file_id),
+                timeout=self._timeout_s,
+                metadata=self._metadata,
+            )
+
     async def nest(self, key: str, documents: str, queries: str, dims: Sequence[int]) -> str:
         """Queue a job that learns a rotation; return its id. The same key gives the same job.
 

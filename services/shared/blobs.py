@@ -29,6 +29,12 @@ class Blob:
     num_bytes: int
 
 
+def check_id(file_id: str, param: str) -> None:
+    """Refuse what is no id of a stored file; InvalidRequest."""
+    if not _ID.fullmatch(file_id):
+        raise InvalidRequest(f"{param} must be an id that UploadFile returned", param)
+
+
 class Blobs:
     """Stored files.
 
@@ -87,8 +93,7 @@ class Blobs:
             InvalidRequest: `file_id` is not an id.
             NotFound: there is no such file.
         """
-        if not _ID.fullmatch(file_id):
-            raise InvalidRequest(f"{param} must be an id that UploadFile returned", param)
+        check_id(file_id, param)
         path = self._path(file_id)
         if not self._files.exists(path):
             raise NotFound(f"there is no file {file_id}; upload it first", param)

@@ -94,6 +94,11 @@ class Jobs:
                 _FileRow(id=file_id, filename=filename, num_bytes=num_bytes, created_at=time.time())
             )
 
+    def remove_file(self, file_id: str) -> None:
+        with self._transaction() as session:
+            if (row := session.get(_FileRow, file_id)) is not None:
+                session.delete(row)
+
     def filename(self, file_id: str, param: str) -> str:
         """Return what the user called a file.
 
@@ -174,9 +179,11 @@ class Jobs:
             rows = session.scalars(query).all()
             return [_to_job(row) for row in rows[:limit]], len(rows) > limit
 
-    def ids(self) -> set[str]:
+    def states(self) -> dict[str, State]:
+        """Return the state of every job, by id."""
         with self._transaction() as session:
-            return set(session.scalars(select(_JobRow.id)))
+            rows = session.execute(select(_JobRow.id, _JobRow.state))
+            return {job_id: cast(State, state) for job_id, state in rows}
 
     def claim(self) -> Job | None:
         """Take the oldest queued job and call it running; None if none waits."""

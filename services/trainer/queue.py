@@ -15,13 +15,15 @@ from services.shared.blobs import Blobs
 from services.trainer.checkpoint import write_atomic
 from services.trainer.download import file_pieces
 from services.trainer.events import Event, EventLog
-from services.trainer.jobs import Job, Jobs, State
+from services.trainer.jobs import ENDED, Job, Jobs, State
 from services.trainer.launcher import LocalLauncher
 from services.trainer.lock import hold_lock
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.spec import (
     LOCK,
     RESULT_FILE,
+    TRAINING_VECTORS,
+    VALIDATION_VECTORS,
     Failure,
     Result,
     Spec,
@@ -73,7 +75,7 @@ class JobQueue:
 
     async def start(self) -> None:
         await asyncio.to_thread(self._jobs.requeue_running)
-        await asyncio.to_thread(self._remove_strays)
+        await asyncio.to_thread(self._remove_leavings)
         for _ in range((await self._count())["queued"]):
             self._tokens.put_nowait(None)
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._max_concurrent)]
@@ -96,6 +98,7 @@ class JobQueue:
         """
         if await asyncio.to_thread(self._jobs.cancel_queued, job_id):
             await asyncio.to_thread(self._append, job_id, "cancelled", "cancelled")
+            await asyncio.to_thread(self._drop_vectors, job_id)
             await self._count()
         while not (job := await asyncio.to_thread(self._jobs.get, job_id)).has_ended:
             # A job that was just claimed has its process in a moment.
@@ -136,6 +139,7 @@ class JobQueue:
             await self._keep_result_file(self._folder / job.id)
         await asyncio.to_thread(self._append, job.id, state, error or state)
         await asyncio.to_thread(self._jobs.end, job.id, state, error)
+        await asyncio.to_thread(self._drop_vectors, job.id)
         self._metrics.job_seconds.labels(state).observe(time.monotonic() - begin)
         log.info("job %s %s", job.id, state)
 
@@ -195,12 +199,19 @@ class JobQueue:
             self._metrics.jobs.labels(state).set(number)
         return counts
 
-    def _remove_strays(self) -> None:
-        """Remove folders of jobs that were not acknowledged when the service was killed."""
-        known = self._jobs.ids()
+    def _drop_vectors(self, job_id: str) -> None:
+        """Remove the vectors that a nest job learned from: large, and its caller has them."""
+        for name in (TRAINING_VECTORS, VALIDATION_VECTORS):
+            (self._folder / job_id / name).unlink(missing_ok=True)
+
+    def _remove_leavings(self) -> None:
+        """Remove what a killed service left: folders of jobs not acknowledged, vectors of ended."""
+        states = self._jobs.states()
         for path in self._folder.iterdir():
-            if path.is_dir() and path.name not in known:
+            if path.is_dir() and path.name not in states:
                 shutil.rmtree(path, ignore_errors=True)
+            elif states.get(path.name) in ENDED:
+                self._drop_vectors(path.name)
 
 
 def _method(folder: Path) -> str:

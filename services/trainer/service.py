@@ -9,7 +9,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.shared.blobs import Blobs
+from services.shared.blobs import Blobs, check_id
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
@@ -125,6 +125,15 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
             num_bytes += len(piece)
             yield pb.DownloadFileResponse(data=piece)
         yield pb.DownloadFileResponse(num_bytes=num_bytes)
+
+    async def DeleteFile(
+        self, request: pb.DeleteFileRequest, context: _Context
+    ) -> pb.DeleteFileResponse:
+        check_id(request.file_id, "file_id")
+        # The name last: with it, a deletion that was cut off can be asked for again.
+        await asyncio.to_thread(self._blobs.remove, request.file_id)
+        await asyncio.to_thread(self._jobs.remove_file, request.file_id)
+        return pb.DeleteFileResponse()
 
     async def CreateJob(
         self, request: pb.CreateJobRequest, context: _Context

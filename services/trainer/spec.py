@@ -1,7 +1,7 @@
 """A job's folder: the spec that goes in, and the result or the error that comes out.
 
 spec.json            what to do
-training.jsonl       pairs; of a nest job training.npy, vectors of documents
+training.jsonl       pairs; of a nest job training.npy, vectors of documents, until it has ended
 validation.jsonl     pairs to measure on, if the caller gave them; validation.npy, of queries
 lock                 held by the one process that works on the job
 events.jsonl         what happened so far

@@ -119,6 +119,12 @@ async def shortlist_recall(router, nested):
     return np.mean([answer.recall for answer in answers])
 
 
+def kept_by_trainer(tmp_path):
+    """Files and vectors that lie at the trainer; of a job that succeeded its rotation stays."""
+    folder = tmp_path / "trainer"
+    return len([*(folder / "files").iterdir(), *(folder / "jobs").glob("*/*.npy")])
+
+
 def kinds(collection):
     return [(size.dim, size.nested) for size in collection.sizes]
 
@@ -126,7 +132,7 @@ def kinds(collection):
 BOTH = [(8, True), (8, False), (16, True), (16, False), (FULL, False)]
 
 
-async def test_a_nested_size_keeps_more_and_full_scores_stay(router):
+async def test_a_nested_size_keeps_more_and_full_scores_stay(router, tmp_path):
     """Learned, built and calibrated in one call; exact search answers what it did before, but for
     the last digit; and without nested sizes all is as it was."""
     await fill(router)
@@ -135,6 +141,7 @@ async def test_a_nested_size_keeps_more_and_full_scores_stay(router):
     steps, last = await nest(router, sizes=NESTED, recall_target=0.9)
     assert steps == ["sample", "learn", "build", "calibrate"]
     assert kinds(last.collection) == BOTH
+    assert kept_by_trainer(tmp_path) == 1
     assert not last.collection.HasField("change")
     assert [row.dim for row in last.quality] == [8, 16]
     assert all(row.nested > row.plain + 0.2 for row in last.quality)
@@ -188,6 +195,35 @@ async def test_a_change_that_its_router_left_is_gone_on_with(encoder, tmp_path, 
         await second.stub.GetCalibration(pb.GetCalibrationRequest(collection="docs"))
         jobs = list((tmp_path / "trainer" / "jobs").iterdir())
         assert len([job for job in jobs if job.is_dir()]) == 1
+        assert kept_by_trainer(tmp_path) == 1
+
+
+async def test_a_job_that_was_queued_and_not_noted_is_found_again(encoder, tmp_path, trainer):
+    """A router that dies between the two goes on with the same job, and leaves no file behind."""
+    async with routing(encoder, tmp_path, trainer) as first:
+        await fill(first)
+        parts = first.service._parts
+        begin = parts.sizes._trainer.nest
+
+        async def begin_and_die(*arguments):
+            await begin(*arguments)
+            await asyncio.sleep(60)
+
+        parts.sizes._trainer.nest = begin_and_die
+        call = first.stub.NestCollection(pb.NestCollectionRequest(name="docs", sizes=NESTED))
+        async with asyncio.timeout(60):
+            while not list((tmp_path / "trainer" / "jobs").iterdir()):
+                await asyncio.sleep(0.02)
+        await parts.changes.stop()
+        call.cancel()
+    async with routing(encoder, tmp_path, trainer) as second:
+        async with asyncio.timeout(120):
+            while (await get(second)).HasField("change"):
+                assert not (await get(second)).change.error
+                await asyncio.sleep(0.05)
+        assert kinds(await get(second)) == BOTH
+    assert len(list((tmp_path / "trainer" / "jobs").iterdir())) == 1
+    assert kept_by_trainer(tmp_path) == 1
 
 
 async def test_a_caller_that_leaves_does_not_end_a_change(router):
@@ -226,7 +262,7 @@ async def test_a_trainer_that_is_away_fails_the_change_and_changes_nothing(encod
         assert [(size.dim, size.quantization) for size in nested] == [(16, pb.QUANTIZATION_TURBO4)]
 
 
-async def test_a_change_can_be_cancelled(router):
+async def test_a_change_can_be_cancelled(router, tmp_path):
     """It ends, its caller hears so, and the collection is as it was, free for another."""
     await fill(router)
     call = router.stub.NestCollection(pb.NestCollectionRequest(name="docs", sizes=NESTED))
@@ -235,6 +271,7 @@ async def test_a_change_can_be_cancelled(router):
             break
     await router.stub.CancelChange(pb.CancelChangeRequest(name="docs"))
     await refused(call, STATE, "the change was cancelled")
+    assert kept_by_trainer(tmp_path) == 0
     collection = await get(router)
     assert not collection.HasField("change")
     assert kinds(collection) == [(8, False), (16, False), (FULL, False)]

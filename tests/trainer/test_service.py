@@ -233,7 +233,7 @@ async def download(stub, file_id) -> bytes:
     return data
 
 
-async def test_a_nest_job_from_vectors_to_a_rotation(stub):
+async def test_a_nest_job_from_vectors_to_a_rotation(stub, process):
     """No model and no text: vectors of documents and queries go up, a rotation comes down."""
     documents = await upload(stub, npy(1200), "vectors.npy", piece=100_000)
     queries = await upload(stub, npy(50), "queries.npy")
@@ -251,6 +251,23 @@ async def test_a_nest_job_from_vectors_to_a_rotation(stub):
     assert job.plot_png.startswith(b"\x89PNG")
     rotation = load(await download(stub, job.result_file))["rotation"]
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(32), atol=1e-6)
+    jobs = process.log_path.parent / "serve-trainer" / "jobs"
+    assert not list((jobs / job.id).glob("*.npy")), "what it learned from has gone"
+
+
+async def test_a_file_is_deleted_and_its_job_goes_on(stub, process):
+    """It is gone for everybody, once and again; a job that waits has what it needs."""
+    documents = await upload(stub, npy(1200), "vectors.npy", piece=100_000)
+    job = await create(stub, documents, "", NEST)
+    for _ in range(2):
+        await stub.DeleteFile(pb.DeleteFileRequest(file_id=documents))
+    await refused(download(stub, documents), grpc.StatusCode.NOT_FOUND, "no file")
+    await refused(create(stub, documents, "", NEST), grpc.StatusCode.NOT_FOUND, "no file")
+    files = process.log_path.parent / "serve-trainer" / "files"
+    assert not (files / documents).exists()
+    assert (await watch(stub, job.id))[-1].status == pb.JOB_STATUS_SUCCEEDED
+    other = stub.DeleteFile(pb.DeleteFileRequest(file_id="../jobs.sqlite"))
+    await refused(other, grpc.StatusCode.INVALID_ARGUMENT, "file_id must be an id")
 
 
 async def test_what_was_uploaded_can_be_downloaded(stub):

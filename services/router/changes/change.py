@@ -73,6 +73,8 @@ class Change(_Frozen):
     """Of other sizes: all that the collection shall have."""
     language: str = ""
     """Of the text index that it shall have, too; "": as it is."""
+    samples: tuple[str, ...] = ()
+    """Files at the trainer that are to be deleted: documents' vectors, and queries' or ""."""
     job_id: str = ""
     """Of the trainer, once there is one."""
 

@@ -56,8 +56,8 @@ class Sampler:
 
     async def hand_over(
         self, collection: Collection, on_progress: Callable[[int, int], None]
-    ) -> tuple[str, str]:
-        """Upload a collection's vectors; return the files' ids, "" for queries if few are known."""
+    ) -> str:
+        """Upload a collection's vectors; return the file's id."""
         total = min(self._max_points, await self._store.count(collection.name))
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._folder) as spool:
@@ -72,16 +72,17 @@ class Sampler:
                 if after is None:
                     break
             spool.seek(0)
-            documents = await self._trainer.upload(
+            return await self._trainer.upload(
                 f"{collection.name}-documents.npy", spool, (num_rows, collection.full)
             )
-        return documents, await self._hand_over_queries(collection)
 
-    async def _hand_over_queries(self, collection: Collection) -> str:
+    async def hand_over_queries(self, collection: Collection) -> str:
+        """Upload the vectors of its recent queries; return the file's id, "" if few are known."""
         kept = await self._recent.of(collection)
         queries_QD = np.unique(kept.vectors_QD, axis=0)
         if len(queries_QD) < _MIN_QUERIES:
             return ""
+        self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._folder) as spool:
             spool.write(pack(queries_QD))
             spool.seek(0)

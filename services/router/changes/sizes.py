@@ -1,6 +1,7 @@
 """Other sizes for a collection, nested ones too: learn a rotation, build, calibrate."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 
 from services.router.changes.change import Calibrated, Change, size_rows
@@ -12,7 +13,17 @@ from services.router.rotation import Rotation
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.store import Collection, Store
 from services.router.trainer_client import TrainerClient
-from services.shared.errors import InvalidRequest, ServiceError
+from services.shared.errors import (
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    TookTooLong,
+    Unavailable,
+    WrongState,
+)
+
+log = logging.getLogger(__name__)
 
 # What nested sizes are made of where the caller names none: parts of the full width that keep
 # most of it (see `bench/nest.py`), in codes of four bits.
@@ -126,26 +137,60 @@ class SizeWork:
         return True
 
     async def undo(self, name: str, change: Change) -> None:
-        if change.job_id:
-            with contextlib.suppress(ServiceError):
+        with contextlib.suppress(ServiceError):
+            if change.job_id:
                 await self._trainer.cancel(change.job_id)
+            await self._delete(change.samples)
 
     async def _learn(self, collection: Collection, running: Running, keep: Keep) -> Rotation:
-        job_id = running.change.job_id
         dims = sorted(size.dim for size in running.change.sizes if size.is_nested)
-        if not job_id:
-            documents, queries = await self._sampler.hand_over(
-                collection, lambda done, total: running.tell("sample", done, total)
+        try:
+            if not running.change.job_id:
+                await self._begin(collection, running, keep, dims)
+            # The job has copies.
+            await self._delete(running.change.samples)
+            await keep(samples=())
+            learned = await self._trainer.wait(
+                running.change.job_id, lambda done, total: running.tell("learn", done, total)
             )
-            job_id = await self._trainer.nest(running.change.id, documents, queries, dims)
-            await keep(step="learn", job_id=job_id)
-        learned = await self._trainer.wait(
-            job_id, lambda done, total: running.tell("learn", done, total)
-        )
+        except NotFound as error:  # of the trainer's; the collection is there
+            raise WrongState(f"the trainer has lost its work: {error.message}") from error
         running.quality = learned.quality
         if learned.rotation_DD.shape[1] != collection.full:
             raise ServiceError("the trainer's rotation is of another width than the collection")
         return Rotation.of(learned.rotation_DD[: dims[-1]].copy())
+
+    async def _begin(
+        self, collection: Collection, running: Running, keep: Keep, dims: Sequence[int]
+    ) -> None:
+        """Hand vectors over and queue the job; what is uploaded is noted, so that it goes again."""
+        if not running.change.samples:
+            documents = await self._sampler.hand_over(
+                collection, lambda done, total: running.tell("sample", done, total)
+            )
+            await keep(samples=(documents,))
+        if len(running.change.samples) == 1:
+            queries = await self._sampler.hand_over_queries(collection)
+            await keep(samples=(*running.change.samples, queries))
+        try:
+            documents, queries = running.change.samples
+            job_id = await self._trainer.nest(running.change.id, documents, queries, dims)
+        except (Unavailable, Overloaded, TookTooLong):
+            raise  # it is asked again
+        except ServiceError:
+            await self._delete(running.change.samples)
+            raise
+        await keep(step="learn", job_id=job_id)
+
+    async def _delete(self, files: Sequence[str]) -> None:
+        """Delete files at the trainer; one that knows no way to do so keeps them."""
+        for file_id in filter(None, files):
+            try:
+                await self._trainer.delete(file_id)
+            except (Unavailable, Overloaded, TookTooLong):
+                raise
+            except ServiceError as error:
+                log.warning("%s stays at the trainer: %s", file_id, error.message)
 
 
 def to_calibrate(name: str, calibrated: Calibrated) -> Calibrate:

@@ -45,6 +45,11 @@ class TrainerServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.FromString,
                 _registered_method=True)
+        self.DeleteFile = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/DeleteFile',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileResponse.FromString,
+                _registered_method=True)
         self.CreateJob = channel.unary_unary(
                 '/matryoshka.v1.TrainerService/CreateJob',
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CreateJobRequest.SerializeToString,
@@ -85,6 +90,14 @@ class TrainerServiceServicer:
 
     def DownloadFile(self, request, context):
         """A stored file, what a job made for example: its bytes in pieces, then how many there were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteFile(self, request, context):
+        """Delete a stored file. Jobs that were created of it have what they need of it. Deleting a file that
+        is gone is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +149,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.DownloadFile,
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.SerializeToString,
+            ),
+            'DeleteFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFile,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileResponse.SerializeToString,
             ),
             'CreateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJob,
@@ -218,6 +236,33 @@ class TrainerService:
             '/matryoshka.v1.TrainerService/DownloadFile',
             services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_trainer__pb2.DownloadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/DeleteFile',
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class TrainerServiceStub:
     """Store a training file: its name, then its bytes in pieces, then how many there were."""
     DownloadFile: _grpc.UnaryStreamMultiCallable[_trainer_pb2.DownloadFileRequest, _trainer_pb2.DownloadFileResponse]
     """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
+    DeleteFile: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteFileRequest, _trainer_pb2.DeleteFileResponse]
+    """Delete a stored file. Jobs that were created of it have what they need of it. Deleting a file that
+    is gone is harmless.
+    """
     CreateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
@@ -56,6 +60,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Store a training file: its name, then its bytes in pieces, then how many there were."""
     DownloadFile: _aio.UnaryStreamMultiCallable[_trainer_pb2.DownloadFileRequest, _trainer_pb2.DownloadFileResponse]  # type: ignore[assignment]
     """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
+    DeleteFile: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteFileRequest, _trainer_pb2.DeleteFileResponse]  # type: ignore[assignment]
+    """Delete a stored file. Jobs that were created of it have what they need of it. Deleting a file that
+    is gone is harmless.
+    """
     CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Check the data and queue a job. The same idempotency key returns the same job."""
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -84,6 +92,16 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.DownloadFileResponse], _abc.AsyncIterator[_trainer_pb2.DownloadFileResponse]]:
         """A stored file, what a job made for example: its bytes in pieces, then how many there were."""
+
+    @_abc_1.abstractmethod
+    def DeleteFile(
+        self,
+        request: _trainer_pb2.DeleteFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.DeleteFileResponse, _abc.Awaitable[_trainer_pb2.DeleteFileResponse]]:
+        """Delete a stored file. Jobs that were created of it have what they need of it. Deleting a file that
+        is gone is harmless.
+        """
 
     @_abc_1.abstractmethod
     def CreateJob(
