@@ -153,6 +153,8 @@ class Running:
     registry: CollectorRegistry = field(repr=False)
     state: State
     keys: Keys
+    address: str
+    """Of its gRPC, as host:port."""
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ async def running(
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        yield Running(service, stub, servicer, registry, state, keys)
+        yield Running(service, stub, servicer, registry, state, keys, f"127.0.0.1:{port}")
     await server.stop(5)
     await service.stop()
 
