@@ -271,9 +271,9 @@ class _Points(PointsServicer):
     async def SetPayload(self, request: q.SetPayloadPoints) -> q.PointsOperationResponse:
         name = self.server.name(request.collection_name)
         payload = grpc_to_payload(request.payload)
-        for id_ in request.points_selector.points.ids:
-            point = GrpcToRest.convert_point_id(id_)
-            await self.server.shard_of(name, point).set_payload(name, payload, [point])
+        selector = GrpcToRest.convert_points_selector(request.points_selector)
+        for shard in self.server.shards(name):
+            await shard.set_payload(name, payload, selector)
         return q.PointsOperationResponse(result=DONE)
 
     @_answered
