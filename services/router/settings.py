@@ -147,6 +147,9 @@ class RouterSettings(ServerSettings):
     """Files read, encoded and written into vector stores at once."""
     ingest_retry_s: float = Field(default=3600.0, ge=0)
     """Longest that a file waits for an encoder or a storage out of reach before it fails."""
+    ingest_lease_s: float = Field(default=60.0, gt=0)
+    """A file on its way into a vector store that no router was seen at for so long is gone on with
+    by another."""
     sweep_s: float = Field(default=60.0, gt=0)
     """Time between two looks for vector stores and files that have expired."""
 

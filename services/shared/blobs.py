@@ -41,19 +41,22 @@ class Blobs:
     Args:
         url: a folder or an object store, as fsspec names it.
         max_bytes: longest file.
+        owner: a name of letters and digits that no other who stores files there has; "": there is
+            no other.
     """
 
-    def __init__(self, url: str, max_bytes: int) -> None:
+    def __init__(self, url: str, max_bytes: int, owner: str = "") -> None:
         # Typed loosely: fsspec ships no types.
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url)
         self._max_bytes = max_bytes
+        self._temporary = f"{_TEMPORARY}{owner}-" if owner else _TEMPORARY
         self._files.makedirs(self._root, exist_ok=True)
 
     def clean(self) -> None:
-        """Remove what uploads that were cut off left behind; only while none is running."""
+        """Remove what its own uploads that were cut off left behind; only while none is running."""
         for path in self._files.ls(self._root, detail=False):
-            if path.rsplit("/", 1)[-1].startswith(_TEMPORARY):
+            if path.rsplit("/", 1)[-1].startswith(self._temporary):
                 self._files.rm_file(path)
 
     async def store(self, pieces: AsyncIterator[bytes]) -> Blob:
@@ -64,7 +67,7 @@ class Blobs:
             InvalidRequest: no bytes at all.
         """
         name = uuid.uuid4().hex
-        temporary = f"{self._root}/{_TEMPORARY}{name}"
+        temporary = f"{self._root}/{self._temporary}{name}"
         num_bytes = 0
         try:
             stream = await asyncio.to_thread(self._files.open, temporary, "wb")

@@ -14,6 +14,10 @@ from sqlalchemy.schema import CreateColumn
 
 from services.shared.paging import Page, Paging
 
+_IS_WRITING = "matryoshka_is_writing"
+_POSTGRES_LOCK = 0x6D617472796F
+"""Any number will do, the same for all routers."""
+
 
 class Base(DeclarativeBase):
     """The tables."""
@@ -28,16 +32,18 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
-        # Each reads before it writes, so writers take turns; none takes long. (SQLite, with its one
-        # writer, would refuse a reader that turns writer while another one writes.)
+        # Each reads before it writes, so writers take turns, those of other processes too; none
+        # takes long. Here among themselves: who waits at the database may be passed over.
         self._turn = threading.Lock()
+        self._writing = self._engine.execution_options(**{_IS_WRITING: True})
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _tune_sqlite)
+        event.listen(self._engine, "begin", _take_turn)
 
     def open(self) -> None:
         """Make the tables that are not there, and the columns that tables of before lack."""
-        Base.metadata.create_all(self._engine)
-        with self._engine.begin() as connection:
+        with self._writing.begin() as connection:
+            Base.metadata.create_all(connection)
             _add_columns(connection)
 
     def close(self) -> None:
@@ -54,7 +60,7 @@ class Database:
         """Do everything in the block, or nothing; when it ends, it is durable."""
         with (
             self._turn,
-            Session(self._engine, expire_on_commit=False) as session,
+            Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
@@ -105,9 +111,21 @@ def _add_columns(connection: Connection) -> None:
             index.create(connection, checkfirst=True)
 
 
-def _tune_sqlite(connection: object, _: object) -> None:
+def _take_turn(connection: Connection) -> None:
+    """Wait until no other process writes; until the end of the transaction none other does."""
+    if not connection.get_execution_options().get(_IS_WRITING):
+        return
+    if connection.dialect.name == "sqlite":
+        # By default it would begin to write at the first change, after what it is made of was read.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRES_LOCK})")
+
+
+def _tune_sqlite(connection: Any, _: object) -> None:  # noqa: ANN401 (the driver's own)
     """Let reads go on beside a write, and sync every commit: what was acknowledged is not lost."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
+    connection.isolation_level = None  # transactions begin where we say so
+    cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -1,8 +1,12 @@
 """A database that an earlier version made is gone on with."""
 
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-from services.router.vector_stores.stores import VectorStores
+from sqlalchemy import text
+
+from services.router.vector_stores.stores import VectorStore, VectorStores
 from services.shared.blobs import Blobs
 from services.shared.database import Database
 from services.shared.files import File, Files
@@ -56,3 +60,25 @@ async def test_what_is_there_is_the_operators_and_new_rows_may_be_a_tenants(tmp_
         )
     old.close()
     assert {"ix_uploaded_files_tenant", "ix_vector_stores_tenant"} <= names
+
+
+def test_two_processes_lose_no_change_to_each_other(tmp_path):
+    """What a transaction has read is as it was when it writes, also of a database of two owners."""
+    databases = [Database(f"sqlite:///{tmp_path}/router.sqlite") for _ in range(2)]
+    databases[0].open()
+    store = VectorStore(id="vs", collection="vs", model="m", metadata={}, expires_days=0)
+    VectorStores(databases[0]).add(store, "router")
+
+    def count(database):
+        for _ in range(25):
+            with database.transaction() as session:
+                (days,) = session.execute(text("SELECT expires_days FROM vector_stores")).one()
+                time.sleep(0.001)
+                session.execute(text("UPDATE vector_stores SET expires_days = :n"), {"n": days + 1})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(count, databases * 2))
+    with databases[1].reading() as session:
+        assert session.execute(text("SELECT expires_days FROM vector_stores")).one() == (100,)
+    for database in databases:
+        database.close()

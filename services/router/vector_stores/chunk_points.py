@@ -24,6 +24,10 @@ def file_of(id_: str) -> str:
     return id_.partition(":")[0]
 
 
+class LostWork(Exception):
+    """Another router works on a file now, or somebody has asked for something else."""
+
+
 class ChunkPoints:
     """Turns the chunks of a file into batches of points, and counts them.
 
@@ -44,6 +48,7 @@ class ChunkPoints:
         self.text_bytes = 0
 
     async def batches(self, read: AsyncIterator[list[str]]) -> AsyncIterator[Batch]:
+        """Give the batches; LostWork: there must be none any more."""
         waiting: list[str] = []
         async for chunks in read:
             waiting += chunks
@@ -60,6 +65,6 @@ class ChunkPoints:
         ]
         self.num_points += len(points)
         self.text_bytes += sum(len(chunk.encode()) for chunk in chunks)
-        if self.num_points > self._file.num_points:
-            await asyncio.to_thread(self._work.set_points, self._file.number, self.num_points)
+        if not await asyncio.to_thread(self._work.set_points, self._file, self.num_points):
+            raise LostWork
         return Batch(self._collection, points)

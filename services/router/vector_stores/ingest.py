@@ -1,8 +1,9 @@
 """Puts files into vector stores: read, cut, encode, write; and takes them out again.
 
-What is to be done is told from the database alone, so that nothing is lost when the process is. A
-chunk's point has an id of its file and its number, and how many there may be is noted before they
-are written: what is done twice overwrites itself, and what is taken out leaves nothing behind.
+What is to be done is told from the database alone, so that nothing is lost when the process is, and
+several routers may share the work: each file is one router's while that says so. A chunk's point
+has an id of its file and its number, and how many there may be is noted before they are written:
+what is done twice overwrites itself, and what is taken out leaves nothing behind.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from pathlib import Path
 from services.router.metrics import RouterMetrics
 from services.router.upsert import Writer
 from services.router.vector_stores.attributes import to_point
-from services.router.vector_stores.chunk_points import ChunkPoints, point_id
+from services.router.vector_stores.chunk_points import ChunkPoints, LostWork, point_id
 from services.router.vector_stores.reader import CannotRead, Reader
 from services.router.vector_stores.rows import ErrorCode, StoreFile
 from services.router.vector_stores.stores import VectorStore, VectorStores
@@ -35,11 +36,22 @@ from services.shared.files import Files
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 30.0
+_BEATS = 4
+"""So many times in the time after which a file counts as left by its router it is seen."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 # Files that wait for another try; with as many, nothing is there that they all need.
 _MAX_WAITING = 1000
 # What a later try may do better.
 _PASSING = (Overloaded, Unavailable, TookTooLong)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A file that this router is at."""
+
+    file: StoreFile
+    """As it stood when the work began."""
+    task: asyncio.Task[None]
 
 
 @dataclass(slots=True)
@@ -64,6 +76,7 @@ class Ingester:
         batch_points: chunks encoded and written at once.
         max_document_bytes: longest file that is read.
         retry_s: longest that a file waits for an encoder or a storage that cannot be reached.
+        lease_s: a file that no router was seen at for so long is gone on with.
         metrics: gets how files ended.
     """
 
@@ -78,6 +91,7 @@ class Ingester:
         batch_points: int,
         max_document_bytes: int,
         retry_s: float,
+        lease_s: float,
         metrics: RouterMetrics,
     ) -> None:
         self._stores = stores
@@ -89,10 +103,11 @@ class Ingester:
         self._batch_points = batch_points
         self._max_document_bytes = max_document_bytes
         self._retry_s = retry_s
+        self._lease_s = lease_s
         self._metrics = metrics
         self._wake = asyncio.Event()
         self._taking = asyncio.Lock()
-        self._running: dict[int, asyncio.Task[None]] = {}
+        self._running: dict[int, _Running] = {}
         self._held: set[int] = set()
         self._later: dict[int, _Later] = {}
         self._workers: list[asyncio.Task[None]] = []
@@ -102,6 +117,7 @@ class Ingester:
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         await asyncio.to_thread(self._folder.mkdir, parents=True)
         self._workers = [asyncio.create_task(self._serve(reader)) for reader in self._readers]
+        self._workers.append(asyncio.create_task(self._beat()))
 
     async def stop(self) -> None:
         """End; what is not done is done after the next start."""
@@ -115,8 +131,11 @@ class Ingester:
         self._wake.set()
 
     async def interrupt(self, numbers: Iterable[int]) -> None:
-        """Stop working on some files, whose rows say something else now."""
-        running = [self._running[number] for number in numbers if number in self._running]
+        """Stop working on some files, whose rows say something else now.
+
+        Another router that is at one of them finds that out by itself, before it writes on.
+        """
+        running = [self._running[number].task for number in numbers if number in self._running]
         for task in running:
             task.cancel()
         if running:
@@ -127,11 +146,12 @@ class Ingester:
         self._held.add(file.number)
         try:
             await self.interrupt([file.number])
-            current = await asyncio.to_thread(self._work.reload, file.number)
-            if current is not None:
+            current = await asyncio.to_thread(self._work.take, file.number)
+            if current is not None:  # else whichever router is at it ends it
                 await self._remove(current)
         except ServiceError as error:
             log.warning("%s is taken out of %s later: %s", file.file_id, file.store_id, error)
+            await asyncio.to_thread(self._work.release, file.number)
         finally:
             self._held.discard(file.number)
             self.kick()
@@ -139,7 +159,8 @@ class Ingester:
     async def _serve(self, reader: Reader) -> None:
         while True:
             try:
-                number, task = await self._take(reader)
+                running = await self._take(reader)
+                task, number = running.task, running.file.number
                 try:
                     await asyncio.wait({task})
                     if not task.cancelled():
@@ -148,11 +169,27 @@ class Ingester:
                     task.cancel()
                     await asyncio.gather(task, return_exceptions=True)
                     del self._running[number]
+                    await asyncio.to_thread(self._work.release, number)
             except Exception as error:  # the database's, for one
                 log.error("work on vector stores goes on later", exc_info=error)
                 await asyncio.sleep(_FIRST_WAIT_S)
 
-    async def _take(self, reader: Reader) -> tuple[int, asyncio.Task[None]]:
+    async def _beat(self) -> None:
+        """Say now and then what we are at, and end what is no longer ours to do."""
+        while True:
+            await asyncio.sleep(self._lease_s / _BEATS)
+            running = dict(self._running)
+            try:
+                ours = await asyncio.to_thread(self._work.beat, list(running)) if running else {}
+            except Exception as error:  # the database's; what we are at may be taken meanwhile
+                log.error("files that are worked on could not be held", exc_info=error)
+                continue
+            for number, at in running.items():
+                now = ours.get(number)
+                if now is None or now.state not in (at.file.state, "completed"):
+                    at.task.cancel()
+
+    async def _take(self, reader: Reader) -> _Running:
         """Wait for something to do, and begin it."""
         while True:
             async with self._taking:
@@ -165,19 +202,23 @@ class Ingester:
                     file = await asyncio.to_thread(self._work.pending, without)
                 # Held or begun meanwhile: then this is old news.
                 if file is not None and file.number not in self._held:
-                    task = asyncio.create_task(self._process(file.number, reader))
-                    self._running[file.number] = task
                     self._wake.set()  # there may be more, for the others
-                    return file.number, task
-            look_again = min([_LOOK_AGAIN_S, *(self._later[n].until - now for n in waiting)])
+                    file = await asyncio.to_thread(self._work.take, file.number)
+                    if file is None:  # another router was quicker
+                        continue
+                    task = asyncio.create_task(self._process(file, reader))
+                    running = self._running[file.number] = _Running(file, task)
+                    return running
+            look_again = min(
+                _LOOK_AGAIN_S,
+                self._lease_s,
+                *(self._later[number].until - now for number in waiting),
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), look_again)
 
-    async def _process(self, number: int, reader: Reader) -> None:
+    async def _process(self, file: StoreFile, reader: Reader) -> None:
         """Do what a file's row says; fails only where that cannot be noted either."""
-        file = await asyncio.to_thread(self._work.reload, number)
-        if file is None:
-            return
         try:
             if file.state == "deleting":
                 await self._remove(file)
@@ -187,7 +228,9 @@ class Ingester:
                 await self._set_attributes(file, await self._store(file))
             else:
                 await self._ingest(file, await self._store(file), reader)
-            self._later.pop(number, None)
+            self._later.pop(file.number, None)
+        except LostWork:
+            log.info("%s in %s is no longer to be done here", file.file_id, file.store_id)
         except CannotRead as error:
             log.info("%s cannot be read: %s", file.file_id, error.message)
             await self._fail(file, error.code, error.message)
@@ -196,11 +239,11 @@ class Ingester:
         except ServiceError as error:
             log.warning("%s in %s failed: %s", file.file_id, file.store_id, error)
             await self._fail(file, "server_error", error.message)
-            self._put_away(number)
+            self._put_away(file.number)
         except Exception as error:
             log.error("%s in %s failed", file.file_id, file.store_id, exc_info=error)
             await self._fail(file, "server_error", "internal error")
-            self._put_away(number)
+            self._put_away(file.number)
 
     async def _put_off(self, file: StoreFile, error: ServiceError) -> None:
         """Try a file again later, or give it up after long enough."""
@@ -241,7 +284,7 @@ class Ingester:
         with contextlib.suppress(NotFound):  # an expired store has no collection any more
             for ids in self._point_ids(file):
                 await self._writer.delete(store.collection, ids, store.tenant)
-        await asyncio.to_thread(self._work.set_points, file.number, 0)
+        await asyncio.to_thread(self._work.set_points, file, 0)
 
     async def _set_attributes(self, file: StoreFile, store: VectorStore) -> None:
         """Give a file's chunks the attributes that it has by now; nothing is encoded."""

@@ -53,7 +53,6 @@ class Retrieval:
         self._database = Database(url.get_secret_value() if url else f"sqlite:///{path}")
         self.stores = VectorStores(self._database)
         self.store_files = StoreFiles(self._database)
-        self._work = StoreWork(self._database)
         self._content = asyncio.Lock()
         self._running = contextlib.AsyncExitStack()
 
@@ -64,6 +63,8 @@ class Retrieval:
         s = self._settings
         self._catalog, self._encoder = catalog, encoder
         self._running.callback(self._database.close)
+        self._name = await asyncio.to_thread(_read_name, s.data_dir)
+        self._work = StoreWork(self._database, self._name, s.ingest_lease_s)
         self.files = await asyncio.to_thread(self._open)
         self._searcher = StoreSearcher(searcher, self.store_files, self.files, s.max_text_chars)
         self._ingester = Ingester(
@@ -76,13 +77,12 @@ class Retrieval:
             min(s.encoder_batch_texts, s.max_batch_points),
             s.max_document_bytes,
             s.ingest_retry_s,
+            s.ingest_lease_s,
             self._metrics,
         )
         self._content_reader = self._reader()
         self._running.push_async_callback(self._content_reader.close)
-        for store in await asyncio.to_thread(self.stores.in_state, "creating"):
-            # Its caller never got an answer.
-            await asyncio.to_thread(self.stores.set_state, store.id, "deleting")
+        await asyncio.to_thread(self.stores.give_up, self._name)
         self._running.push_async_callback(self._ingester.stop)
         await self._ingester.start()
         sweeping = asyncio.create_task(self._sweep_for_ever())
@@ -91,9 +91,9 @@ class Retrieval:
 
     def _open(self) -> Files:
         s = self._settings
-        s.data_dir.mkdir(parents=True, exist_ok=True)
         self._database.open()
-        blobs = Blobs(s.files_url or str(s.data_dir / "files"), s.max_file_bytes)
+        url = s.files_url or str(s.data_dir / "files")
+        blobs = Blobs(url, s.max_file_bytes, self._name)
         blobs.clean()
         return Files(self._database, blobs)
 
@@ -126,7 +126,7 @@ class Retrieval:
         except NotFound as error:
             raise ModelNotFound(error.message, "model") from error
         await self.files.get_all(file_ids, store.tenant, "file_ids")
-        await asyncio.to_thread(self.stores.add, store)
+        await asyncio.to_thread(self.stores.add, store, self._name)
         try:
             described = await self._catalog.create(
                 store.collection, model.id, (), store.tenant, self._text_index
@@ -135,9 +135,8 @@ class Retrieval:
             await asyncio.shield(asyncio.to_thread(self.stores.set_state, store.id, "deleting"))
             raise
         created, auto = described.collection, auto_chunking(model.max_tokens)
-        await asyncio.to_thread(
-            self.stores.open, store.id, created.model, created.full, auto.max_tokens
-        )
+        opened = (store.id, created.model, created.full, auto.max_tokens)
+        await asyncio.to_thread(self.stores.open, *opened)
         attachments = [Attachment(id_, {}, chunking or auto) for id_ in file_ids]
         if attachments:
             await asyncio.to_thread(self.store_files.attach, store.id, attachments)
@@ -288,3 +287,14 @@ class Retrieval:
         for file_id in await self.files.gone():
             await self.forget_file(file_id)
             await self.files.remove(file_id)
+
+
+def _read_name(folder: Path) -> str:
+    """Return the name of the router with this data folder: the same after a restart, no other's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "router-name"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(uuid.uuid4().hex)
+        temporary.replace(path)
+    return path.read_text()

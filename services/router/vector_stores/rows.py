@@ -50,6 +50,9 @@ class FileRow(Base):
     num_points: Mapped[int] = mapped_column(default=0)
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+    # The router that works on it, and when it last said so; of another, it is left alone so long.
+    owner: Mapped[str | None]
+    seen_at: Mapped[float | None]
 
 
 class BatchRow(Base):

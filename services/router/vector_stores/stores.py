@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from sqlalchemy import JSON, select
+from sqlalchemy import JSON, or_, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from services.router.vector_stores.rows import FileCounts, add_up
 from services.shared.database import Base, Database, fetch_page
-from services.shared.errors import NotFound, WrongState
+from services.shared.errors import NotFound, Unavailable, WrongState
 from services.shared.paging import Page, Paging
 
 State = Literal["creating", "open", "expired", "deleting"]
@@ -23,6 +23,8 @@ _SEEN: tuple[State, ...] = ("open", "expired")
 _DAY_S = 86_400
 # A store that is used is written so often at most: a sync of the disk for each search is too much.
 _TOUCH_S = 60.0
+# One that is created for so long is no longer: its router has ended.
+_CREATION_S = 3600.0
 _NO_FILES = FileCounts()
 
 
@@ -43,6 +45,8 @@ class _StoreRow(Base):
     last_active_at: Mapped[float]
     expires_days: Mapped[int | None]
     tenant: Mapped[str | None] = mapped_column(index=True)
+    # The router that creates it; None: of before it was noted.
+    creator: Mapped[str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +111,8 @@ class VectorStores:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, store: VectorStore) -> None:
-        """Note a store whose collection is about to be created; nobody sees it yet."""
+    def add(self, store: VectorStore, creator: str) -> None:
+        """Note a store whose collection a router is about to create; nobody sees it yet."""
         now = time.time()
         row = _StoreRow(
             id=store.id, state="creating", collection=store.collection, model=store.model,
@@ -116,15 +120,36 @@ class VectorStores:
             description=store.description,
             tags=store.metadata, created_at=now, last_active_at=now,
             expires_days=store.expires_days, tenant=store.tenant,
+            creator=creator,
         )  # fmt: skip
         with self._database.transaction() as session:
             session.add(row)
 
     def open(self, store_id: str, model: str, dim: int, auto_tokens: int) -> None:
-        """Note that a store's collection is there, and for which model; now it is seen."""
+        """Note that a store's collection is there, and for which model; now it is seen.
+
+        Raises:
+            Unavailable: it took so long that it was given up.
+        """
         with self._database.transaction() as session:
-            if (row := _row(session, store_id)) is not None:
-                row.state, row.model, row.dim, row.auto_tokens = "open", model, dim, auto_tokens
+            row = _row(session, store_id)
+            if row is None or row.state != "creating":
+                raise Unavailable("the vector store could not be created in time; try again")
+            row.state, row.model, row.dim, row.auto_tokens = "open", model, dim, auto_tokens
+
+    def give_up(self, creator: str) -> None:
+        """Let go of stores whose callers never got an answer: a router's, and old ones of others.
+
+        Args:
+            creator: the router, which is not creating any.
+        """
+        is_creating = _StoreRow.state == "creating"
+        is_its = or_(_StoreRow.creator == creator, _StoreRow.creator.is_(None))
+        is_old = _StoreRow.created_at < time.time() - _CREATION_S
+        with self._database.transaction() as session:
+            session.execute(
+                update(_StoreRow).where(is_creating, or_(is_its, is_old)).values(state="deleting")
+            )
 
     def set_state(self, store_id: str, state: State) -> None:
         """Say how far a store has come."""
