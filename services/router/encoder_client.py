@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 from services.shared.auth import ACTING_FOR
-from services.shared.errors import Overloaded, ServiceError, TooLarge, peer_errors
+from services.shared.errors import Overloaded, ServiceError, TooLarge, WrongState, peer_errors
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
 from services.shared.vectors import Array, unpack
@@ -115,6 +115,7 @@ class EncoderClient:
 
         Raises:
             NotFound: the encoder does not serve it.
+            WrongState: it makes no vectors.
             Unavailable: the encoder cannot be reached.
         """
         request = encoder_pb2.GetModelRequest(model=model)
@@ -123,6 +124,10 @@ class EncoderClient:
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
         found = response.model
+        if found.kind == encoder_pb2.MODEL_KIND_CROSS_ENCODER:
+            raise WrongState(
+                f"model {model!r} is a cross-encoder and makes no vectors; name one that does"
+            )
         dims = tuple(found.matryoshka_dims)
         return Model(found.id, found.space_id, found.dim, dims, found.max_tokens)
 

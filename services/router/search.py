@@ -12,6 +12,7 @@ from services.router.cross_encoder import (
 from services.router.explain import StageReport
 from services.router.filters import Filter
 from services.router.hybrid.hybrid import (
+    LEAST_CANDIDATES,
     Hybrid,
     SideScores,
 )
@@ -58,6 +59,14 @@ class Search:
     def depth(self) -> int:
         """How many hits must be found, before a cross-encoder has its word."""
         return self.cross_encoder.depth(self.limit) if self.cross_encoder else self.limit
+
+    @property
+    def candidates(self) -> int:
+        """How many hits must be found by vectors, and by words if they take part."""
+        if self.hybrid is None:
+            return self.depth
+        least = LEAST_CANDIDATES if self.plan is None else 1
+        return self.hybrid.candidates or max(least, self.depth)
 
     @property
     def words(self) -> str:

@@ -22,7 +22,6 @@ from services.router.explain import StageReport, explain
 from services.router.filters import Filter, check_filter
 from services.router.hybrid.hybrid import (
     Fused,
-    Hybrid,
     HybridSearcher,
     TextSide,
     check_hybrid,
@@ -134,7 +133,7 @@ class Searcher:
         else:
             answer, text = await asyncio.gather(
                 self._store.search(collection, plan, query_D, condition),
-                self._by_words(search, search.hybrid, collection, condition),
+                self._by_words(search, collection, condition),
             )
         self._metrics.stage_seconds.labels("search").observe(answer.seconds)
         fused = await self._fuse(search, collection, plan, query_D, answer, text)
@@ -168,11 +167,10 @@ class Searcher:
         )  # fmt: skip
 
     async def _by_words(
-        self, search: Search, hybrid: Hybrid, collection: Collection, condition: Filter | None
+        self, search: Search, collection: Collection, condition: Filter | None
     ) -> TextSide:
-        limit = hybrid.candidates or search.depth
         found = await self._hybrid.search_text(
-            collection, search.words, limit, condition, search.tenant
+            collection, search.words, search.candidates, condition, search.tenant
         )
         self._metrics.stage_seconds.labels("text").observe(found.answer.seconds)
         return found
@@ -245,9 +243,8 @@ def _report(text: TextSide, fused: Fused) -> TextReport:
 
 
 def _wish(search: Search) -> Wish:
-    limit = search.depth if search.hybrid is None else search.hybrid.candidates or search.depth
     return Wish(
-        limit, search.plan, search.recall_target, search.slice,
+        search.candidates, search.plan, search.recall_target, search.slice,
         search.max_seconds, search.max_bytes, search.condition is not None,
         search.tenant is not None,
     )  # fmt: skip

@@ -157,5 +157,5 @@ class RouterSettings(ServerSettings):
     @classmethod
     def _is_a_language(cls, value: str) -> str:
         if value and value not in LANGUAGES:
-            raise ValueError(f"accepted are {', '.join(LANGUAGES)}, or nothing")
+            raise ValueError(f"must be one of {', '.join(LANGUAGES)}, or empty, got {value!r}")
         return value

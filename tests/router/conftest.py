@@ -74,6 +74,11 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         return model
 
     async def GetModel(self, request: Any, context: Any) -> encoder_pb2.GetModelResponse:
+        if request.model == "letters":
+            kind = encoder_pb2.MODEL_KIND_CROSS_ENCODER
+            return encoder_pb2.GetModelResponse(
+                model=encoder_pb2.Model(id="letters", space_id="letters", kind=kind)
+            )
         model = self._find(request.model)
         declared = (8, 16, 32) if model == "small" else ()
         return encoder_pb2.GetModelResponse(

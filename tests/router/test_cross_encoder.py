@@ -96,6 +96,13 @@ async def test_a_bad_one_is_refused_in_one_sentence(filled, wanted, code, says):
     await refused(filled.stub.Search(request), code, says)
 
 
+async def test_no_collection_is_made_of_one(router):
+    """It makes no vectors, and that is said before anything is made."""
+    request = pb.CreateCollectionRequest(name="docs", model="letters")
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    await refused(router.stub.CreateCollection(request), code, "a cross-encoder and makes no")
+
+
 async def test_it_is_evaluated_beside_none(filled):
     """Labels say whether it is worth its time."""
     queries = [pb.LabelledQuery(text="red", relevant={"b": 1.0, "c": 1.0})]

@@ -103,6 +103,16 @@ async def test_recall_and_places_are_told_of_fused_hits(router):
     assert all(0 <= hit.shortlist_rank <= 2 for hit in found.hits)
 
 
+async def test_ten_of_each_side_are_fused_at_least(router):
+    """What is second on both sides can be the best of both, also where one hit is wanted."""
+    await create_by_words(router)
+    found = await search(router, "red fox at the fence", limit=1, hybrid=pb.Hybrid())
+    assert len(found.hits) == 1
+    assert found.text.candidates == 3
+    one = await search(router, "red fox at the fence", limit=1, hybrid=pb.Hybrid(candidates=1))
+    assert one.text.candidates == 1
+
+
 async def test_a_query_of_no_words_is_a_search_by_vectors(router):
     """Stop words find nothing, and are no error."""
     await create_by_words(router)
@@ -175,4 +185,7 @@ async def test_words_are_evaluated_beside_vectors_alone(router):
     told = await evaluate(router, queries, plain, by_words, limit=2)
     before, after = told.overall.scores
     assert after.ndcg == pytest.approx(1.0)
+    same = pb.Contender(collection="docs", hybrid=pb.Hybrid(text="fox"))
+    request = pb.EvaluateRequest(queries=queries, contenders=[same])
+    await refused(router.stub.Evaluate(request), INVALID, "the text of hybrid must be empty")
     assert before.ndcg < after.ndcg

@@ -76,6 +76,19 @@ def test_words_without_spaces_are_told_apart(language):
     assert set(query_terms("北京", text_index)) & set(query_terms("我住在北京市", text_index))
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_numbers_are_words_too(language):
+    """Of a part, a standard, a year: in every language, also between signs without spaces."""
+    text_index = TextIndex(language)
+    for query, text in (("117", "fuse F-117 blows"), ("9001", "ISO 9001"), ("2024", "第2024年")):
+        if language in ("any", "chinese", "japanese") or "第" not in text:
+            found = set(document_terms(text, text_index).indices)
+            assert set(query_terms(query, text_index)) & found, (query, text)
+    assert not set(query_terms("118", text_index)) & set(
+        document_terms("fuse F-117 blows", text_index).indices
+    )
+
+
 def test_every_language_that_is_offered_can_be_had():
     """None of them fails when it is first used."""
     for language in LANGUAGES:

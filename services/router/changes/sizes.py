@@ -68,7 +68,11 @@ class SizeWork:
             check_text_index(text_index)
             requests = requests or [size.request() for size in collection.sizes]
         if not requests:
-            raise InvalidRequest("sizes must name what the collection shall have", "sizes")
+            raise InvalidRequest(
+                "sizes must name what the collection shall have, or text_index how its texts are "
+                "searched by words",
+                "sizes",
+            )
         sizes = resolve_sizes(requests, collection.full, nesting=collection.nesting)
         calibrated = Calibrated.of(collection) if sizes != collection.sizes else None
         return collection, Change(

@@ -26,6 +26,10 @@ Fusion = Literal["score", "rank"]
 DEFAULT_WEIGHT: dict[Fusion, float] = {"score": 0.7, "rank": 0.5}
 
 
+LEAST_CANDIDATES = 10
+"""What is fourth on both sides may be among the best three of both."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hybrid:
     """How words take part in a search."""
@@ -36,7 +40,8 @@ class Hybrid:
     weight: float | None = None
     """Of the vectors' side, 0..1; None: `DEFAULT_WEIGHT`."""
     candidates: int = 0
-    """Hits of each side that are fused; 0: as many as are wanted."""
+    """Hits of each side that are fused; 0: as many as are wanted, and ten at least, unless the
+    search names its plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,8 @@ def check_text_side(collection: Collection) -> None:
     """Refuse a search by words where there is no text index; WrongState."""
     if collection.text_index is None:
         raise WrongState(
-            f"collection {collection.name!r} has no text index; give it one with "
-            "ResizeCollection (text_index), or search without hybrid"
+            f"collection {collection.name!r} has no text index; search without hybrid, or let an "
+            "operator give it one: the gRPC call ResizeCollection with text_index"
         )
 
 

@@ -144,6 +144,11 @@ class Evaluator:
             raise InvalidRequest(
                 f"contenders must be one or two, got {len(contenders)}", "contenders"
             )
+        if any(contender.hybrid and contender.hybrid.text for contender in contenders):
+            raise InvalidRequest(
+                "contenders: the text of hybrid must be empty: each query is searched by its own",
+                "contenders",
+            )
         if not 1 <= len(queries) <= self._max_queries:
             raise InvalidRequest(
                 f"queries must be 1 to {self._max_queries}, got {len(queries)}", "queries"

@@ -214,8 +214,10 @@ class TextIndex(_message.Message):
 
     LANGUAGE_FIELD_NUMBER: _builtins.int
     language: _builtins.str
-    """Which words count for nothing, and which endings: "english" (also if empty), "german" and 28
-    others; or "any": words as they are, in any script.
+    """Which words count for nothing, and which endings are one: "any" (none, in any script), arabic,
+    azerbaijani, basque, bengali, catalan, chinese, danish, dutch, english (also if empty), finnish,
+    french, german, greek, hebrew, hinglish, hungarian, indonesian, italian, japanese, kazakh,
+    nepali, norwegian, portuguese, romanian, russian, slovene, spanish, swedish, tajik or turkish.
     """
     def __init__(
         self,
@@ -1334,7 +1336,9 @@ class Hybrid(_message.Message):
     weight: _builtins.float
     """Of the vectors' side, 0..1; absent: 0.7 by score, 0.5 by rank."""
     candidates: _builtins.int
-    """Hits of each side that are fused, at least the limit; 0: the limit."""
+    """Hits of each side that are fused, at least the limit; 0: the limit, and ten at least unless the
+    search names its plan.
+    """
     def __init__(
         self,
         *,
