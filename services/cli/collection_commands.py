@@ -122,6 +122,10 @@ def index(
     dims: Annotated[
         str, typer.Option(help="With --create: sizes such as 64:int8,128; unset: the model's.")
     ] = "",
+    words: Annotated[
+        str,
+        typer.Option(help="With --create: also make texts searchable by words of that language."),
+    ] = "",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that are no documents.")
     ] = False,
@@ -175,7 +179,7 @@ def index(
             ),
             paths=sources,
             state=state or Path(f"{collection}.index-state"),
-            create=creation(collection, model, dims) if create else None,
+            create=creation(collection, model, dims, words) if create else None,
             skip_bad=skip_bad,
             with_ray=engine is EngineName.ray,
             ray_address=ray_address,

@@ -237,6 +237,7 @@ def test_all_that_is_wrong_is_told_before_anything_is_written(router, tmp_path):
         (["new", "README.md", "--create", "--attribute", "year:date"], "FIELD or FIELD:string"),
         (["new/one", "README.md"], "the collection's name must be 1 to 255 letters"),
         (["new", "README.md", "--create", "--dims", "64,9999"], "between 1 and 384"),
+        (["new", "README.md", "--create", "--words", "klingon"], "must be one of any, arabic"),
         (["new", "README.md", "--state", "nowhere/x"], "--state: there is no folder nowhere"),
         (["new", "README.md", "--router", "localhost"], "--router must be host:port of gRPC"),
     ],

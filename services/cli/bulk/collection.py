@@ -11,9 +11,12 @@ from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 
 
-def creation(collection: str, model: str, dims: str) -> pb.CreateCollectionRequest:
+def creation(collection: str, model: str, dims: str, words: str) -> pb.CreateCollectionRequest:
     """Return what makes the collection; InvalidRequest: see `parse_sizes`."""
-    return pb.CreateCollectionRequest(name=collection, model=model, sizes=parse_sizes(dims))
+    text_index = pb.TextIndex(language=words) if words else None
+    return pb.CreateCollectionRequest(
+        name=collection, model=model, sizes=parse_sizes(dims), text_index=text_index
+    )
 
 
 def parse_sizes(text: str, option: str = "--dims", default: str = "none") -> list[pb.Size]:
