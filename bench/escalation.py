@@ -25,7 +25,8 @@ from rich.table import Table
 from bench.adaptor import COLLECTIONS
 from bench.nest import learn_rotation, read_collection, read_docstrings
 from bench.report import cpu
-from bench.router import Vectors, load
+from bench.router import load
+from bench.timed import Vectors
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, truncate

@@ -1,12 +1,14 @@
-"""A million points on one machine: built, nested, opened and searched on Qdrant Edge.
+"""A million points on one machine: written, indexed, nested, opened and searched on Qdrant Edge.
 
-No real collection of that size lies here, so points are made of real ones: each is a docstring's
-vector moved by half the difference of two others, so that their spectrum and their crowds stay;
-questions likewise, of questions. The collection keeps nested sizes in codes of four bits with
-graphs, and the full numbers on the disk. A calibration chooses the plans; other questions are
-timed, the plans and exact full-width search in turns. The last line of stdout is one JSON object.
+No real collection of that size lies here, so points are made of real ones (`made.py`), questions
+likewise of real questions. At first the collection keeps a plain short size and the full one;
+they are indexed, and then it gets the sizes that it is measured with: nested ones in codes of
+four bits, and the full one in such codes with a graph, its originals on the disk. Searches go on
+all that time, by the short size and exactly, and the longest are shown, and how long one was held
+up. Then a calibration chooses the plans; other questions are timed, the plans and exact
+full-width search in turns. The last line of stdout is one JSON object.
 
-    python -m bench.million [--points N] [--sizes M,M] [--cache FOLDER]
+    python -m bench.million [--points N] [--sizes M,M] [--full CODES] [--cache FOLDER]
 """
 
 import argparse
@@ -17,45 +19,39 @@ import platform
 import resource
 import tempfile
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from rich.progress import Progress
 
+from bench.made import more_of
 from bench.nest import learn_rotation, read_docstrings
 from bench.report import cpu
-from bench.router import load, words
-from services.router.plan import exact_plan, recall, scores_are_cosines
+from bench.router import load
+from bench.timed import LIMIT, Measured, Vectors, measure, of_plan, words
+from services.router.plan import default_plan, exact_plan
 from services.router.recall.calibrate import Calibrate, Calibrator
+from services.router.recall.calibration import Calibration
 from services.router.recall.queries import Queries, QuerySource
+from services.router.recall.ranks import Neighbours
 from services.router.recall.recent import Recent
-from services.router.rotation import Rotation
-from services.router.sizes import Size, SizeRequest, resolve_sizes
+from services.router.sizes import Quantization, SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point
 from services.shared.errors import NotFound
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
-from services.shared.vectors import Array, normalize
+from services.shared.vectors import Array
 
 TARGETS = (0.90, 0.95, 0.99)
-LIMIT = 10
+SHORT = 64
 _BATCH = 2048
 _KNOWN, _TIMED = 1200, 200
 _MAX_CANDIDATES = 2000
-_MOVED = 0.5
 _LEARNED_FROM = 100_000
-
-
-def more_of(real_ND: Array, count: int, seed: int) -> Array:
-    """Make vectors of real ones: one, moved along the difference of two others."""
-    random = np.random.default_rng(seed)
-    made = np.empty((count, real_ND.shape[1]), dtype=np.float32)
-    for begin in range(0, count, 50_000):
-        rows = random.integers(len(real_ND), size=(3, min(50_000, count - begin)))
-        one, other, third = (real_ND[some] for some in rows)
-        made[begin : begin + len(one)] = normalize(one + _MOVED * (other - third))
-    return made
+_PAUSE_S = 0.05
 
 
 def peak_gib(pid: int) -> float:
@@ -84,126 +80,182 @@ async def fill(store: EdgeStore, name: str, vectors_ND: Array, progress: Progres
     return time.perf_counter() - begin_s
 
 
-async def resize(
-    store: EdgeStore,
-    collection: Collection,
-    sizes: tuple[Size, ...],
-    rotation: Rotation,
-    query_D: Array,
-) -> tuple[float, float]:
-    """Add sizes; return the seconds that takes, and the longest search meanwhile."""
-    plan = exact_plan(collection.sizes, LIMIT)
-    longest_s, begin_s = 0.0, time.perf_counter()
-    work = store.resize(collection.name, sizes, rotation, lambda *_: None)
-    building = asyncio.create_task(work)
-    while not building.done():
+async def search_on(
+    store: EdgeStore, name: str, work: Coroutine[Any, Any, object], queries_QD: Array
+) -> dict[str, object]:
+    """Search, a short size and exactly in turns, until some work on the collection has ended.
+
+    Returns:
+        What took how long: the work, the longest search of each kind, and the longest that one
+        was held up, which is what it took beyond the engine's time in it; ms, but for the work.
+    """
+    took: dict[str, list[tuple[float, float]]] = {"short": [], "exact": []}
+    begin_s = time.perf_counter()
+    working = asyncio.create_task(work)
+    while not working.done():
+        collection = await store.find(name)
+        number = len(took["short"]) + len(took["exact"])
+        kind = ("short", "exact")[number % 2]
+        plan = exact_plan(collection.sizes, LIMIT)
+        if kind == "short":
+            plan = default_plan(collection.sizes, LIMIT, _MAX_CANDIDATES)
         start_s = time.perf_counter()
         with contextlib.suppress(NotFound):  # the sizes have just changed
-            await store.search(collection, plan, query_D, with_points=False)
-        longest_s = max(longest_s, time.perf_counter() - start_s)
-        await asyncio.sleep(0.2)
-    await building
-    return time.perf_counter() - begin_s, longest_s
+            answer = await store.search(
+                collection, plan, queries_QD[number % len(queries_QD)], with_points=False
+            )
+            took[kind].append((time.perf_counter() - start_s, answer.seconds))
+        await asyncio.sleep(_PAUSE_S)
+    await working
+    result: dict[str, object] = {"seconds": round(time.perf_counter() - begin_s)}
+    for kind, pairs in took.items():
+        whole_s, engine_s = np.array(pairs).T
+        result[kind] = {
+            "searches": len(pairs),
+            "p50_ms": round(float(np.median(whole_s)) * 1000, 1),
+            "longest_ms": round(float(whole_s.max()) * 1000),
+            "longest_held_up_ms": round(float((whole_s - engine_s).max()) * 1000),
+        }
+    return result
 
 
-async def run(points: int, dims: list[int], cache: Path | None) -> None:
+async def calibrate(
+    store: EdgeStore, name: str, known_QD: Array, progress: Progress
+) -> Calibration:
+    task = progress.add_task("calibrate", total=None)
+    recent = Recent(store, 0, 1, 60.0)
+    queries = Queries(store, None, recent, _KNOWN)  # type: ignore[arg-type]  # asks no encoder
+    calibrator = Calibrator(store, queries, 10**7, _MAX_CANDIDATES, 1000)
+    source = QuerySource(vectors_QD=known_QD, space_id="bench")
+    made = await calibrator.run(
+        Calibrate(name, LIMIT, TARGETS[-1], queries=source),
+        lambda step, done, total: progress.update(
+            task, description=step, completed=done, total=total
+        ),
+    )
+    progress.remove_task(task)
+    return made
+
+
+async def truth_of(store: EdgeStore, collection: Collection, queries_QD: Array) -> Neighbours:
+    keys, scores = [], []
+    plan = exact_plan(collection.sizes, LIMIT)
+    for query_D in queries_QD:
+        hits = (await store.search(collection, plan, query_D, with_points=False)).hits
+        keys.append([hit.key for hit in hits])
+        scores.append([hit.score for hit in hits])
+    return Neighbours(keys, scores, {})
+
+
+async def make(
+    store: EdgeStore, data: Vectors, dims: list[int], codes: Quantization, progress: Progress
+) -> dict[str, object]:
+    """Write, index and resize the collection; return what that took."""
+    points, full = data.documents_ND.shape
+    plain = [SizeRequest(SHORT, "turbo4"), SizeRequest(full, hnsw_m=0, placement="cold")]
+    await store.create(Collection(data.name, "bench", "bench", resolve_sizes(plain, full)))
+    write_s = await fill(store, data.name, data.documents_ND, progress)
+    task = progress.add_task("index", total=None)
+    indexed = await search_on(store, data.name, store.settle(data.name), data.timed_QD)
+    progress.update(task, description="learn a rotation")
+    begin_s = time.perf_counter()
+    rotation = learn_rotation(data.documents_ND[:_LEARNED_FROM], data.known_QD, dims)
+    learn_s = time.perf_counter() - begin_s
+    progress.update(task, description="build other sizes")
+    wanted = [SizeRequest(dim, "turbo4", is_nested=True) for dim in dims]
+    wanted.append(SizeRequest(full, codes, 16, "cold"))
+    sizes = resolve_sizes(wanted, full, nesting=rotation.id)
+    resizing = store.resize(data.name, sizes, rotation, lambda *_: None)
+    resized = await search_on(store, data.name, resizing, data.timed_QD)
+    progress.remove_task(task)
+    builders_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(
+        f"written in {write_s:.0f} s ({points / write_s:,.0f} points/s); a rotation learned in "
+        f"{learn_s:.0f} s; a process of the build had {builders_gib:.1f} GiB at most\n\n"
+        "| meanwhile | took s | searches | searches | p50 ms | longest ms | longest held up ms |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    building = f"{full} with a graph over {codes}, nested {dims}"
+    for what, seen in ((f"{SHORT} indexed", indexed), (f"{building} built, indexed", resized)):
+        for kind in ("short", "exact"):
+            row = " | ".join(map(str, seen[kind].values()))  # type: ignore[attr-defined]
+            print(f"| {what} | {seen['seconds']} | {kind} | {row} |")
+    return {
+        "points": points, "dim": full, "write_points_per_s": round(points / write_s),
+        "learn_s": round(learn_s), "index": indexed, "build": resized,
+    }  # fmt: skip
+
+
+async def search(store: EdgeStore, data: Vectors, progress: Progress) -> dict[str, object]:
+    """Calibrate, and time the plans beside exact search."""
+    begin_s = time.perf_counter()
+    collection = await store.find(data.name)
+    await store.count(data.name)
+    open_s = time.perf_counter() - begin_s
+    begin_s = time.perf_counter()
+    calibration = await calibrate(store, data.name, data.known_QD, progress)
+    print(
+        f"\nopened in {open_s:.1f} s; calibrated in {time.perf_counter() - begin_s:.0f} s\n\n"
+        "| target | plan | recall | p50 ms | p99 ms | bytes/point | queries/s over exact search |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    rows = [calibration.choose(target).row for target in TARGETS]
+    plans = [exact_plan(collection.sizes, LIMIT), *(row.plan(LIMIT) for row in rows)]
+    bytes_ = [4 * collection.full, *(row.memory_bytes for row in rows)]
+    settings = [
+        of_plan(store, collection, plan, words(plan), memory_bytes)
+        for plan, memory_bytes in zip(plans, bytes_, strict=True)
+    ]
+    truth = await truth_of(store, collection, data.timed_QD)
+    exact, *found = await measure(settings, data.timed_QD, truth)
+    worker = store._collections[data.name].worker
+    assert worker is not None
+    result: dict[str, object] = {
+        "open_s": round(open_s, 1), "worker_own_gib": round(own_gib(worker.pid), 2),
+        "worker_peak_gib": round(peak_gib(worker.pid), 2), "exact_p50_ms": round(exact.p50_ms, 1),
+    }  # fmt: skip
+    for target, mine in zip(TARGETS, found, strict=True):
+        show(target, mine, exact)
+        result[str(target)] = {
+            "recall": round(mine.recall, 4),
+            "qps_vs_exact": round(mine.qps / exact.qps, 1),
+            "memory_bytes": mine.memory_bytes,
+            "plan": mine.what,
+        }
+    result["qps_vs_exact_1m"] = round(found[-1].qps / exact.qps, 1)
+    return result
+
+
+def show(target: float, mine: Measured, exact: Measured) -> None:
+    print(
+        f"| {target:g} | {mine.what} | {mine.recall:.4f} | {mine.p50_ms:.2f} | {mine.p99_ms:.2f} "
+        f"| {mine.memory_bytes:.0f} | {mine.qps / exact.qps:.0f} |"
+    )
+
+
+async def run(points: int, dims: list[int], codes: Quantization, cache: Path | None) -> None:
     model = TextModel(locate(DEFAULT_MODEL), "bfloat16")
     model.max_tokens = 128
     real = load(read_docstrings(), model, cache)
-    full = real.documents_ND.shape[1]
+    del model
+    data = Vectors(
+        "million",
+        more_of(real.documents_ND, points, 0),
+        more_of(real.known_QD, _KNOWN, 1),
+        more_of(real.timed_QD, _TIMED, 2),
+    )
     print(
         f"{time.strftime('%Y-%m-%d')}, {cpu()}, Python {platform.python_version()}, Qdrant Edge, "
-        f"{points:,} points of {full} numbers made of {len(real.documents_ND):,} real ones, one "
-        "search at a time"
+        f"{points:,} points of {data.documents_ND.shape[1]} numbers made of "
+        f"{len(real.documents_ND):,} real ones, one search at a time"
     )
-    documents_ND = more_of(real.documents_ND, points, 0)
-    known_QD = more_of(real.known_QD, _KNOWN, 1)
-    timed_QD = more_of(real.timed_QD, _TIMED, 2)
-    plain = [SizeRequest(full, hnsw_m=0, placement="cold")]
-    collection = Collection("million", "bench", "bench", resolve_sizes(plain, full))
-    del model
     with Progress(transient=True) as progress, tempfile.TemporaryDirectory() as folder:
         store = EdgeStore(Path(folder))
         await store.open()
-        await store.create(collection)
-        write_s = await fill(store, collection.name, documents_ND, progress)
-        begin_s = time.perf_counter()
-        sample = documents_ND[:_LEARNED_FROM]
-        rotation = learn_rotation(sample, known_QD, dims)
-        learn_s = time.perf_counter() - begin_s
-        nested = [SizeRequest(dim, "turbo4", is_nested=True) for dim in dims]
-        sizes = resolve_sizes([*plain, *nested], full, nesting=rotation.id)
-        build_s, blocked_s = await resize(store, collection, sizes, rotation, timed_QD[0])
-        collection = await store.find(collection.name)
-        builders_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        result = await make(store, data, dims, codes, progress)
         await store.close()
-        begin_s = time.perf_counter()
         await store.open()
-        exact = exact_plan(collection.sizes, LIMIT)
-        await store.count(collection.name)
-        open_s = time.perf_counter() - begin_s
-        print(
-            f"written in {write_s:.0f} s ({points / write_s:,.0f} points/s); a rotation learned in "
-            f"{learn_s:.0f} s; nested sizes {dims} built and indexed in {build_s:.0f} s while "
-            f"exact searches took {blocked_s * 1000:.0f} ms at most; opened in {open_s:.1f} s; a "
-            f"process of the build had {builders_gib:.1f} GiB at most"
-        )
-        task = progress.add_task("calibrate", total=None)
-        recent = Recent(store, 0, 1, 60.0)
-        queries = Queries(store, None, recent, _KNOWN, 1_000_000)  # type: ignore[arg-type]  # asks no encoder
-        calibrator = Calibrator(store, queries, 10**7, _MAX_CANDIDATES, 1000)
-        begin_s = time.perf_counter()
-        calibration = await calibrator.run(
-            Calibrate(
-                collection.name, LIMIT, TARGETS[-1],
-                queries=QuerySource(vectors_QD=known_QD, space_id="bench"),
-            ),
-            lambda step, done, total: progress.update(
-                task, description=step, completed=done, total=total
-            ),
-        )  # fmt: skip
-        progress.remove_task(task)
-        print(f"calibrated in {time.perf_counter() - begin_s:.0f} s")
-        plans = [calibration.choose(target).row.plan(LIMIT) for target in TARGETS]
-        seconds = np.zeros((len(plans) + 1, _TIMED))
-        recalls = np.zeros((len(plans), _TIMED))
-        for query, query_D in enumerate(timed_QD):
-            truth = await store.search(collection, exact, query_D, with_points=False)
-            seconds[-1, query] = truth.seconds
-            best = [(hit.key, hit.score) for hit in truth.hits]
-            for number, plan in enumerate(plans):
-                answer = await store.search(collection, plan, query_D, with_points=False)
-                seconds[number, query] = answer.seconds
-                is_cosine = scores_are_cosines(plan, collection.sizes[-1])
-                found = [(hit.key, hit.score) for hit in answer.hits]
-                recalls[number, query] = recall(found, best, is_cosine)
-        worker = store._collections[collection.name].worker
-        assert worker is not None
-        result: dict[str, object] = {
-            "points": points, "dim": full, "write_points_per_s": round(points / write_s),
-            "learn_s": round(learn_s), "build_s": round(build_s),
-            "longest_exact_search_meanwhile_ms": round(blocked_s * 1000),
-            "open_s": round(open_s, 1), "worker_own_gib": round(own_gib(worker.pid), 2),
-            "worker_peak_gib": round(peak_gib(worker.pid), 2),
-            "exact_p50_ms": round(float(np.median(seconds[-1])) * 1000, 1),
-        }  # fmt: skip
-        print("\n| target | plan | recall | p50 ms | p99 ms | queries/s over exact search |")
-        print("|---|---|---|---|---|---|")
-        for number, target in enumerate(TARGETS):
-            mine_s = seconds[number]
-            ratio = seconds[-1].mean() / mine_s.mean()
-            print(
-                f"| {target:g} | {words(plans[number])} | {recalls[number].mean():.4f} "
-                f"| {np.median(mine_s) * 1000:.2f} | {np.quantile(mine_s, 0.99) * 1000:.2f} "
-                f"| {ratio:.0f} |"
-            )
-            result[str(target)] = {
-                "recall": round(float(recalls[number].mean()), 4),
-                "qps_vs_exact": round(float(ratio), 1),
-                "memory_bytes": calibration.choose(target).row.memory_bytes,
-                "plan": words(plans[number]),
-            }
-        result["qps_vs_exact_1m"] = result[str(TARGETS[-1])]["qps_vs_exact"]  # type: ignore[index]
+        result |= await search(store, data, progress)
         await store.close()
     print(json.dumps(result))
 
@@ -211,11 +263,14 @@ async def run(points: int, dims: list[int], cache: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--sizes", default="64,128", help="nested sizes, ascending")
+    parser.add_argument("--sizes", default="128", help="nested sizes, ascending")
+    parser.add_argument(
+        "--full", default="turbo4", choices=get_args(Quantization), help="codes of the full size"
+    )
     parser.add_argument("--cache", type=Path, help="folder to keep vectors of texts in")
     arguments = parser.parse_args()
     dims = [int(dim) for dim in arguments.sizes.split(",")]
-    asyncio.run(run(arguments.points, dims, arguments.cache))
+    asyncio.run(run(arguments.points, dims, arguments.full, arguments.cache))
 
 
 if __name__ == "__main__":

@@ -1,59 +1,66 @@
-"""The router's plans beside the best single-stage settings of the same engine, and its promises.
+"""The router's plans beside other ways to search the same vectors, and its promises.
 
 On Qdrant Edge, over real vectors and real questions that nobody calibrated with. For each recall
-target: the fastest single-stage setting found by a sweep (plain, int8, TurboQuant, binary, each
-with rescoring), exact search, and the plan that a calibration chose; queries per second of one
+target: the fastest single-stage setting of the same engine found by a sweep (plain, int8,
+TurboQuant, binary, each with rescoring), FAISS's HNSW likewise if it is installed
+(`faiss_hnsw.py`), exact search, and the plan that a calibration chose; queries per second of one
 core, p50 and p99 in the engine, bytes in memory per point, recall on the timed questions. The
-sweep may look at the timed questions; the calibration may not.
+sweeps may look at the timed questions; the calibration may not.
 
 Then the promise itself: calibrations on many random choices of questions; how often the chosen
-plan keeps its target on the others, and what it costs beside the cheapest plan that does. The
-last line of stdout is one JSON object. A million points are `bench.million`'s.
+plan keeps its target on the others, and what it costs beside the cheapest plan that does.
 
-    python -m bench.router [--cache FOLDER] [--promises N] [--pool N]
+--made adds collections of other widths, made of the real ones (`made.py`), as many points as
+--made-points says; of them only the comparison is made. A million points are `bench.million`'s.
+The last line of stdout is one JSON object.
+
+    python -m bench.router [--cache FOLDER] [--promises N] [--pool N] [--made D,D [--made-points N]]
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import platform
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-import numpy as np
 from rich.progress import Progress
 
 from bench.adaptor import COLLECTIONS, encode
+from bench.faiss_hnsw import ABSENT, IS_INSTALLED, faiss_settings
+from bench.made import Longer, more_of
 from bench.nest import Texts, learn_rotation, read_collection, read_docstrings
+from bench.promises import MAX_CANDIDATES, TARGETS, promises
 from bench.report import cpu
-from services.router.plan import Plan, Stage, exact_plan, recall
+from bench.timed import (
+    LIMIT,
+    Measured,
+    Setting,
+    Vectors,
+    build,
+    measure,
+    of_plan,
+    read_truth,
+    words,
+)
+from services.router.plan import Plan, Stage, exact_plan
 from services.router.recall.calibrate import Calibrate, Calibrator
-from services.router.recall.candidates import candidate_plans
+from services.router.recall.calibration import Calibration
 from services.router.recall.queries import Queries, QuerySource
-from services.router.recall.ranks import Neighbours, Scan
 from services.router.recall.recent import Recent
-from services.router.recall.trials import OBJECTIVES, Trial, front, plan_rows, thin
-from services.router.sizes import Quantization, Size, SizeRequest, label, memory, resolve_sizes
+from services.router.sizes import Quantization, SizeRequest, memory, resolve_sizes
 from services.router.storage.edge import EdgeStore
-from services.router.storage.store import Collection, Point
+from services.router.storage.store import Collection
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
-from services.shared.pb import router_pb2 as pb
-from services.shared.pb import router_pb2_grpc as pb_grpc
-from services.shared.vectors import Array, normalize, pack
-from tests.conftest import serve
+from services.shared.vectors import Array, normalize
 
-TARGETS = (0.90, 0.95, 0.99)
-LIMIT = 10
-FULL = 384
-# What a collection keeps here: short sizes, plain and nested, and the full one as two-bit codes
-# with a graph, whose originals lie on the disk. Which answers, and how, the calibration says.
-SIZES = (SizeRequest(96, "turbo4"), SizeRequest(FULL, "turbo2", 16, "cold"))
-NESTED = (96, 128)
 EFS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SINGLE: dict[Quantization, tuple[float | None, ...]] = {
     "none": (None,),
@@ -63,32 +70,22 @@ SINGLE: dict[Quantization, tuple[float | None, ...]] = {
     "binary": (2.0, 4.0, 8.0),
 }
 _NUM_TIMED = 1000
-_MAX_CANDIDATES = 5000
-_CHOOSING = 600
-_MIN_CERTIFYING = 500
+_NUM_KNOWN = 4000
+# Vectors that a rotation is learned from.
+_LEARNED_FROM = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """A collection and its questions."""
+def sizes_of(full: int) -> list[SizeRequest]:
+    """Return what a collection keeps here besides nested sizes.
 
-    name: str
-    documents_ND: Array
-    known_QD: Array
-    """Questions that a calibration may use."""
-    timed_QD: Array
+    A short size, and the full one as two-bit codes with a graph, whose originals lie on the disk.
+    Which of them answers, and how, the calibration says.
+    """
+    return [SizeRequest(full // 4, "turbo4"), SizeRequest(full, "turbo2", 16, "cold")]
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A setting on the timed questions."""
-
-    what: str
-    recall: float
-    qps: float
-    p50_ms: float
-    p99_ms: float
-    memory_bytes: float
+def nested_of(full: int) -> list[SizeRequest]:
+    return [SizeRequest(dim, "turbo4", is_nested=True) for dim in (full // 4, full // 3)]
 
 
 def load(texts: Texts, model: TextModel, cache: Path | None) -> Vectors:
@@ -103,82 +100,27 @@ def load(texts: Texts, model: TextModel, cache: Path | None) -> Vectors:
     )
 
 
-async def build(
-    store: EdgeStore, name: str, sizes: Sequence[SizeRequest], data: Vectors
-) -> Collection:
-    full = data.documents_ND.shape[1]
-    collection = Collection(name, "bench", "bench", resolve_sizes(sizes, full))
-    await store.create(collection)
-    for begin in range(0, len(data.documents_ND), 2048):
-        rows = data.documents_ND[begin : begin + 2048]
-        points = [Point(str(begin + row), "", {}) for row in range(len(rows))]
-        await store.upsert(name, points, rows)
-    await store.settle(name)
-    return collection
+def made_of(real: Vectors, width: int, points: int) -> Vectors:
+    """Make a larger and longer collection of a real one, and questions of its questions."""
+    longer = Longer(real.documents_ND, width)
+    return Vectors(
+        f"made-{width}",
+        longer(more_of(real.documents_ND, points, 0)),
+        longer(more_of(real.known_QD, _NUM_KNOWN, 1)),
+        longer(more_of(real.timed_QD, _NUM_TIMED, 2)),
+    )
 
 
-async def read_truth(
-    store: EdgeStore, collection: Collection, queries_QD: Array, sizes: Sequence[Size], depth: int
-) -> Neighbours:
-    rotation = await store.rotation(collection)
-    scan = Scan(queries_QD, [""] * len(queries_QD), sizes, depth, rotation)
-    after: str | None = None
-    while True:
-        page = await store.vectors(collection.name, after, 1000)
-        scan.add(page.keys, page.vectors_BD)
-        after = page.after
-        if after is None:
-            return scan.neighbours(LIMIT)
-
-
-async def measure(
-    store: EdgeStore,
-    settings: Sequence[tuple[str, Collection, Plan, float]],
-    queries_QD: Array,
-    truth: Neighbours,
-) -> list[Measured]:
-    """Let all settings answer all questions, in turns.
-
-    Each collection has an engine of its own; the first search after those of others finds its
-    memory cold, so one that does not count comes before.
-    """
-    recalls = np.zeros((len(settings), len(queries_QD)))
-    seconds = np.zeros_like(recalls)
-    for query, query_D in enumerate(queries_QD):
-        exact = list(zip(truth.keys[query], truth.scores[query], strict=True))
-        last = None
-        for number, (_, collection, plan, _) in enumerate(settings):
-            if collection is not last:
-                await store.search(collection, plan, query_D, with_points=False)
-                last = collection
-            answer = await store.search(collection, plan, query_D, with_points=False)
-            hits = [(hit.key, hit.score) for hit in answer.hits]
-            recalls[number, query] = recall(hits, exact)
-            seconds[number, query] = answer.seconds
-    return [
-        Measured(
-            what,
-            float(recalls[number].mean()),
-            float(1 / seconds[number].mean()),
-            float(np.median(seconds[number]) * 1000),
-            float(np.quantile(seconds[number], 0.99) * 1000),
-            bytes_,
-        )
-        for number, (what, _, _, bytes_) in enumerate(settings)
-    ]
-
-
-def single_stage(
-    collection: Collection, num_points: int
-) -> list[tuple[str, Collection, Plan, float]]:
+def single_stage(store: EdgeStore, collection: Collection, num_points: int) -> list[Setting]:
     """Return the sweep over one collection that keeps the full size only."""
     (size,) = collection.sizes
     (cost,) = memory(collection.sizes, num_points)
     return [
-        (
-            f"{size.quantization} ef={ef} oversampling={times}",
+        of_plan(
+            store,
             collection,
             Plan((Stage(size.dim, LIMIT, ef=ef, oversampling=times),)),
+            f"{size.quantization} ef={ef} oversampling={times}",
             float(cost.vector_bytes + cost.graph_bytes),
         )
         for times in SINGLE[size.quantization]
@@ -186,14 +128,12 @@ def single_stage(
     ]
 
 
-def words(plan: Plan) -> str:
-    """Return a plan in a few words."""
-    *first, last = plan.stages
-    parts = [
-        f"{label(s.key)} x {s.candidates} ({'scan' if not s.ef else f'ef={s.ef}'})" for s in first
-    ]
-    how = "exact" if last.exact else f"ef={last.ef} oversampling={last.oversampling}"
-    return " > ".join([*parts, str(last.dim) if first else f"{last.dim} {how}"])
+async def calibrate(store: EdgeStore, name: str, known_QD: Array) -> Calibration:
+    recent = Recent(store, 0, 1, 60.0)
+    queries = Queries(store, None, recent, _NUM_KNOWN)  # type: ignore[arg-type]  # asks no encoder
+    calibrator = Calibrator(store, queries, 10**7, MAX_CANDIDATES, 1000)
+    source = QuerySource(vectors_QD=known_QD, space_id="bench")
+    return await calibrator.run(Calibrate(name, LIMIT, 0.99, queries=source), lambda *_: None)
 
 
 async def compare(store: EdgeStore, data: Vectors, progress: Progress) -> dict[str, object]:
@@ -201,75 +141,86 @@ async def compare(store: EdgeStore, data: Vectors, progress: Progress) -> dict[s
     num_points, full = data.documents_ND.shape
     task = progress.add_task(f"{data.name}: build", total=None)
     single = [
-        await build(store, f"{data.name}-{kind}", [SizeRequest(full, kind)], data)
+        await build(store, f"{data.name}-{kind}", [SizeRequest(full, kind)], data.documents_ND)
         for kind in SINGLE
     ]
-    plain = await build(store, data.name, SIZES, data)
+    plain = await build(store, data.name, sizes_of(full), data.documents_ND)
+    progress.update(task, description=f"{data.name}: build FAISS's")
+    swept_faiss = await asyncio.to_thread(faiss_settings, data.documents_ND)
     progress.update(task, description=f"{data.name}: nest")
-    rotation = learn_rotation(data.documents_ND, data.known_QD, NESTED)
-    nested = [SizeRequest(dim, "turbo4", is_nested=True) for dim in NESTED]
-    sizes = resolve_sizes([*SIZES, *nested], full, nesting=rotation.id)
+    nested = nested_of(full)
+    rotation = learn_rotation(
+        data.documents_ND[:_LEARNED_FROM], data.known_QD, [size.dim for size in nested]
+    )
+    sizes = resolve_sizes([*sizes_of(full), *nested], full, nesting=rotation.id)
     ours = await store.resize(plain.name, sizes, rotation, lambda *_: None)
     progress.update(task, description=f"{data.name}: calibrate")
-    recent = Recent(store, 0, 1, 60.0)
-    calibrator = Calibrator(
-        store,
-        Queries(store, None, recent, 4000, 1_000_000),
-        10**7,
-        _MAX_CANDIDATES,
-        1000,  # type: ignore[arg-type]
-    )
-    begin = time.perf_counter()
-    calibration = await calibrator.run(
-        Calibrate(
-            data.name, LIMIT, 0.99, queries=QuerySource(vectors_QD=data.known_QD, space_id="bench")
-        ),
-        lambda *_: None,
-    )
-    calibrated_s = time.perf_counter() - begin
+    begin_s = time.perf_counter()
+    calibration = await calibrate(store, data.name, data.known_QD)
+    calibrated_s = time.perf_counter() - begin_s
     truth = await read_truth(store, ours, data.timed_QD, ours.sizes[-1:], LIMIT)
-    settings = [("exact search", ours, exact_plan(ours.sizes, LIMIT), 4.0 * full)]
-    for collection in single:
-        # Keys are the points' ids, so they are the same in all collections.
-        settings += single_stage(collection, num_points)
-    chosen = {}
-    for target in TARGETS:
-        choice = calibration.choose(target)
-        chosen[target] = len(settings)
-        plan = choice.row.plan(LIMIT)
-        settings.append((words(plan), ours, plan, float(choice.row.memory_bytes)))
+    swept = [setting for one in single for setting in single_stage(store, one, num_points)]
+    rows = [calibration.choose(target).row for target in TARGETS]
+    plans = [row.plan(LIMIT) for row in rows]
+    settings = [
+        of_plan(store, ours, exact_plan(ours.sizes, LIMIT), "exact search", 4.0 * full),
+        *swept,
+        *swept_faiss,
+        *(
+            of_plan(store, ours, plan, words(plan), float(row.memory_bytes))
+            for plan, row in zip(plans, rows, strict=True)
+        ),
+    ]
     progress.update(task, description=f"{data.name}: time {len(settings)} settings")
-    found = await measure(store, settings, data.timed_QD, truth)
+    exact, *found = await measure(settings, data.timed_QD, truth)
     progress.remove_task(task)
-    num_single = len(settings) - len(TARGETS)
-    exact, swept = found[0], found[1:num_single]
-    graph = next(m for m in swept if m.what.startswith("none"))
-    targets = {}
-    for target in TARGETS:
-        mine = found[chosen[target]]
-        holding = [m for m in swept if m.recall >= target]
-        best = max(holding, key=lambda m: m.qps, default=exact)
-        targets[target] = (mine, best, calibration.choose(target).promised)
-    show(data, exact, graph, targets, calibrated_s, calibration.num_queries)
+    graph = next(m for m in found if m.what.startswith("none"))
+    peers = {
+        "best_single_stage": found[: len(swept)],
+        "faiss": found[len(swept) : len(swept) + len(swept_faiss)],
+    }
+    targets = {
+        target: (mine, {name: fastest(some, target) for name, some in peers.items()})
+        for target, mine in zip(TARGETS, found[-len(TARGETS) :], strict=True)
+    }
+    promised = {target: calibration.choose(target).promised for target in TARGETS}
+    show(data, exact, graph, targets, promised, calibrated_s, calibration.num_queries)
     return {
         str(target): {
             "recall": round(mine.recall, 4),
-            "promised": round(promised, 4),
+            "promised": round(promised[target], 4),
             "memory_ratio": round(graph.memory_bytes / mine.memory_bytes, 2),
-            "qps_vs_best_single_stage": round(mine.qps / best.qps, 3),
             "qps_vs_exact": round(mine.qps / exact.qps, 2),
             "plan": mine.what,
-            "best_single_stage": best.what,
+            **beside(mine, best),
         }
-        for target, (mine, best, promised) in targets.items()
+        for target, (mine, best) in targets.items()
     }
+
+
+def fastest(swept: Sequence[Measured], target: float) -> Measured | None:
+    """Return the fastest setting of a sweep that keeps a target; None: none does."""
+    holding = [m for m in swept if m.recall >= target]
+    return max(holding, key=lambda m: m.qps, default=None)
+
+
+def beside(mine: Measured, best: dict[str, Measured | None]) -> dict[str, object]:
+    """Return ratios to the peers' best."""
+    result: dict[str, object] = {}
+    for name, peer in best.items():
+        if peer is not None:
+            result[name] = peer.what
+            result[f"qps_vs_{name}"] = round(mine.qps / peer.qps, 3)
+            result[f"memory_vs_{name}"] = round(mine.memory_bytes / peer.memory_bytes, 3)
+    return result
 
 
 def show(
     data: Vectors,
     exact: Measured,
     graph: Measured,
-    targets: dict[float, tuple[Measured, Measured, float]],
+    targets: dict[float, tuple[Measured, dict[str, Measured | None]]],
+    promised: dict[float, float],
     calibrated_s: float,
     num_queries: int,
 ) -> None:
@@ -291,104 +242,20 @@ def show(
         )
 
     row("", "exact search", exact)
-    for target, (mine, best, promised) in targets.items():
-        row(f"{target:g}", f"**ours: {mine.what}**, promised {promised:.3f}", mine)
-        row("", f"best single stage: {best.what}", best)
+    for target, (mine, best) in targets.items():
+        row(f"{target:g}", f"**ours: {mine.what}**, promised {promised[target]:.3f}", mine)
+        names = {"best_single_stage": "best single stage", "faiss": "FAISS"}
+        for peer, measured in best.items():
+            if measured is not None:
+                row("", f"{names[peer]}: {measured.what}", measured)
 
 
-async def promises(
-    store: EdgeStore, data: Vectors, pool: int, number: int, progress: Progress
-) -> dict[str, float]:
-    """Calibrate often on random choices of questions; judge by those that were left out."""
-    collection = await store.find(data.name)
-    num_points = len(data.documents_ND)
-    rng = np.random.default_rng(0)
-    questions_QD = data.known_QD[rng.permutation(len(data.known_QD))[:pool]]
-    sizes = collection.sizes
-    ranks = await read_truth(store, collection, questions_QD[:400], sizes, _MAX_CANDIDATES)
-    truth = await read_truth(store, collection, questions_QD, sizes[-1:], LIMIT)
-    plans = candidate_plans(collection.sizes, ranks, num_points, LIMIT, _MAX_CANDIDATES)
-    exact = Trial(exact_plan(collection.sizes, LIMIT), 4 * collection.full, [], [])
-    trials = [Trial(plan, plan.stages[0].dim, [], []) for plan in plans]
-    task = progress.add_task(f"{data.name}: promises", total=len(questions_QD))
-    for query, query_D in enumerate(questions_QD):
-        best = list(zip(truth.keys[query], truth.scores[query], strict=True))
-        for trial in [exact, *trials]:
-            answer = await store.search(collection, trial.plan, query_D, with_points=False)
-            trial.recalls.append(recall([(hit.key, hit.score) for hit in answer.hits], best))
-            trial.seconds.append(answer.seconds)
-        if query in (40, 150):  # most are of no use, as in a calibration
-            trials = [t for t in trials if t.p50 < exact.p50]
-            trials = front(trials, "latency", 0.75 if query == 40 else 0.9)
-        progress.update(task, completed=query + 1)
-    progress.remove_task(task)
-    held: list[bool] = []
-    costs: list[float] = []
-    size = len(questions_QD)
-    for _ in range(number):
-        order = rng.permutation(size)
-        choosing, certifying = order[:_CHOOSING], order[_CHOOSING : size // 2]
-        left_out = order[size // 2 :]
-        mine = [replace(t, recalls=[t.recalls[q] for q in choosing]) for t in trials]
-        for trial, whole in zip(mine, trials, strict=True):
-            trial.recall_chosen = float(np.mean([whole.recalls[q] for q in left_out]))
-        sequence = thin(front(mine, "latency"), 18)
-        sequence.sort(key=lambda trial: (-trial.recall, -trial.p50))
-        of = {id(trial): whole for trial, whole in zip(mine, trials, strict=True)}
-        for trial in sequence:
-            trial.recalls[:] = [of[id(trial)].recalls[q] for q in certifying]
-        rows = plan_rows(exact, sequence, dict.fromkeys(OBJECTIVES, sequence), {}, 0.95)
-        for target in TARGETS:
-            sure = [
-                (t if t is not exact else None, row.seconds_p50)
-                for t, row in zip([exact, *sequence], rows, strict=True)
-                if row.recalls[""].promised["latency"] >= target
-            ]
-            trial, cost = min(sure, key=lambda one: one[1])
-            really = 1.0 if trial is None else trial.recall_chosen
-            cheapest = min([t.p50 for t in mine if t.recall_chosen >= target] + [exact.p50])
-            held.append(really >= target)
-            costs.append(cost / cheapest)
-    return {
-        "held": float(np.mean(held)),
-        "cost": float(np.mean(costs)),
-        "questions": size,
-        "calibrations": number,
-    }
-
-
-async def overhead(data: Vectors, folder: Path) -> float:
-    """Return the router's own time at p50: a search by vector through gRPC, less the engine's."""
-    process = serve(folder, "up")
-    try:
-        async with grpc.aio.insecure_channel(process.grpc) as channel:
-            router = pb_grpc.RouterServiceStub(channel)
-            size = pb.Size(dim=96, quantization=pb.QUANTIZATION_TURBO4)
-            made = await router.CreateCollection(
-                pb.CreateCollectionRequest(name="bench", model="default", sizes=[size])
-            )
-            space = made.collection.space_id
-            rows = data.documents_ND[:20_000]
-
-            async def batches() -> AsyncIterator[pb.UpsertRequest]:
-                for begin in range(0, len(rows), 1000):
-                    some = rows[begin : begin + 1000]
-                    points = [pb.Point(id=str(begin + n)) for n in range(len(some))]
-                    yield pb.UpsertRequest(
-                        collection="bench", points=points, vectors=pack(some), space_id=space
-                    )
-
-            async for _ in router.Upsert(batches()):
-                pass
-            extra = []
-            for query_D in np.concatenate([data.timed_QD, data.timed_QD]):
-                request = pb.SearchRequest(collection="bench", vector=pack(query_D), space_id=space)
-                begin_s = time.perf_counter()
-                answer = await router.Search(request)
-                extra.append(time.perf_counter() - begin_s - answer.search_seconds)
-            return float(np.median(extra) * 1000)
-    finally:
-        process.stop()
+def overhead() -> dict[str, int]:
+    """Measure the router's own time in a process of its own."""
+    command = [sys.executable, "-m", "bench.overhead"]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, int] = json.loads(made.stdout.splitlines()[-1])
+    return figures
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -403,29 +270,53 @@ async def run(arguments: argparse.Namespace) -> None:
     model.max_tokens = 128
     texts = [read_collection(folder) for folder in COLLECTIONS if folder.exists()]
     texts = [read_docstrings(), *(t for t in texts if len(t.documents) > 10_000)]
+    real = [load(one, model, arguments.cache) for one in texts]
+    del model
     result: dict[str, object] = {}
     kept: list[dict[str, float]] = []
     with Progress(transient=True) as progress, tempfile.TemporaryDirectory() as folder:
-        for one in texts:
-            data = load(one, model, arguments.cache)
-            store = EdgeStore(Path(folder) / one.name)
-            await store.open()
-            try:
-                result[one.name] = await compare(store, data, progress)
+        for data in real:
+            async with opened(Path(folder) / data.name) as store:
+                result[data.name] = await compare(store, data, progress)
                 promise = await promises(store, data, arguments.pool, arguments.promises, progress)
-                print(
-                    f"\npromises: of {promise['calibrations']:.0f} calibrations for each target "
-                    f"the chosen plan kept it in {promise['held']:.1%}, at {promise['cost']:.2f} "
-                    "of the time of the cheapest plan that does (mean)"
-                )
-                kept.append(promise)
-            finally:
-                await store.close()
-        result["router_overhead_p50_ms"] = round(await overhead(data, Path(folder)), 3)
-    print(f"\nthe router's own time, p50: {result['router_overhead_p50_ms']} ms")
+            print(
+                f"\npromises: of {promise['calibrations']:.0f} calibrations for each target the "
+                f"chosen plan kept it in {promise['held']:.1%}, at {promise['cost']:.2f} of the "
+                "time of the cheapest plan that does (mean)"
+            )
+            kept.append(promise)
+        for width in arguments.made:
+            data = made_of(real[0], width, arguments.made_points)
+            async with opened(Path(folder) / data.name) as store:
+                result[data.name] = await compare(store, data, progress)
+            del data
+    own = overhead()
+    result["router_overhead_p50_ms"] = round(own["own_p50_us"] / 1000, 3)
+    print(
+        f"\nthe router's own time, p50: {result['router_overhead_p50_ms']} ms, of which gRPC's, "
+        f"in both processes: {own['health_p50_us'] / 1000:.3f} ms"
+    )
+    if not IS_INSTALLED:
+        print(ABSENT)
     result["promise_held_share"] = round(min(one["held"] for one in kept), 4)
     result["cost_vs_cheapest_holding_plan"] = round(max(one["cost"] for one in kept), 3)
     print(json.dumps(result))
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[EdgeStore]:
+    """Have a store for one collection, and its disk back afterwards."""
+    store = EdgeStore(folder)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+        shutil.rmtree(folder)
+
+
+def widths(value: str) -> list[int]:
+    return [int(width) for width in value.split(",")]
 
 
 def main() -> None:
@@ -433,6 +324,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder to keep vectors of texts in")
     parser.add_argument("--promises", type=int, default=200, help="calibrations to simulate")
     parser.add_argument("--pool", type=int, default=6000, help="questions to draw them from")
+    parser.add_argument("--made", type=widths, default=[], help="widths of made collections")
+    parser.add_argument("--made-points", type=int, default=200_000, help="in each of these")
     asyncio.run(run(parser.parse_args()))
 
 
