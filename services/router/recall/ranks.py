@@ -82,7 +82,9 @@ class Scan:
         ]  # fmt: skip
         short = cut(vectors_BD, self._sizes, self._rotation)
         for size in self._sizes:
-            scores_QB = self._queries[size.vector_name] @ short[size.vector_name].T
+            # Of small products some BLAS compute lanes past their end, which hold anything.
+            with np.errstate(invalid="ignore"):
+                scores_QB = self._queries[size.vector_name] @ short[size.vector_name].T
             for query, row in own:
                 scores_QB[query, row] = -np.inf
             self._tops[size.key].add(scores_QB, len(self._keys))
