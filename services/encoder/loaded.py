@@ -132,13 +132,12 @@ def warm_up_tokens(text_model: TextModel | CrossEncoder) -> Sequence[Tokens]:
 def log_loaded(model: LoadedModel) -> None:
     """Log what was measured, and what is served now."""
     text_model = model.text_model
-    if isinstance(text_model, TextModel):
-        for role, trial in text_model.trials:
-            log.info(
-                "measured %s%s: %.0f tokens/s, smallest cosine %.5f",
-                "" if role == "none" else f"{role}: ", trial.engine, trial.tokens_per_second,
-                trial.min_cosine,
-            )  # fmt: skip
+    for role, trial in text_model.trials:
+        log.info(
+            "measured %s%s: %.0f tokens/s, smallest cosine %.5f",
+            "" if role == "none" else f"{role}: ", trial.engine, trial.tokens_per_second,
+            trial.min_cosine,
+        )  # fmt: skip
     log.info(
         "loaded %s from %s: %s, %s, %.2f GiB, space %s",
         model.id, model.source, text_model.engine, what_it_gives(text_model),

@@ -248,9 +248,8 @@ class Models:
         self._metrics.model_bytes.set(sum(m.memory_bytes for m in self._loaded.values()))
 
     def _read(self, folder: Path) -> TextModel | CrossEncoder:
-        if is_cross_encoder(folder):
-            return CrossEncoder(folder, self._settings.device)
-        return TextModel(
+        kind = CrossEncoder if is_cross_encoder(folder) else TextModel
+        return kind(
             folder,
             self._settings.precision,
             self._settings.device,

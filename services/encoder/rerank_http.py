@@ -1,9 +1,9 @@
 """The encoder's HTTP door for scores: `POST /v1/rerank`.
 
-The shape is Jina's, which vLLM, Infinity and LiteLLM speak too and Cohere's SDK reads: documents
+The shape is Jina's, which vLLM, Infinity and LiteLLM speak too, and Cohere's v1: documents
 as strings or `{"text"}` in, results with `index` and `relevance_score` out, the best first. What
 it lacks travels beside it in the answer as `matryoshka`. Errors are OpenAI's.
-Source: Jina AI "Reranker API", Cohere API v2 "Rerank", vLLM "Re-rank API".
+Source: Jina AI "Reranker API", Cohere API v1 "Rerank", vLLM "Re-rank API".
 """
 
 import asyncio

@@ -19,8 +19,7 @@ class EncoderSettings(ServerSettings):
     model: str = DEFAULT_MODEL
     """Model to serve from the start: a folder, a hub id, or the packaged default."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Arithmetic of the forward pass; auto measures which is fastest here and still faithful.
-    Cross-encoders run in float32."""
+    """Arithmetic of the forward pass; auto measures which is fastest here and still faithful."""
     engines_dir: Path | None = None
     """Where measurements and int8 weights are kept for the next start; unset: in data_dir."""
     device: str | None = None

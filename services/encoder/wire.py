@@ -177,11 +177,10 @@ def write_head(head: Head, max_message_bytes: int) -> pb.GetHeadResponse:
 
 def describe_trials(model: LoadedModel) -> list[pb.EngineTrial]:
     text_model = model.text_model
-    if not isinstance(text_model, TextModel):
-        return []
+    has_roles = isinstance(text_model, TextModel) and text_model.needs_role
     return [
         pb.EngineTrial(
-            engine=f"{role} {trial.engine}" if text_model.needs_role else trial.engine,
+            engine=f"{role} {trial.engine}" if has_roles else trial.engine,
             min_cosine=trial.min_cosine,
             tokens_per_second=trial.tokens_per_second,
         )

@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
-from services.shared.calibration import sample_texts
 from services.shared.engines import Engines, Trial
 from services.shared.errors import InvalidRequest
 from services.shared.forward import Packed, Padded, Static, Way
 from services.shared.oracle import MAX_WINDOW, Probe, window
 from services.shared.packing import Tokens
+from services.shared.pair_tower import PairTower
 from services.shared.tower import Tower
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
-# Against sentence-transformers in float32, on the probe texts. Rounding alone stays above both;
-# a wrong pooling, mask or position falls far below.
+# Against sentence-transformers in float32, on the probe texts; of scores, what is on a cosine's
+# scale. Rounding alone stays above both; a wrong pooling, mask or position falls far below.
 MIN_COSINE_FLOAT32 = 0.9999
 MIN_COSINE_ROUNDED = 0.999
 
@@ -112,7 +111,8 @@ def _measure(
     engines: Engines | None,
 ) -> Choice:
     """Try each arithmetic beside float32, and keep the fastest."""
-    samples = _samples(tower)
+    # Texts that no arithmetic was fitted to, sorted by length.
+    samples = sorted(tower.sample(_SAMPLE_TEXTS, _SAMPLE_SEED), key=len)
     exact_BD = _run(way, samples)
     best = Choice(way, f"{way.name} float32", [])
     trials = [Trial(best.engine, exact, _tokens_per_second(tower, way, samples))]
@@ -126,12 +126,11 @@ def _measure(
         except InvalidRequest as error:
             log.info("%s is not taken: %s", arithmetic.name, error)
             continue
-        cosine = _min_cosine(_run(changed, samples), exact_BD)
-        trial = Trial(
-            f"{changed.name} {arithmetic.name}", cosine, _tokens_per_second(tower, changed, samples)
-        )
+        likeness = tower.likeness(_run(changed, samples), exact_BD)
+        speed = _tokens_per_second(tower, changed, samples)
+        trial = Trial(f"{changed.name} {arithmetic.name}", likeness, speed)
         trials.append(trial)
-        if cosine >= MIN_COSINE_ROUNDED and trial == _fastest(trials):
+        if likeness >= MIN_COSINE_ROUNDED and trial == _fastest(trials):
             undo_best()
             best, undo_best = Choice(changed, trial.engine, trials), undo
         else:
@@ -152,40 +151,39 @@ def _apply(
     """Change the arithmetic, if it is faithful on the probes."""
     changed, undo = arithmetic.apply(tower, way, engines)
     try:
-        check_fidelity(changed, probe, MIN_COSINE_ROUNDED)
+        check_fidelity(tower, changed, probe, MIN_COSINE_ROUNDED)
     except InvalidRequest:
         undo()
         raise
     return changed, undo
 
 
-def check_fidelity(way: Way, probe: Probe, min_cosine: float) -> float:
-    """Return the smallest cosine to the oracle over the probes.
+def check_fidelity(tower: Tower, way: Way, probe: Probe, min_likeness: float) -> float:
+    """Return the likeness to the oracle over the probes.
 
     Raises:
-        InvalidRequest: it is below `min_cosine`, or not a number.
+        InvalidRequest: it is below `min_likeness`, or not a number.
     """
-    with torch.inference_mode():
-        cosine = _min_cosine(way(probe.batch).cpu(), probe.oracle_BD)
-    if not cosine >= min_cosine:
+    likeness = tower.likeness(_run(way, probe.batch), probe.oracle_BD)
+    if not likeness >= min_likeness:
         raise InvalidRequest(
-            f"cosine to sentence-transformers is {cosine:.6f}, at least {min_cosine} is needed; "
-            "this model cannot be served faithfully"
+            f"likeness to sentence-transformers' answers is {likeness:.6f}, at least "
+            f"{min_likeness} is needed; this model cannot be served faithfully"
         )
-    return cosine
+    return likeness
 
 
 def _exact(tower: Tower, probe: Probe) -> tuple[Way, float]:
     """Find the best way in float32: packed where the architecture allows it."""
     if tower.is_static:
         static = Static(tower)
-        return static, check_fidelity(static, probe, MIN_COSINE_FLOAT32)
+        return static, check_fidelity(tower, static, probe, MIN_COSINE_FLOAT32)
     packed: Packed | None = None
     try:
         if window(tower) > MAX_WINDOW:
             raise InvalidRequest(f"windows of more than {MAX_WINDOW} tokens are not tested")
         packed = Packed(tower)
-        return packed, check_fidelity(packed, probe, MIN_COSINE_FLOAT32)
+        return packed, check_fidelity(tower, packed, probe, MIN_COSINE_FLOAT32)
     # Architectures fail in their own ways on a batch without padding or mask.
     except (
         InvalidRequest, TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError,
@@ -194,22 +192,12 @@ def _exact(tower: Tower, probe: Probe) -> tuple[Way, float]:
         if packed:
             packed.close()
     padded = Padded(tower)
-    return padded, check_fidelity(padded, probe, MIN_COSINE_FLOAT32)
-
-
-def _samples(tower: Tower) -> list[Tokens]:
-    """Texts that no arithmetic was fitted to, sorted by length."""
-    texts = tower.tokenize(sample_texts(_SAMPLE_TEXTS, _SAMPLE_SEED))
-    return sorted((tower.cut_tokens(tokens) for tokens in texts), key=len)
+    return padded, check_fidelity(tower, padded, probe, MIN_COSINE_FLOAT32)
 
 
 @torch.inference_mode()
 def _run(way: Way, batch: Sequence[Tokens]) -> torch.Tensor:
     return way(batch).cpu()
-
-
-def _min_cosine(vectors_BD: torch.Tensor, exact_BD: torch.Tensor) -> float:
-    return float(functional.cosine_similarity(vectors_BD, exact_BD, dim=1).min())
 
 
 @torch.inference_mode()
@@ -247,6 +235,8 @@ def _to_bfloat16(tower: Tower, way: Way, _: Engines | None) -> tuple[Way, Callab
     positions of long texts. Pooling and heads stay in float32 too: they cost nothing and keep
     rotations exact.
     """
+    if isinstance(way, Padded) and isinstance(tower, PairTower):
+        raise InvalidRequest("bfloat16 is for cross-encoders that can be packed")
     kept: Sequence[tuple[torch.nn.Parameter, torch.Tensor]] = [
         (parameter, parameter.data) for parameter in tower.network.parameters()
     ]

@@ -1,37 +1,29 @@
 """A cross-encoder: a query and a document together in, one score out.
 
 The encoder serves it for the last stage of a search. Loading is sentence-transformers' work, and
-it is the oracle too: at load, tokens and scores of probe pairs must be those of its
-`CrossEncoder`, or the model is refused. It runs in float32.
+it is the oracle too: at load, tokens and numbers of probe pairs must be those of its
+`CrossEncoder`, or the model is refused.
 
 Shapes: B pairs.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.shared.choice import Precision, choose
 from services.shared.cross_encoder_folder import check_cross_encoder
+from services.shared.engines import Engines, Trial
 from services.shared.errors import InvalidRequest
 from services.shared.folder import space_id
-from services.shared.forward import Packed, Way
 from services.shared.loading import load_cross_encoder
-from services.shared.oracle import MAX_WINDOW, probe_texts, window
-from services.shared.packing import PairTokens, Tokens, type_ids
+from services.shared.oracle import Probe, probe_texts
+from services.shared.packing import PairTokens, Tokens
 from services.shared.pair_tower import PairTower
 from services.shared.tower import Role, Tower
 from services.shared.vectors import Array
-
-log = logging.getLogger(__name__)
-
-# Of a probe's number, as a share of how far the oracle's numbers of all probes lie apart, or of
-# this much where they lie closer. Another order of sums stays far below; a wrong token, type or
-# position is far above.
-_MAX_DIFFERENCE = 1e-3
-_MIN_SPREAD = 0.1
 
 
 class CrossEncoder:
@@ -39,14 +31,22 @@ class CrossEncoder:
 
     Args:
         folder: as sentence-transformers' CrossEncoder reads it.
+        precision: "auto" measures and chooses.
         device: a torch device; None takes an accelerator if there is one.
+        engines: as for `TextModel`.
 
     Raises:
         InvalidRequest: the folder cannot be loaded safely, or not faithfully, or it gives more
             than one number.
     """
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        precision: Precision = "auto",
+        device: str | None = None,
+        engines: Path | None = None,
+    ) -> None:
         check_cross_encoder(folder)
         self.folder = folder
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,8 +64,14 @@ class CrossEncoder:
         named = self.transformer.default_prompt_name
         self._prompt = str(self.transformer.prompts[named]) if named else ""
         self.space_id = space_id(folder, "none", {"none": self._prompt})
-        self._way = self._choose()
-        self.engine = f"{self._way.name} float32"
+        kept = Engines(engines, self._tower.network) if engines else None
+        self._choice = choose(self._tower, self._ask(), precision, kept)
+        self.engine = self._choice.engine
+
+    @property
+    def trials(self) -> list[tuple[Role, Trial]]:
+        """What was measured before the engine was chosen; empty without a choice."""
+        return [("none", trial) for trial in self._choice.trials]
 
     def tokenize(self, query: str, documents: Sequence[str]) -> tuple[list[PairTokens], list[int]]:
         """Turn a query with each of some documents into tokens, the over-long ones cut.
@@ -82,67 +88,36 @@ class CrossEncoder:
         Returns:
             scores_B1: float32, as `CrossEncoder.predict` gives them; rows follow `batch`.
         """
-        scores_B1: Array = self.transformer.activation_fn(self._run(self._way, batch)).cpu().numpy()
-        return scores_B1
-
-    def _run(self, way: Way, batch: Sequence[Tokens]) -> torch.Tensor:
-        """Return the network's own numbers, rows as `batch`."""
         order = sorted(range(len(batch)), key=lambda row: len(batch[row]))
-        sorted_B1 = way([batch[row] for row in order])
+        sorted_B1 = self._choice.way([batch[row] for row in order])
         numbers_B1 = torch.empty_like(sorted_B1)
         numbers_B1[order] = sorted_B1
-        return numbers_B1
+        scores_B1: Array = self.transformer.activation_fn(numbers_B1).cpu().numpy()
+        return scores_B1
 
-    def _choose(self) -> Way:
-        """Take the packed way where it is faithful, and padding where only that is."""
-        query, *documents = probe_texts(self._tower)
-        batch, _ = self.tokenize(query, documents)
-        self._check_tokens(query, documents)
-        numbers_B = torch.from_numpy(
-            self.transformer.predict(
-                [(query, document) for document in documents],
-                activation_fn=torch.nn.Identity(),
-                # One by one, as padding at the wrong side would change the library's own numbers.
-                batch_size=1,
-                show_progress_bar=False,
-            )
+    def _ask(self) -> Probe:
+        """Score probe pairs with the library's own `predict`, without the activation."""
+        texts = probe_texts(self._tower)
+        self._check_tokens(texts)
+        # Each with itself and with another, so that there are high numbers and low ones.
+        asked = [
+            (text, other) for row, text in enumerate(texts) for other in (text, texts[row - 1])
+        ]
+        numbers_B = self.transformer.predict(
+            asked,
+            activation_fn=torch.nn.Identity(),
+            # One by one, as padding at the wrong side would change the library's own numbers.
+            batch_size=1,
+            show_progress_bar=False,
         )
-        packed: Packed | None = None
-        try:
-            if window(self._tower) > MAX_WINDOW:
-                raise InvalidRequest(f"windows of more than {MAX_WINDOW} tokens are not tested")
-            packed = Packed(self._tower)
-            self._check_numbers(packed, batch, numbers_B)
-            return packed
-        # Architectures fail in their own ways on a batch without padding or mask.
-        except (
-            InvalidRequest, TypeError, ValueError, RuntimeError, IndexError, KeyError,
-            AttributeError,
-        ) as error:  # fmt: skip
-            log.info("packing does not fit this architecture, padding instead: %s", error)
-            if packed:
-                packed.close()
-        padded = PaddedPairs(self._tower)
-        self._check_numbers(padded, batch, numbers_B)
-        return padded
+        batch = [pair for query, text in asked for pair in self.tokenize(query, [text])[0]]
+        return Probe(list(batch), torch.from_numpy(numbers_B)[:, None])
 
-    @torch.inference_mode()
-    def _check_numbers(
-        self, way: Way, batch: Sequence[PairTokens], numbers_B: torch.Tensor
-    ) -> None:
-        difference = float((self._run(way, batch).cpu()[:, 0] - numbers_B).abs().max())
-        spread = max(float(numbers_B.max() - numbers_B.min()), _MIN_SPREAD)
-        if not difference <= _MAX_DIFFERENCE * spread:
-            raise InvalidRequest(
-                f"its scores are {difference:.2g} off those of sentence-transformers; this model "
-                "cannot be served faithfully"
-            )
-
-    def _check_tokens(self, query: str, documents: Sequence[str]) -> None:
+    def _check_tokens(self, texts: Sequence[str]) -> None:
         """Pairs must be read as the library reads them, over-long ones too."""
-        words = max(documents, key=len)
+        words = max(texts, key=len)
         long = " ".join([words] * (self.max_tokens // len(words.split()) + 1))
-        for asked, read in ((query, [*documents, long]), (long, [long, query])):
+        for asked, read in ((texts[0], [*texts, long]), (long, [long, texts[0]])):
             features = self.transformer.preprocess(
                 [(asked, document) for document in read], self._prompt or None
             )
@@ -156,21 +131,3 @@ class CrossEncoder:
                         f"{self.folder.name}'s tokenizer joins two texts in a way that is not "
                         "known here; this model cannot be served faithfully"
                     )
-
-
-class PaddedPairs:
-    """transformers' own way: every pair as long as the longest."""
-
-    name = "padded"
-
-    def __init__(self, tower: PairTower) -> None:
-        self._tower = tower
-
-    def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
-        columns: dict[str, Sequence[Sequence[int]]] = {"input_ids": batch}
-        if type_ids(batch):
-            pairs = [tokens for tokens in batch if isinstance(tokens, PairTokens)]
-            columns["token_type_ids"] = [pair.types for pair in pairs]
-        features = self._tower.tokenizer.pad(columns, return_tensors="pt").to(self._tower.device)
-        numbers_B1: torch.Tensor = self._tower.classifier(**features).logits.float()
-        return numbers_B1

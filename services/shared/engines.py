@@ -30,7 +30,8 @@ class Trial:
     Args:
         engine: for example "packed bfloat16".
         min_cosine: the smallest to float32, over sample texts that nothing was fitted to; of
-            float32 itself, to sentence-transformers, over the probe texts.
+            float32 itself, to sentence-transformers, over the probe texts. Of a cross-encoder what
+            `PairTower.likeness` says.
         tokens_per_second: best of some runs.
     """
 

@@ -1,21 +1,21 @@
 """The ways to run a tower's forward pass: packed, padded, or as bags of static embeddings.
 
 In: token ids of texts, sorted by length. Out: their full vectors, with gradients if they are on,
-before the pre-op. Each way is built from a tower and knows nothing of the others; `choice.py`
-decides between them. A new way is a class like these.
+before the pre-op; of pairs, one number each. Each way is built from a tower and knows nothing of
+the others; `choice.py` decides between them. A new way is a class like these.
 
 Shapes: B texts, T tokens of all texts together, D full width, L tokens of one text.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from services.shared.errors import InvalidRequest
-from services.shared.packing import PACKED, Tokens, register, type_ids
+from services.shared.packing import PACKED, PairTokens, Tokens, register, type_ids
 from services.shared.tower import Tower
 
 _POOLINGS = {"mean", "cls", "lasttoken"}
@@ -93,11 +93,13 @@ class Padded:
 
     def __call__(self, batch: Sequence[Tokens]) -> torch.Tensor:
         tower = self._tower
-        encoding = tower.tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
-        features = dict(encoding.to(tower.device))
+        columns: dict[str, list[Any]] = {"input_ids": list(batch)}
+        if type_ids(batch):
+            columns["token_type_ids"] = [t.types for t in batch if isinstance(t, PairTokens)]
+        features = dict(tower.tokenizer.pad(columns, return_tensors="pt").to(tower.device))
         for module in tower.modules:
             features = module(features)
-        vectors_BD: torch.Tensor = features["sentence_embedding"].float()
+        vectors_BD: torch.Tensor = features[tower.answer].float()
         return vectors_BD
 
 

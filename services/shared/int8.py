@@ -22,12 +22,11 @@ import torch
 from torch.nn import functional
 
 from services.shared import kernels
-from services.shared.calibration import sample_texts
 from services.shared.engines import Engines
 from services.shared.errors import InvalidRequest
 from services.shared.forward import Packed
 from services.shared.int8_linear import Inputs, Int8Linear, quantize_linear
-from services.shared.packing import Tokens, split_by_tokens
+from services.shared.packing import Tokens, split_by_tokens, type_ids
 from services.shared.tower import Tower
 from services.shared.vectors import Array
 
@@ -97,7 +96,7 @@ class Int8:
         self._num_heads: int = network.config.num_attention_heads
         self._words_VD = _array(table.word_embeddings.weight)
         self._places_PD = _array(table.position_embeddings.weight)
-        self._kind_D = _array(table.token_type_embeddings.weight)[0]
+        self._kinds_KD = _array(table.token_type_embeddings.weight)
         self._norm = _Norm.of(table.LayerNorm)
         linears = _restore(network, engines) or _calibrate(tower, packed, engines)
         self._layers = [
@@ -148,11 +147,12 @@ class Int8:
     def _embed(self, texts: list[Tokens], lengths: list[int]) -> Array:
         tokens_T = np.fromiter((t for tokens in texts for t in tokens), np.int64, sum(lengths))
         positions_T = np.concatenate([np.arange(length) for length in lengths])
+        types_T = np.array(type_ids(texts) or [0] * len(tokens_T), np.int64)
         shape = (len(tokens_T), self._words_VD.shape[1])
         hidden_TD = _SPACE.take("hidden", shape, torch.float32).numpy()
         kernels.embed(
-            tokens_T, positions_T + self._first_position, self._words_VD, self._places_PD,
-            self._kind_D, *_arguments(self._norm), hidden_TD,
+            tokens_T, positions_T + self._first_position, types_T, self._words_VD,
+            self._places_PD, self._kinds_KD, *_arguments(self._norm), hidden_TD,
         )  # fmt: skip
         return hidden_TD
 
@@ -300,8 +300,7 @@ def _watch(tower: Tower, packed: Packed) -> dict[torch.nn.Module, Inputs]:
             found[linear] = Inputs(linear.in_features)
             hooks.append(linear.register_forward_pre_hook(note))
     try:
-        samples = tower.tokenize(sample_texts(_SAMPLE_TEXTS, _SAMPLE_SEED))
-        tokens = [tower.cut_tokens(ids) for ids in samples]
+        tokens = tower.sample(_SAMPLE_TEXTS, _SAMPLE_SEED)
         for rows in split_by_tokens(tokens, _SAMPLE_BATCH_TOKENS):
             texts = [tokens[row] for row in rows]
             # As in a mean over a text: a token of a short one matters more, and so do the special

@@ -181,9 +181,10 @@ def _norm_row(
 def embed(
     tokens_T: Ints,
     positions_T: Ints,
+    kinds_T: Ints,
     words_VD: Floats,
     places_PD: Floats,
-    kind_D: Floats,
+    kinds_KD: Floats,
     gain_D: Floats,
     shift_D: Floats,
     eps: np.float32,
@@ -193,6 +194,7 @@ def embed(
     row_D = np.empty(h_TD.shape[1], np.float32)
     for t in range(h_TD.shape[0]):
         word_D, place_D = words_VD[tokens_T[t]], places_PD[positions_T[t]]
+        kind_D = kinds_KD[kinds_T[t]]
         for d in range(row_D.shape[0]):
             row_D[d] = word_D[d] + place_D[d] + kind_D[d]
         _norm_row(row_D, gain_D, shift_D, eps, h_TD[t])

@@ -33,12 +33,10 @@ class Probe:
     Args:
         batch: the probe texts as tokens, in each role.
         oracle_BD: sentence-transformers' vectors of them, in float32.
-        typical: those of `batch` that are of usual lengths.
     """
 
     batch: list[Tokens]
     oracle_BD: torch.Tensor
-    typical: list[Tokens]
 
 
 def ask(
@@ -70,7 +68,7 @@ def ask(
             **({"task": role} if has_towers else {}),
         )
         oracle_BD.append(torch.from_numpy(vectors_BD))
-    return Probe(batch, torch.cat(oracle_BD), batch[: len(_PROBES)])
+    return Probe(batch, torch.cat(oracle_BD))
 
 
 def probe_texts(tower: Tower) -> list[str]:

@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 
+from services.shared.calibration import sample_texts
 from services.shared.errors import InvalidRequest
 from services.shared.packing import PairTokens, Tokens
 from services.shared.tower import Tower
+
+# Of a sampled text, which stand for a question about it.
+_QUERY_WORDS = 12
 
 
 class PairTower(Tower):
@@ -28,6 +32,8 @@ class PairTower(Tower):
     Raises:
         InvalidRequest: its tokenizer cannot read pairs here.
     """
+
+    answer = "scores"
 
     def __init__(self, transformer: Any, device: str) -> None:  # noqa: ANN401 (see `Tower`)
         super().__init__([transformer], device)
@@ -88,6 +94,24 @@ class PairTower(Tower):
             pairs.append(self._join(self._cut(asked, lengths[0]), self._cut(ids, lengths[1])))
         return pairs, truncated
 
+    def sample(self, count: int, seed: int) -> list[Tokens]:
+        """Read pairs to measure with; half of them belong together."""
+        texts = sample_texts(count, seed)
+        pairs: list[Tokens] = []
+        for number, text in enumerate(texts):
+            query = " ".join(texts[number - number % 2].split()[:_QUERY_WORDS])
+            pairs += self.tokenize_pairs(query, [text])[0]
+        return pairs
+
+    def likeness(self, answers_BD: torch.Tensor, exact_BD: torch.Tensor) -> float:
+        """Return how near numbers are to the exact ones, at most 1.
+
+        On the scale of a cosine, which is 1 - e^2 / 2 for vectors of unit length that lie e apart:
+        here e is the root mean square of the differences, in standard deviations of the numbers.
+        """
+        square = (answers_BD - exact_BD).square().mean() / exact_BD.var()
+        return float(1 - square / 2)
+
     def _cut(self, tokens: Tokens, length: int) -> Tokens:
         is_left = self.tokenizer.truncation_side == "left"
         return tokens[len(tokens) - length :] if is_left else tokens[:length]
@@ -135,8 +159,11 @@ def _frame(encoding: Any) -> list[tuple[int | None, int, Tokens]]:  # noqa: ANN4
 
 
 def _bert(classifier: Any, pooled_BD: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    # Poolers and classifiers of these families look for the first token themselves.
-    scores_B1: torch.Tensor = classifier.classifier(classifier.bert.pooler(pooled_BD[:, None]))
+    # Poolers and classifiers of these families look for the first token themselves. BERT's pooler
+    # belongs to its network, which may be rounded.
+    pooler = classifier.bert.pooler
+    first_B1D = pooled_BD[:, None].to(pooler.dense.weight.dtype)
+    scores_B1: torch.Tensor = classifier.classifier(pooler(first_B1D).float())
     return scores_B1
 
 

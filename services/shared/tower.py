@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional
 
+from services.shared.calibration import sample_texts
 from services.shared.errors import InvalidRequest
 from services.shared.packing import Tokens
 
@@ -31,11 +33,15 @@ class TowerTokens(Tokens):
 class Tower:
     """One tower.
 
+    `answer` names what the last module leaves in the features.
+
     Args:
         modules: of sentence-transformers, in order: a transformer with its pooling, or a table of
             static embeddings, then heads.
         device: a torch device, where the modules are.
     """
+
+    answer = "sentence_embedding"
 
     def __init__(self, modules: Sequence[Any], device: str) -> None:
         # Typed loosely: sentence-transformers builds its modules from the folder's files.
@@ -92,6 +98,14 @@ class Tower:
         # Not verbose: over-long texts are our callers' to refuse or to cut, not to warn of.
         encoding = self.tokenizer([prompt + text for text in texts], verbose=False)
         return list(encoding["input_ids"])
+
+    def sample(self, count: int, seed: int) -> list[Tokens]:
+        """Read texts to measure with, cut to what the tower takes; the same seed, the same ones."""
+        return [self.cut_tokens(ids) for ids in self.tokenize(sample_texts(count, seed))]
+
+    def likeness(self, answers_BD: torch.Tensor, exact_BD: torch.Tensor) -> float:
+        """Return how near answers are to the exact ones, at most 1: the smallest cosine."""
+        return float(functional.cosine_similarity(answers_BD, exact_BD, dim=1).min())
 
     def wrap(self, tokens: Sequence[int]) -> Tokens:
         """Put special tokens around a caller's own token ids.

@@ -58,7 +58,7 @@ class Family:
 
     def __init__(self, folder, engine):
         self.folder, self.engine = folder, engine
-        self.ours = CrossEncoder(folder, "cpu")
+        self.ours = CrossEncoder(folder, "float32", "cpu")
         self.oracle = Oracle(str(folder), local_files_only=True, device="cpu")
 
     def score(self, query, documents):
@@ -115,6 +115,22 @@ def test_it_runs_as_expected(family):
     assert is_cross_encoder(family.folder)
 
 
+def test_bfloat16_is_near(family, monkeypatch):
+    """Rounded weights stay near where the network is packed; otherwise they are refused."""
+    # Random networks' numbers lie so close together that rounding is a larger share of that.
+    monkeypatch.setattr("services.shared.choice.MIN_COSINE_ROUNDED", 0.99)
+    if family.engine == "padded float32":
+        with pytest.raises(InvalidRequest, match="that can be packed"):
+            CrossEncoder(family.folder, "bfloat16", "cpu")
+        return
+    fast = CrossEncoder(family.folder, "bfloat16", "cpu")
+    assert fast.engine == "packed bfloat16"
+    assert any(p.dtype is torch.bfloat16 for p in fast.transformer.parameters())
+    theirs = family.oracle.predict([(QUERIES[0], document) for document in DOCUMENTS])
+    ours = fast.score(fast.tokenize(QUERIES[0], DOCUMENTS)[0])[:, 0]
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
 @hypothesis.given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 45))
 def test_two_texts_share_the_room_as_in_the_library(first, second, room):
     """For any lengths and any room, odd or even."""
@@ -123,6 +139,18 @@ def test_two_texts_share_the_room_as_in_the_library(first, second, room):
     tokenizer.enable_truncation(room, strategy="longest_first")
     owners = tokenizer.encode("a " * first, "a " * second).sequence_ids
     assert share(first, second, room) == (owners.count(0), owners.count(1))
+
+
+def test_the_arithmetic_is_chosen_by_measurement(tmp_path):
+    """What was measured is told and kept; whatever won is faithful."""
+    folder = write(tmp_path / "plain", pairs.bert)
+    chosen = CrossEncoder(folder, "auto", "cpu", tmp_path / "engines")
+    trials = {trial.engine: trial for _, trial in chosen.trials}
+    assert trials.keys() >= {"packed float32"}
+    assert trials["packed float32"].min_cosine == pytest.approx(1, abs=1e-6)
+    assert trials[chosen.engine].min_cosine >= 0.999
+    again = CrossEncoder(folder, "auto", "cpu", tmp_path / "engines")
+    assert (again.engine, again.trials) == (chosen.engine, chosen.trials)
 
 
 def edit(path, **changed):
@@ -146,7 +174,7 @@ def refused(folder):
     """Return the one sentence."""
     assert is_cross_encoder(folder)
     with pytest.raises(InvalidRequest) as caught:
-        CrossEncoder(folder, "cpu")
+        CrossEncoder(folder, "float32", "cpu")
     assert "\n" not in caught.value.message
     return caught.value.message
 
@@ -230,7 +258,7 @@ def test_a_tokenizer_that_is_code_is_refused(tmp_path):
 
 def test_unfaithful_scores_are_refused(folder, monkeypatch):
     """Whatever way is taken, its numbers are held against the library's."""
-    monkeypatch.setattr(Oracle, "predict", lambda *_, **__: np.zeros(3, np.float32))
+    monkeypatch.setattr(Oracle, "predict", lambda *_, **__: np.zeros(8, np.float32))
     assert "cannot be served faithfully" in refused(folder)
 
 
@@ -257,8 +285,8 @@ def test_kinds_are_told_apart(tmp_path, folder, new_folder):
 
 def test_the_digest_is_of_weights_and_recipe(folder, tmp_path):
     """A copy is the same model, another activation is not."""
-    first = CrossEncoder(folder, "cpu").space_id
+    first = CrossEncoder(folder, "float32", "cpu").space_id
     copied = shutil.copytree(folder, tmp_path / "copy")
-    assert CrossEncoder(copied, "cpu").space_id == first
+    assert CrossEncoder(copied, "float32", "cpu").space_id == first
     edit(copied / "config.json", sbert_ce_default_activation_function=pairs.IDENTITY)
-    assert CrossEncoder(copied, "cpu").space_id != first
+    assert CrossEncoder(copied, "float32", "cpu").space_id != first

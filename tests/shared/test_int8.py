@@ -19,6 +19,7 @@ from services.shared.forward import Packed
 from services.shared.int8 import Int8
 from services.shared.int8_linear import Inputs, quantize_linear
 from services.shared.model import TextModel
+from services.shared.packing import PairTokens
 
 TEXTS = [
     "how long does a cold last",
@@ -112,6 +113,25 @@ def test_other_networks_of_the_kind_are_the_same_computation(kind, pooling, monk
     way.close()
 
 
+def test_pairs_types_are_added():
+    """Each token gets the vector of its own type, as the architecture adds it."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=256, max_position_embeddings=130, initializer_range=0.2,
+    )  # fmt: skip
+    tower = FakeTower(BertModel(config, add_pooling_layer=False).eval(), "cls")
+    packed = Packed(tower)
+    way = Int8(tower, packed, None)
+    ids = list(range(10, 40))
+    pairs = [PairTokens(ids, [0] * split + [1] * (30 - split)) for split in (5, 15, 25)]
+    with torch.inference_mode():
+        exact_BD = packed(pairs)
+    assert functional.cosine_similarity(exact_BD[0], exact_BD[1], dim=0) < 0.99
+    assert functional.cosine_similarity(way(pairs), exact_BD, dim=1).min() >= 0.995
+    way.close()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"hidden_act": "relu"}, "knows gelu"), ({"is_decoder": True}, "both directions")],
@@ -135,11 +155,9 @@ class FakeTower:
         table = network.embeddings.position_embeddings
         self.first_position = 0 if table.padding_idx is None else table.padding_idx + 1
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
+    def sample(self, count: int, seed: int) -> list[list[int]]:
+        texts = sample_texts(count, seed)
         return [[5 + sum(map(ord, word)) % 490 for word in text.split()][:100] for text in texts]
-
-    def cut_tokens(self, tokens: list[int]) -> list[int]:
-        return tokens
 
 
 def test_carrying_errors_over_beats_plain_rounding():

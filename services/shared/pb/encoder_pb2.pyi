@@ -477,7 +477,8 @@ class EngineTrial(_message.Message):
     """For example "packed int8"."""
     min_cosine: _builtins.float
     """Smallest cosine to float32, over sample texts that nothing was fitted to; of float32 itself, to
-    sentence-transformers, over the probe texts.
+    sentence-transformers, over the probe texts. Of a cross-encoder 1 - e^2 / 2, which is on the same
+    scale: e is the root mean square of the differences, in standard deviations of its numbers.
     """
     tokens_per_second: _builtins.float
     def __init__(
