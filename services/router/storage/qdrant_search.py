@@ -36,7 +36,8 @@ from services.shared.vectors import Array
 
 MOST_IDS = 5000
 """Longest list that is sent back to the server: 200 KB, and some 6 ms of this process. As long as
-the longest shortlist that a calibration tries by default, so no promise rests on a longer one."""
+the longest shortlist that a calibration tries by default; a plan that scores more than that anew is
+left nested."""
 
 _Vectors = dict[str, list[float]]
 
