@@ -13,7 +13,7 @@ from services.shared.blobs import Blobs, check_id
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
-from services.trainer.create import Drafts, check_form
+from services.trainer.create import Drafts, JobRequest, check_form
 from services.trainer.download import read_pieces
 from services.trainer.events import read_events
 from services.trainer.jobs import Job, Jobs
@@ -144,13 +144,8 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         if key and (job := await asyncio.to_thread(self._jobs.find_by_key, key, digest)):
             return pb.CreateJobResponse(job=await self._write(job))
         await asyncio.to_thread(self._jobs.check_room, self._settings.max_queued_jobs)
-        with self.metrics.stage("check"):
-            draft = await asyncio.to_thread(self._drafts.make, wanted)
-        job = await asyncio.to_thread(self._jobs.add, draft, key or None, digest)
-        if job.id == draft.id:
-            await self._queue.job_was_added()
-        else:  # the same key came twice at once
-            await asyncio.to_thread(self._drafts.discard, draft)
+        # A caller that leaves now does not leave half a job: its key finds the whole one.
+        job = await asyncio.shield(asyncio.create_task(self._create(wanted, key or None, digest)))
         return pb.CreateJobResponse(job=await self._write(job))
 
     async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
@@ -185,6 +180,16 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
     ) -> pb.CancelJobResponse:
         job = await self._queue.cancel(request.id)
         return pb.CancelJobResponse(job=await self._write(job))
+
+    async def _create(self, wanted: JobRequest, key: str | None, digest: str) -> Job:
+        with self.metrics.stage("check"):
+            draft = await asyncio.to_thread(self._drafts.make, wanted)
+        job = await asyncio.to_thread(self._jobs.add, draft, key, digest)
+        if job.id == draft.id:
+            await self._queue.job_was_added()
+        else:  # the same key came twice at once
+            await asyncio.to_thread(self._drafts.discard, draft)
+        return job
 
     async def _write(self, job: Job, with_plot: bool = False) -> pb.Job:
         return await asyncio.to_thread(write_job, job, self._folder / job.id, with_plot)

@@ -54,20 +54,28 @@ def test_metadata_and_payload_survive_grpc():
 def test_sizes_survive_grpc():
     """Links, codes and their place reach the server as chosen; the rerank size has m=0."""
     for size in (*COLLECTION.sizes, *CODED):
-        params = vector_params(size)
+        params = vector_params(size, COLLECTION.full)
         assert GrpcToRest.convert_vector_params(RestToGrpc.convert_vector_params(params)) == params
-    assert vector_params(COLLECTION.sizes[-1]).hnsw_config.m == 0
-    assert vector_params(COLLECTION.sizes[-1]).memory == models.Memory.COLD
-    assert vector_params(Size(8, "none", 16, "cached")).memory == models.Memory.CACHED
+    assert vector_params(COLLECTION.sizes[-1], COLLECTION.full).hnsw_config.m == 0
+    assert vector_params(COLLECTION.sizes[-1], COLLECTION.full).memory == models.Memory.COLD
+    assert (
+        vector_params(Size(8, "none", 16, "cached"), COLLECTION.full).memory == models.Memory.CACHED
+    )
     for placement in ("pinned", "cached", "cold"):
-        index = vector_params(Size(8, "int8", 16, "cold", index_placement=placement))
+        index = vector_params(
+            Size(8, "int8", 16, "cold", index_placement=placement), COLLECTION.full
+        )
         assert index.hnsw_config.memory == index.quantization_config.scalar.memory == placement
         assert index.memory == models.Memory.COLD
-    unset = vector_diff(Size(8, "int8", 16, "cached"))
+    unset = vector_diff(Size(8, "int8", 16, "cached"), COLLECTION.full)
     # Said, as what is not said stays as it was.
     assert unset.hnsw_config.memory == models.Memory.CACHED
     assert unset.quantization_config.scalar.memory == models.Memory.PINNED
-    codes = [vector_params(size).quantization_config for size in CODED]
+    built = [
+        vector_params(Size(dim, "turbo2", 16), 32).hnsw_config.ef_construct for dim in (16, 32)
+    ]
+    assert built == [100, 200], "the full size's graph is built with more care"
+    codes = [vector_params(size, COLLECTION.full).quantization_config for size in CODED]
     assert len({repr(code) for code in codes}) == len(BITS), "each kind of code is its own"
 
 

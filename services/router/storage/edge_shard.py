@@ -17,11 +17,10 @@ import qdrant_edge as edge
 from services.router.hybrid.text_index import TextIndex, document_terms
 from services.router.plan import Stage, oversampling
 from services.router.rotation import Rotation
-from services.router.sizes import Placement, Size, cut
+from services.router.sizes import Placement, Size, cut, ef_construct
 from services.router.storage.store import TENANT, is_plain_rescoring
 from services.shared.vectors import Array
 
-_EF_CONSTRUCT = 100
 _MEMORY: dict[Placement, edge.Memory] = {
     "pinned": edge.Memory.Pinned,
     "cached": edge.Memory.Cached,
@@ -37,7 +36,7 @@ def create(
     """Create an empty shard on disk and close it."""
     sparse = edge.EdgeSparseVectorParams(memory=edge.Memory.Cached)
     config = edge.EdgeConfig(
-        vectors={size.vector_name: _vector_params(size) for size in sizes},
+        vectors={size.vector_name: _vector_params(size, sizes[-1].dim) for size in sizes},
         sparse_vectors={text_index.vector_name: sparse} if text_index else None,
         optimizers=edge.EdgeOptimizersConfig(indexing_threshold=indexing_threshold_kb),
         # An update that returned must survive kill -9.
@@ -46,13 +45,13 @@ def create(
     edge.EdgeShard.create(path, config).close()
 
 
-def _vector_params(size: Size) -> edge.EdgeVectorParams:
+def _vector_params(size: Size, full: int) -> edge.EdgeVectorParams:
     return edge.EdgeVectorParams(
         size=size.dim,
         distance=edge.Distance.Cosine,
         hnsw_config=edge.HnswIndexConfig(
             m=size.hnsw_m,
-            ef_construct=_EF_CONSTRUCT,
+            ef_construct=ef_construct(size, full),
             full_scan_threshold=_FULL_SCAN_THRESHOLD_KB,
             memory=_MEMORY[size.graph_placement],
         ),

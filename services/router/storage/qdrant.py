@@ -126,7 +126,10 @@ class QdrantStore:
         with engine_errors():
             await self._client.create_collection(
                 collection.name,
-                vectors_config={size.vector_name: vector_params(size) for size in collection.sizes},
+                vectors_config={
+                    size.vector_name: vector_params(size, collection.full)
+                    for size in collection.sizes
+                },
                 sparse_vectors_config=sparse_config(collection.text_index),
                 metadata={METADATA_KEY: to_metadata(collection)},
                 **spread_params(collection.spread),

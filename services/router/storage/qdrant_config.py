@@ -7,7 +7,7 @@ from typing import Any
 from qdrant_client import models
 
 from services.router.hybrid.text_index import TextIndex, document_terms
-from services.router.sizes import Placement, Size
+from services.router.sizes import Placement, Size, ef_construct
 from services.router.spread import Spread
 from services.router.storage.metadata import from_metadata
 from services.router.storage.store import Collection, not_found
@@ -55,12 +55,12 @@ def spread_params(spread: Spread) -> dict[str, Any]:
     }
 
 
-def vector_params(size: Size) -> models.VectorParams:
-    """Return what a named vector is created with."""
+def vector_params(size: Size, full: int) -> models.VectorParams:
+    """Return what a named vector is created with, in a collection of that full width."""
     return models.VectorParams(
         size=size.dim,
         distance=models.Distance.COSINE,
-        hnsw_config=_graph(size),
+        hnsw_config=_graph(size, full),
         quantization_config=_codes(size),
         memory=_MEMORY[size.placement],
     )
@@ -86,17 +86,21 @@ def vector_name(size: Size) -> models.DenseVectorNameConfig:
     return models.DenseVectorNameConfig(dense=dense)
 
 
-def vector_diff(size: Size) -> models.VectorParamsDiff:
-    """Return what can be changed of a named vector."""
+def vector_diff(size: Size, full: int) -> models.VectorParamsDiff:
+    """Return what can be changed of a named vector, in a collection of that full width."""
     return models.VectorParamsDiff(
-        hnsw_config=_graph(size),
+        hnsw_config=_graph(size, full),
         quantization_config=_codes(size) or models.Disabled.DISABLED,
         memory=_MEMORY[size.placement],
     )
 
 
-def _graph(size: Size) -> models.HnswConfigDiff:
-    return models.HnswConfigDiff(m=size.hnsw_m, memory=_MEMORY[size.graph_placement])
+def _graph(size: Size, full: int) -> models.HnswConfigDiff:
+    return models.HnswConfigDiff(
+        m=size.hnsw_m,
+        ef_construct=ef_construct(size, full),
+        memory=_MEMORY[size.graph_placement],
+    )
 
 
 def _codes(size: Size) -> _Coded | None:

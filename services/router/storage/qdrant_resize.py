@@ -103,10 +103,11 @@ class Resize:
                     self._added.text_index.vector_name,
                     models.SparseVectorNameConfig(sparse=models.SparseVectorConfig()),
                 )
+            full = self._after.sizes[-1].dim
             other = [size for size in self._after.sizes if size not in self._before.sizes]
             await self._client.update_collection(
                 self._name,
-                vectors_config={size.vector_name: vector_diff(size) for size in other},
+                vectors_config={size.vector_name: vector_diff(size, full) for size in other},
                 sparse_vectors_config=sparse_config(self._added.text_index),
             )
         await self._announce()
