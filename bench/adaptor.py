@@ -23,13 +23,13 @@ import torch
 
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
-from services.trainer.adaptor import Adaptor, Vectors
-from services.trainer.data import Pair, number_texts
-from services.trainer.evaluate import evaluate
-from services.trainer.hyperparameters import Wanted, fill
-from services.trainer.interrupt import Interrupt
-from services.trainer.pilot import choose_label_weight
-from services.trainer.train import plan, train
+from services.trainer.data.pairs import Pair, number_texts
+from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.results.evaluate import evaluate
+from services.trainer.training.adaptor import Adaptor, Vectors
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.pilot import choose_label_weight
+from services.trainer.training.train import plan, train
 
 DIMS = (16, 32, 64, 128, 256, 384)
 DATA = Path(__file__).parents[2] / "shared" / "data"

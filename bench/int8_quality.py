@@ -36,8 +36,8 @@ from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, truncate
-from services.trainer.data import number_texts
-from services.trainer.evaluate import TOP, evaluate, rank
+from services.trainer.data.pairs import number_texts
+from services.trainer.results.evaluate import TOP, evaluate, rank
 
 DIMS = (32, 64, 96, 128, 192, 256, 384)
 EXACT: Precision = "float32"

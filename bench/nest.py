@@ -27,13 +27,13 @@ from services.router.rotation import Rotation
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
-from services.trainer.hyperparameters import Wanted, fill
-from services.trainer.interrupt import Interrupt
-from services.trainer.nest import Nest
-from services.trainer.sample import Sample
-from services.trainer.shortlist import compare
-from services.trainer.spec import NestScores
-from services.trainer.train import plan, train
+from services.trainer.data.sample import Sample
+from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.jobs.spec import NestScores
+from services.trainer.results.shortlist import compare
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.nest import Nest
+from services.trainer.training.train import plan, train
 
 DIMS = (16, 32, 64, 128, 256)
 MADE = ((100_000, 384), (20_000, 1536), (10_000, 3072))

@@ -1,7 +1,7 @@
 """The command that measures a model's card: reads the sample, writes the card, shows the table.
 
 In: a model and a file of texts or pairs. Out: `matryoshka.json` in the model's folder, or in a
-copy of it. The measuring itself is `services.trainer.measure`.
+copy of it. The measuring itself is `services.trainer.results.measure`.
 """
 
 import json
@@ -16,8 +16,8 @@ from services.shared.card import Card, write_card
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, is_hub_id, locate
 from services.shared.safety import check_folder
-from services.trainer.data import read_pairs
-from services.trainer.measure import Sample, copy_with_card, measure_card
+from services.trainer.data.pairs import read_pairs
+from services.trainer.results.measure import Sample, copy_with_card, measure_card
 
 _JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 _ACCEPTED = 'each line must be {"text": "..."}, or each {"anchor": "...", "positive": "..."}'

@@ -1,6 +1,6 @@
 """A rotation that nests a collection: turned by it, each prefix ranks as the full vector does.
 
-The trainer learns it from the collection's own vectors (`services/trainer/nest.py`). Documents and
+The trainer learns it from the collection's own vectors (`training/nest.py` there). Documents and
 queries are turned alike, so cosines of whole vectors stay what they were; only short sizes need
 it, and of its rows only as many as the longest of them has numbers.
 

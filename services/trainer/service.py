@@ -13,14 +13,14 @@ from services.shared.blobs import Blobs, check_id
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
-from services.trainer.create import Drafts, JobRequest, check_form
-from services.trainer.download import read_pieces
-from services.trainer.events import read_events
-from services.trainer.jobs import Job, Jobs
-from services.trainer.launcher import LocalLauncher
-from services.trainer.lock import hold_lock
+from services.trainer.jobs.create import Drafts, JobRequest, check_form
+from services.trainer.jobs.events import read_events
+from services.trainer.jobs.jobs import Job, Jobs
+from services.trainer.jobs.launcher import LocalLauncher
+from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.queue import JobQueue
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.queue import JobQueue
+from services.trainer.results.download import read_pieces
 from services.trainer.settings import TrainerSettings
 from services.trainer.wire import read_request, write_event, write_job
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from services.shared.card import DimScores
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
-from services.trainer.create import JobRequest
-from services.trainer.events import Event, last_step
-from services.trainer.hyperparameters import Head, Hyperparameters, Method, Wanted
-from services.trainer.jobs import Job
-from services.trainer.spec import MODEL, PLOT, Result, result_file_path, result_path
+from services.trainer.jobs.create import JobRequest
+from services.trainer.jobs.events import Event, last_step
+from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method, Wanted
+from services.trainer.jobs.jobs import Job
+from services.trainer.jobs.spec import MODEL, PLOT, Result, result_file_path, result_path
 
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: "adaptor",

@@ -16,7 +16,7 @@ from services.shared.folder import space_id
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 from services.shared.vectors import normalize
-from services.trainer.layout import read_json, read_modules, write_json
+from services.trainer.results.layout import read_json, read_modules, write_json
 from tests.conftest import serve
 from tests.trainer.conftest import make_job, make_tiny_model, make_tiny_pairs, start_job
 

@@ -6,7 +6,7 @@ import pytest
 from services.shared.errors import InvalidRequest
 from services.shared.model import TextModel
 from services.shared.tower import TowerTokens
-from services.trainer.create import _locate
+from services.trainer.jobs.create import _locate
 from tests.families import checkpoints
 
 QUERY, DOCUMENT = "what is the number?", "the number is two"

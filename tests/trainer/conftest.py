@@ -15,10 +15,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from services.shared.folder import DEFAULT_MODEL, locate
-from services.trainer.data import Pair
-from services.trainer.hyperparameters import Wanted, fill
-from services.trainer.layout import full_width
-from services.trainer.spec import TRAINING, Spec, spec_path
+from services.trainer.data.pairs import Pair
+from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.jobs.spec import TRAINING, Spec, spec_path
+from services.trainer.results.layout import full_width
 
 WORDS = [
     "red",
@@ -132,7 +132,7 @@ def make_job(
 
 
 def start_job(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "services.trainer.run", str(folder), *arguments]
+    command = [sys.executable, "-m", "services.trainer.training.run", str(folder), *arguments]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from services.shared.vectors import normalize
-from services.trainer.adaptor import Adaptor, Vectors, principal_axes
-from services.trainer.evaluate import evaluate
-from services.trainer.events import read_events
-from services.trainer.interrupt import Interrupt, Interrupted
-from services.trainer.train import Course, TrainingFailed, batch_rows, learning_rate, train
+from services.trainer.jobs.events import read_events
+from services.trainer.results.evaluate import evaluate
+from services.trainer.training.adaptor import Adaptor, Vectors, principal_axes
+from services.trainer.training.interrupt import Interrupt, Interrupted
+from services.trainer.training.train import Course, TrainingFailed, batch_rows, learning_rate, train
 
 FULL, NUM_PAIRS = 48, 200
 DIMS = (4, 8, 16)

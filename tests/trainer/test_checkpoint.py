@@ -8,12 +8,12 @@ import time
 
 import torch
 
-from services.trainer.checkpoint import Checkpoint, load_newest, save
+from services.trainer.training.checkpoint import Checkpoint, load_newest, save
 
 KILL_ME = """
 import sys, torch
 from pathlib import Path
-from services.trainer.checkpoint import Checkpoint, save
+from services.trainer.training.checkpoint import Checkpoint, save
 for step in range(1, 10**6):
     save(Path(sys.argv[1]), Checkpoint(step, {"w": torch.full((200_000,), float(step))}))
     print(step, flush=True)

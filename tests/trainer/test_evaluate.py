@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from services.trainer.evaluate import evaluate, rank
+from services.trainer.results.evaluate import evaluate, rank
 
 
 def unit(*degrees):

@@ -12,8 +12,8 @@ from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.model import TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import normalize, truncate
-from services.trainer.export import Origin, add_head, copy_base, finish
-from services.trainer.layout import full_width, read_json
+from services.trainer.results.export import Origin, add_head, copy_base, finish
+from services.trainer.results.layout import full_width, read_json
 
 TEXTS = ["red cat sees the house", "a", "blue river opens " * 20]
 

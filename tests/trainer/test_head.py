@@ -11,8 +11,8 @@ from services.shared.card import Card, read_card, write_card
 from services.shared.folder import space_id
 from services.shared.model import TextModel
 from services.shared.vectors import normalize, truncate
-from services.trainer.layout import read_modules
-from services.trainer.measure import Sample, measure_card
+from services.trainer.results.layout import read_modules
+from services.trainer.results.measure import Sample, measure_card
 from tests.trainer.conftest import WORDS, make_job, start_job
 
 TEXTS = ["red cat sees the house", "river", "blue stone opens", "a fast dog finds " * 12]

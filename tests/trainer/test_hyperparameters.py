@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.trainer.hyperparameters import Wanted, default_dims, fill
+from services.trainer.jobs.hyperparameters import Wanted, default_dims, fill
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from services.trainer.loss import nested_loss, same_text, targets
+from services.trainer.training.loss import nested_loss, same_text, targets
 
 DIMS = (4, 8, 24)
 

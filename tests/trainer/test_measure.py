@@ -9,7 +9,7 @@ from services.cli.card import measure, read_sample
 from services.shared.card import read_card
 from services.shared.errors import AlreadyExists, ServiceError
 from services.shared.model import TextModel
-from services.trainer.measure import Sample, copy_with_card, measure_card
+from services.trainer.results.measure import Sample, copy_with_card, measure_card
 from tests.trainer.conftest import WORDS
 
 

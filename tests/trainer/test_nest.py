@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from services.shared.vectors import normalize
-from services.trainer.events import read_events
-from services.trainer.hyperparameters import Wanted, fill, nested_dims
-from services.trainer.interrupt import Interrupt
-from services.trainer.nest import Nest
-from services.trainer.nesting import run_nest
-from services.trainer.sample import Sample, digest
-from services.trainer.shortlist import compare
-from services.trainer.spec import (
+from services.trainer.data.sample import Sample, digest
+from services.trainer.jobs.events import read_events
+from services.trainer.jobs.hyperparameters import Wanted, fill, nested_dims
+from services.trainer.jobs.spec import (
     RESULT_FILE,
     TRAINING_VECTORS,
     VALIDATION_VECTORS,
@@ -26,7 +22,11 @@ from services.trainer.spec import (
     result_path,
     spec_path,
 )
-from services.trainer.train import plan, train
+from services.trainer.results.shortlist import compare
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.nest import Nest
+from services.trainer.training.nesting import run_nest
+from services.trainer.training.train import plan, train
 from tests.trainer.conftest import start_job
 
 FULL, DIMS = 48, (8, 16)

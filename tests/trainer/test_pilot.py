@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from services.shared.vectors import normalize
-from services.trainer.adaptor import Vectors
-from services.trainer.data import Pair
-from services.trainer.hyperparameters import Wanted, fill
-from services.trainer.interrupt import Interrupt, Interrupted
-from services.trainer.pilot import GENERAL, choose_label_weight
+from services.trainer.data.pairs import Pair
+from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.training.adaptor import Vectors
+from services.trainer.training.interrupt import Interrupt, Interrupted
+from services.trainer.training.pilot import GENERAL, choose_label_weight
 
 FULL = 32
 

@@ -3,8 +3,8 @@
 import struct
 
 from services.shared.card import DimScores, Quality
-from services.trainer.report import markdown_table, plot, plot_nest
-from services.trainer.spec import NestScores
+from services.trainer.jobs.spec import NestScores
+from services.trainer.results.report import markdown_table, plot, plot_nest
 
 
 def quality(*rows):

@@ -12,10 +12,10 @@ from sentence_transformers import SentenceTransformer
 
 from services.shared.card import read_card
 from services.shared.model import TextModel
-from services.trainer.data import split
-from services.trainer.events import read_events
-from services.trainer.interrupt import NOT_FINISHED
-from services.trainer.spec import Failure, Result, failure_path, result_path
+from services.trainer.data.pairs import split
+from services.trainer.jobs.events import read_events
+from services.trainer.jobs.spec import Failure, Result, failure_path, result_path
+from services.trainer.training.interrupt import NOT_FINISHED
 from tests.trainer.conftest import make_job, start_job, stdlib_pairs, weights
 
 
@@ -156,7 +156,7 @@ def test_a_loss_that_explodes_is_a_clear_failure(tmp_path, tiny_model, tiny_pair
 
 def test_a_cut_line_of_events_is_removed(adaptor_job, tmp_path):
     """A kill in the middle of a line leaves no trace for readers or the next writer."""
-    from services.trainer.events import Event, EventLog
+    from services.trainer.jobs.events import Event, EventLog
 
     data = (adaptor_job / "events.jsonl").read_bytes()
     (tmp_path / "events.jsonl").write_bytes(data + b'{"number": 99')

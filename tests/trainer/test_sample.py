@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.shared.errors import InvalidRequest
-from services.trainer.sample import MIN_VECTORS, check_vectors, digest, read_sample
+from services.trainer.data.sample import MIN_VECTORS, check_vectors, digest, read_sample
 
 ROWS, FULL = MIN_VECTORS + 200, 24
 

@@ -13,14 +13,10 @@ from pathlib import Path
 from safetensors.numpy import save
 
 from services.shared.vectors import Array
-from services.trainer import report, sample
-from services.trainer.checkpoint import write_atomic
-from services.trainer.events import Event, EventLog
-from services.trainer.interrupt import Interrupt
-from services.trainer.nest import Nest
-from services.trainer.sample import Sample
-from services.trainer.shortlist import compare
-from services.trainer.spec import (
+from services.trainer.data import sample
+from services.trainer.data.sample import Sample
+from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.spec import (
     PLOT,
     RESULT_FILE,
     TRAINING_VECTORS,
@@ -30,7 +26,12 @@ from services.trainer.spec import (
     Spec,
     result_path,
 )
-from services.trainer.train import plan, train
+from services.trainer.results import report
+from services.trainer.results.shortlist import compare
+from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.nest import Nest
+from services.trainer.training.train import plan, train
 
 
 def run_nest(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:

@@ -13,14 +13,12 @@ from services.shared.card import read_card
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, default_id, locate
 from services.shared.safety import check_folder, has_two_towers
-from services.trainer.data import Pair, read_pairs, split
-from services.trainer.events import Event, EventLog
-from services.trainer.hyperparameters import Wanted, fill
-from services.trainer.jobs import Job, Jobs
-from services.trainer.layout import full_width
-from services.trainer.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
-from services.trainer.settings import TrainerSettings
-from services.trainer.spec import (
+from services.trainer.data.pairs import Pair, read_pairs, split
+from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
+from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.jobs.jobs import Job, Jobs
+from services.trainer.jobs.spec import (
     TRAINING,
     TRAINING_VECTORS,
     VALIDATION,
@@ -28,6 +26,8 @@ from services.trainer.spec import (
     Spec,
     spec_path,
 )
+from services.trainer.results.layout import full_width
+from services.trainer.settings import TrainerSettings
 
 MAX_KEY_LENGTH = 128
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")

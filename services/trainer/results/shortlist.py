@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from services.shared.vectors import Array
-from services.trainer.spec import NestScores
+from services.trainer.jobs.spec import NestScores
 
 TOP, SHORTLIST = 10, 50
 _CHUNK_SCORES = 2**24  # 64 MiB of float32 scores at a time

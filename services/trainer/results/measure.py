@@ -28,10 +28,10 @@ from services.shared.folder import default_id, locate
 from services.shared.model import TextModel
 from services.shared.quantization import measure_ranges
 from services.shared.vectors import Array, truncate
-from services.trainer.checkpoint import publish
-from services.trainer.data import Pair, Questions, Split, number_texts, questions
-from services.trainer.evaluate import evaluate, rank
-from services.trainer.hyperparameters import default_dims
+from services.trainer.data.pairs import Pair, Questions, Split, number_texts, questions
+from services.trainer.jobs.hyperparameters import default_dims
+from services.trainer.results.evaluate import evaluate, rank
+from services.trainer.training.checkpoint import publish
 
 S = TypeVar("S", Sequence[str], Sequence[Pair], Array)
 

@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 
 from services.shared.blobs import Blobs
-from services.trainer.checkpoint import write_atomic
-from services.trainer.download import file_pieces
-from services.trainer.events import Event, EventLog
-from services.trainer.jobs import ENDED, Job, Jobs, State
-from services.trainer.launcher import LocalLauncher
-from services.trainer.lock import hold_lock
-from services.trainer.metrics import TrainerMetrics
-from services.trainer.spec import (
+from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.jobs import ENDED, Job, Jobs, State
+from services.trainer.jobs.launcher import LocalLauncher
+from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.spec import (
     LOCK,
     RESULT_FILE,
     TRAINING_VECTORS,
@@ -32,6 +29,9 @@ from services.trainer.spec import (
     result_path,
     spec_path,
 )
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.results.download import file_pieces
+from services.trainer.training.checkpoint import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 
 from services.shared.vectors import Array
-from services.trainer.adaptor import principal_axes
-from services.trainer.loss import nested_loss
-from services.trainer.sample import Sample
-from services.trainer.shortlist import TOP, best, recall
+from services.trainer.data.sample import Sample
+from services.trainer.results.shortlist import TOP, best, recall
+from services.trainer.training.adaptor import principal_axes
+from services.trainer.training.loss import nested_loss
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,7 @@ from services.shared.choice import Precision
 from services.shared.errors import ServiceError
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
-from services.trainer import export, report
-from services.trainer.adaptor import Adaptor, Vectors
-from services.trainer.checkpoint import write_atomic
-from services.trainer.data import (
+from services.trainer.data.pairs import (
     Questions,
     Split,
     digest,
@@ -32,14 +29,8 @@ from services.trainer.data import (
     read_pairs,
     split,
 )
-from services.trainer.encode import encode_kept
-from services.trainer.evaluate import evaluate
-from services.trainer.events import Event, EventLog
-from services.trainer.full import FullModel
-from services.trainer.interrupt import Interrupt
-from services.trainer.nesting import run_nest
-from services.trainer.pilot import choose_label_weight
-from services.trainer.spec import (
+from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.spec import (
     MODEL,
     PLOT,
     TRAINING,
@@ -49,7 +40,16 @@ from services.trainer.spec import (
     result_path,
     spec_path,
 )
-from services.trainer.train import plan, train
+from services.trainer.results import export, report
+from services.trainer.results.evaluate import evaluate
+from services.trainer.training.adaptor import Adaptor, Vectors
+from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.encode import encode_kept
+from services.trainer.training.full import FullModel
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.nesting import run_nest
+from services.trainer.training.pilot import choose_label_weight
+from services.trainer.training.train import plan, train
 
 _EVENT_INTERVAL_S = 0.5
 _NUM_PROBES = 8

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from services.shared.errors import ServiceError
-from services.trainer.checkpoint import Checkpoint, State, load_newest, save
-from services.trainer.events import Event
-from services.trainer.hyperparameters import Hyperparameters
-from services.trainer.interrupt import Interrupt, Interrupted
+from services.trainer.jobs.events import Event
+from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.training.checkpoint import Checkpoint, State, load_newest, save
+from services.trainer.training.interrupt import Interrupt, Interrupted
 
 _EVENT_INTERVAL_S = 0.5
 _ADAM_STATES = ("step", "exp_avg", "exp_avg_sq")

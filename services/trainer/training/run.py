@@ -1,4 +1,4 @@
-"""The process of one job: `python -m services.trainer.run JOB_DIR [--parent PID]`.
+"""The process of one job: `python -m services.trainer.training.run JOB_DIR [--parent PID]`.
 
 Files are its only interface, see `spec.py`. It can be killed at any moment and started again.
 Exit codes: 0 done, 1 failed (error.json says why), 75 stopped before the end.
@@ -12,10 +12,15 @@ from pathlib import Path
 
 from services.shared import logs
 from services.shared.errors import ServiceError
-from services.trainer.interrupt import NOT_FINISHED, Interrupt, Interrupted, exit_with_parent
-from services.trainer.lock import hold_lock
-from services.trainer.spec import LOCK, Failure, failure_path, result_path
-from services.trainer.work import run_job
+from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.spec import LOCK, Failure, failure_path, result_path
+from services.trainer.training.interrupt import (
+    NOT_FINISHED,
+    Interrupt,
+    Interrupted,
+    exit_with_parent,
+)
+from services.trainer.training.work import run_job
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +30,9 @@ _LOCK_TIMEOUT_S = 60.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job of a folder; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m services.trainer.run", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer.training.run", description=__doc__
+    )
     parser.add_argument("job_dir", type=Path, help="the job's folder")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     options = parser.parse_args(arguments)

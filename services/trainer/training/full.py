@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
-from services.trainer.data import Pair, number_texts
-from services.trainer.loss import nested_loss, same_text, targets
+from services.trainer.data.pairs import Pair, number_texts
+from services.trainer.training.loss import nested_loss, same_text, targets
 
 SCALE = 20.0  # sentence-transformers' scale of cosines in this loss
 

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from services.shared.vectors import Array
-from services.trainer.loss import nested_loss, same_text, targets
+from services.trainer.training.loss import nested_loss, same_text, targets
 
 Head = Literal["rotation", "dense"]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from services.trainer.spec import LOG
+from services.trainer.jobs.spec import LOG
 
 # What programs, libraries and accelerators need to be found; nothing of ours.
 _KEPT = (
@@ -37,7 +37,7 @@ class LocalLauncher:
         """
         with (job_dir / LOG).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.trainer.run", str(job_dir),
+                sys.executable, "-m", "services.trainer.training.run", str(job_dir),
                 "--parent", str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 env=_environment(),

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from services.shared.card import Quality
-from services.trainer.shortlist import SHORTLIST, TOP
-from services.trainer.spec import NestScores
+from services.trainer.jobs.spec import NestScores
+from services.trainer.results.shortlist import SHORTLIST, TOP
 
 _BEFORE, _AFTER, _INK = "#8a93a3", "#0b6bcb", "#1f2733"
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from services.shared.errors import InvalidRequest
-from services.trainer.adaptor import Adaptor, Vectors
-from services.trainer.data import Pair, split_rows
-from services.trainer.evaluate import evaluate
-from services.trainer.hyperparameters import Hyperparameters
-from services.trainer.interrupt import Interrupt
-from services.trainer.train import plan, train
+from services.trainer.data.pairs import Pair, split_rows
+from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.results.evaluate import evaluate
+from services.trainer.training.adaptor import Adaptor, Vectors
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.train import plan, train
 
 log = logging.getLogger(__name__)
 

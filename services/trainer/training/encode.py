@@ -12,7 +12,7 @@ import numpy as np
 
 from services.shared.model import Role, TextModel
 from services.shared.vectors import Array
-from services.trainer.checkpoint import write_atomic
+from services.trainer.training.checkpoint import write_atomic
 
 CHUNK_TEXTS = 2048
 

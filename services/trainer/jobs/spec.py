@@ -21,8 +21,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
-from services.trainer.checkpoint import write_atomic
-from services.trainer.hyperparameters import Hyperparameters
+from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.training.checkpoint import write_atomic
 
 TRAINING = "training.jsonl"
 VALIDATION = "validation.jsonl"

@@ -20,16 +20,16 @@ from services.shared.folder import space_id
 from services.shared.model import TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
-from services.trainer.checkpoint import publish
-from services.trainer.layout import (
+from services.trainer.results.layout import (
     add_old_spelling,
     read_json,
     read_modules,
     write_json,
     write_modules,
 )
-from services.trainer.measure import measure_byte_ranges
-from services.trainer.report import markdown_table
+from services.trainer.results.measure import measure_byte_ranges
+from services.trainer.results.report import markdown_table
+from services.trainer.training.checkpoint import publish
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model"}
 # The base's card, and where the base lists its own training data: not true of the new model.

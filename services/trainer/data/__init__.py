@@ -1,0 +1,1 @@
+"""What is learned from: checked before a job is queued."""

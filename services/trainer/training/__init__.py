@@ -1,0 +1,1 @@
+"""The process of one job: what runs apart from the service."""
