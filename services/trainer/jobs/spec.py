@@ -9,6 +9,9 @@ vectors/             vectors computed so far
 checkpoints/         the newest two
 model/               the finished model; of a nest job rotation.safetensors instead
 plot.png             picture of its quality
+scores-before.npy    what each held-out query scored at each size, as `results/evaluate.py` says;
+scores-after.npy     of the base, and of the finished model
+report.json          what the training changed, for machines; report.html, for people
 result.json          written last: its presence means success
 result_file.txt      the id under which the service stored the rotation
 error.json           why it failed
@@ -31,13 +34,17 @@ VALIDATION_VECTORS = "validation.npy"
 MODEL = "model"
 RESULT_FILE = "rotation.safetensors"
 PLOT = "plot.png"
+SCORES_BEFORE = "scores-before.npy"
+SCORES_AFTER = "scores-after.npy"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
 LOG = "log.txt"
 LOCK = "lock"
 
-M = TypeVar("M", bound="_JsonFile")
+M = TypeVar("M", bound="JsonFile")
 
 
-class _JsonFile(BaseModel):
+class JsonFile(BaseModel):
     """A small file that is there whole, or not at all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +61,7 @@ class _JsonFile(BaseModel):
         write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
 
 
-class Spec(_JsonFile):
+class Spec(JsonFile):
     """What a job's process is to do."""
 
     base_dir: str
@@ -84,7 +91,7 @@ class NestScores(BaseModel):
     """Turned by the rotation."""
 
 
-class Result(_JsonFile):
+class Result(JsonFile):
     """What a job has made."""
 
     model_id: str
@@ -92,6 +99,12 @@ class Result(_JsonFile):
     """Of the model; a nest job makes none."""
     quality: Quality | None = None
     """Of the model."""
+    data_digest: str = ""
+    """sha256 of the training pairs."""
+    questions_digest: str = ""
+    """sha256 of what the quality was measured on: only equal ones can be compared in pairs."""
+    code_version: str = ""
+    """Of this package, when the job ran."""
     nest_quality: tuple[NestScores, ...] = ()
     """Of the rotation of a nest job."""
     num_pairs: int
@@ -101,7 +114,7 @@ class Result(_JsonFile):
     steps_per_second: float
 
 
-class Failure(_JsonFile):
+class Failure(JsonFile):
     """Why a job cannot succeed."""
 
     message: str
