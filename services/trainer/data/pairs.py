@@ -27,8 +27,10 @@ class Pair:
 
     anchor: str
     positive: str
+    negatives: tuple[str, ...] = ()
+    """What should not be found, though it looks as if it might."""
     slice: str = ""
-    """The group of queries that it belongs to, for the report; "": none."""
+    """Group of queries that the anchor belongs to, a language or a tenant for example; or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def digest(pairs: Iterable[Pair]) -> str:
     """Return the sha256 of the pairs in their order, as 64 hexadecimal digits."""
     state = hashlib.sha256()
     for pair in pairs:
-        state.update(json.dumps([pair.anchor, pair.positive]).encode() + b"\n")
+        more = [list(pair.negatives), pair.slice] if pair.negatives or pair.slice else []
+        state.update(json.dumps([pair.anchor, pair.positive, *more]).encode() + b"\n")
     return state.hexdigest()
 
 

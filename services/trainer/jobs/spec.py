@@ -1,8 +1,9 @@
 """A job's folder: the spec that goes in, and the result or the error that comes out.
 
 spec.json            what to do
-training.jsonl       pairs; of a nest job training.npy, vectors of documents, until it has ended
-validation.jsonl     pairs to measure on, if the caller gave them; validation.npy, of queries
+training.jsonl       examples of one kind, see `examples.py`; of a nest job training.npy, vectors of
+                     documents, until it has ended
+validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
 lock                 held by the one process that works on the job
 events.jsonl         what happened so far
 vectors/             vectors computed so far
@@ -24,6 +25,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
+from services.trainer.data.examples import Kind
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.training.checkpoint import write_atomic
 
@@ -71,6 +73,8 @@ class Spec(JsonFile):
     model_id: str
     data_name: str
     """What the user calls the training data."""
+    kind: Kind = "pairs"
+    """Of the training data, and of the validation data."""
     hyperparameters: Hyperparameters
     threads: int
     """0: one per core."""

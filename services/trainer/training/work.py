@@ -22,14 +22,15 @@ from services.shared.choice import Precision
 from services.shared.errors import ServiceError
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
+from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import (
+    Pair,
     Questions,
     Split,
     digest,
     digest_questions,
     number_texts,
     questions,
-    read_pairs,
     split,
 )
 from services.trainer.jobs.events import Event, EventLog, read_events
@@ -150,11 +151,15 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
 
 
 def _read_data(job_dir: Path, spec: Spec) -> Split:
-    pairs = read_pairs(job_dir / TRAINING, spec.data_name)
+    pairs = _read_pairs(job_dir / TRAINING)
     validation = job_dir / VALIDATION
     if validation.exists():
-        return Split(pairs, read_pairs(validation, VALIDATION))
+        return Split(pairs, _read_pairs(validation))
     return split(pairs, spec.hyperparameters.seed)
+
+
+def _read_pairs(path: Path) -> tuple[Pair, ...]:
+    return tuple(item for item in read_examples(path, "pairs") if isinstance(item, Pair))
 
 
 def _load_base(job: Job) -> TextModel:

@@ -1,0 +1,87 @@
+"""What is learned from, one normalised form of each kind, as a job keeps it in its folder.
+
+A file is JSON lines in UTF-8, one example a line, all of one kind:
+
+pairs     {"anchor": "...", "positive": "...", "negatives": ["..."], "slice": "..."}
+scored    {"first": "...", "second": "...", "score": 0.8}
+labelled  {"text": "...", "label": "..."}
+
+"negatives" and "slice" are left out where there are none. Knows nothing of how users write theirs:
+see `columns.py`.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from services.trainer.data.pairs import Pair
+
+Kind = Literal["pairs", "scored", "labelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Two texts, and how near they should be."""
+
+    first: str
+    second: str
+    score: float
+    """Any finite number, greater for nearer: only the order counts, so 0..1 and 0..5 both do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, and the class that it is of."""
+
+    text: str
+    label: str
+    """Numbers are kept as their digits."""
+
+
+Example = Pair | Scored | Labelled
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write the normalised form."""
+    with path.open("wb") as lines:
+        for example in examples:
+            lines.write(json.dumps(_values(example), ensure_ascii=False).encode() + b"\n")
+
+
+def read_examples(path: Path, kind: Kind) -> tuple[Example, ...]:
+    """Read what `write_examples` wrote; blank lines are skipped."""
+    makers: dict[Kind, Callable[[dict[str, Any]], Example]]
+    makers = {"pairs": _pair, "scored": _scored, "labelled": _labelled}
+    make = makers[kind]
+    with path.open("rb") as lines:
+        return tuple(make(json.loads(line)) for line in lines if line.strip())
+
+
+def _values(example: Example) -> dict[str, Any]:
+    match example:
+        case Pair(anchor, positive, negatives, slice_):
+            values: dict[str, Any] = {"anchor": anchor, "positive": positive}
+            if negatives:
+                values["negatives"] = negatives
+            if slice_:
+                values["slice"] = slice_
+            return values
+        case Scored(first, second, score):
+            return {"first": first, "second": second, "score": score}
+        case Labelled(text, label):
+            return {"text": text, "label": label}
+
+
+def _pair(values: dict[str, Any]) -> Pair:
+    negatives = tuple(values.get("negatives", ()))
+    return Pair(values["anchor"], values["positive"], negatives, values.get("slice", ""))
+
+
+def _scored(values: dict[str, Any]) -> Scored:
+    return Scored(values["first"], values["second"], float(values["score"]))
+
+
+def _labelled(values: dict[str, Any]) -> Labelled:
+    return Labelled(values["text"], values["label"])
