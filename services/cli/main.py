@@ -149,25 +149,28 @@ def up(
         own = shared | {"data_dir": settings.data_dir / name} | more
         return _read_or_note(kind, own, mistakes)
 
-    # Where the router finds the others is known once the process listens.
+    # Where they find each other is known once the process listens.
     here, key = "127.0.0.1:0", settings.api_key
     addresses = {"encoder_address": here, "trainer_address": here}
     own_keys = {"encoder_api_key": key, "trainer_api_key": key}
+    trainers = {"encoder_address": here, "router_address": here}
+    trainers_keys = {"encoder_api_key": key, "router_api_key": key}
     encoder = read(EncoderSettings, "encoder")
     router = read(RouterSettings, "router", **addresses, **own_keys)
-    trainer = read(TrainerSettings, "trainer")
+    trainer = read(TrainerSettings, "trainer", **trainers, **trainers_keys)
     if mistakes:
         _refuse(str(SettingsError(mistakes)))
     registry = CollectorRegistry()
 
     def build(address: Address) -> list[Service]:
         found = router.model_copy(update=dict.fromkeys(addresses, address.grpc))
-        for name, own in (("encoder", encoder), ("router", found), ("trainer", trainer)):
+        training = trainer.model_copy(update=dict.fromkeys(trainers, address.grpc))
+        for name, own in (("encoder", encoder), ("router", found), ("trainer", training)):
             logs.show_settings(name, own.describe())
         return [
             EncoderService(encoder, registry),
             RouterService(found, registry),
-            TrainerService(trainer, registry),
+            TrainerService(training, registry),
         ]
 
     _run(build, settings, registry, "matryoshka")

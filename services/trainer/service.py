@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
 from services.shared.blobs import Blobs, check_id
+from services.shared.database import Database
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
@@ -20,6 +21,12 @@ from services.trainer.jobs.launcher import LocalLauncher
 from services.trainer.jobs.lock import hold_lock
 from services.trainer.jobs.queue import JobQueue
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.models.calls import ModelCalls
+from services.trainer.models.encoder_client import EncoderClient
+from services.trainer.models.promoter import Promoter
+from services.trainer.models.promotion import Promotions
+from services.trainer.models.registry import Registry
+from services.trainer.models.router_client import RouterClient
 from services.trainer.results.download import read_pieces
 from services.trainer.settings import TrainerSettings
 from services.trainer.wire import read_request, write_event, write_job
@@ -33,7 +40,7 @@ _MAX_FILENAME = 255
 _DATA_LOCK_TIMEOUT_S = 15.0
 
 
-class TrainerService(pb_grpc.TrainerServiceServicer):
+class TrainerService(ModelCalls, pb_grpc.TrainerServiceServicer):
     """The trainer as the server sees it (`services.shared.server.Service`).
 
     Args:
@@ -84,6 +91,7 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         files_url = settings.files_url or str(data_dir / "files")
         self._blobs = await asyncio.to_thread(Blobs, files_url, settings.max_file_bytes)
         await asyncio.to_thread(self._blobs.clean)
+        await self._open_models(database_url)
         self._drafts = Drafts(self._jobs, self._blobs, self._folder, settings)
         self._queue = JobQueue(
             self._jobs,
@@ -95,6 +103,31 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         )
         self._open.push_async_callback(self._queue.stop)
         await self._queue.start()
+
+    async def _open_models(self, database_url: str) -> None:
+        """Open versions and promotions, and go on with what the last service was at."""
+        settings = self._settings
+        database = Database(database_url)
+        await asyncio.to_thread(database.open)
+        self._open.callback(database.close)
+        self._registry = Registry(database, self._jobs, self._folder)
+        self._promotions = Promotions(database)
+        encoder_key, router_key = settings.encoder_api_key, settings.router_api_key
+        encoder = EncoderClient(
+            settings.encoder_address,
+            encoder_key.get_secret_value() if encoder_key else None,
+            settings.encoder_timeout_s,
+        )
+        self._open.push_async_callback(encoder.close)
+        router = RouterClient(
+            settings.router_address,
+            router_key.get_secret_value() if router_key else None,
+            settings.router_timeout_s,
+        )
+        self._open.push_async_callback(router.close)
+        self._promoter = Promoter(self._promotions, self._registry, encoder, router)
+        self._open.push_async_callback(self._promoter.stop)
+        await self._promoter.start()
 
     async def stop(self) -> None:
         await self._open.aclose()

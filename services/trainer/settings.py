@@ -1,9 +1,14 @@
 """Settings of the trainer: `MATRYOSHKA_TRAINER_<FIELD>`."""
 
-from pydantic import Field, SecretStr
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from services.shared.address import check_address
 from services.shared.settings import ServerSettings
+
+Address = Annotated[str, AfterValidator(check_address)]
 
 
 class TrainerSettings(ServerSettings):
@@ -29,5 +34,17 @@ class TrainerSettings(ServerSettings):
     """Threads of a job's arithmetic; 0: one per core."""
     checkpoint_steps: int = Field(default=50, ge=1)
     """Steps between checkpoints: what a killed job does again at most."""
+    encoder_address: Address = "127.0.0.1:9000"
+    """host:port of the encoder's gRPC, which loads promoted models."""
+    encoder_api_key: SecretStr | None = None
+    """Sent to the encoder; unset: nothing is sent."""
+    encoder_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest wait for the encoder; it loads and measures a model in that time."""
+    router_address: Address = "127.0.0.1:9001"
+    """host:port of the router's gRPC, which moves collections to promoted models."""
+    router_api_key: SecretStr | None = None
+    """Sent to the router; unset: nothing is sent."""
+    router_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for an answer of the router; a migration takes as long as it takes."""
     stop_s: float = Field(default=10.0, gt=0)
     """Time for a job's process to write a checkpoint and end before it is killed."""

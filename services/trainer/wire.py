@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.shared.card import DimScores
+from services.shared.card import DimScores, Quality
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.trainer.jobs.create import JobRequest
@@ -76,7 +76,7 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         finished_at=int(job.finished_at or 0),
         error=job.error,
         base_model=job.base_model,
-        hyperparameters=_write_hyperparameters(
+        hyperparameters=write_hyperparameters(
             Hyperparameters.model_validate_json(job.hyperparameters)
         ),
         model_id=job.model_id,
@@ -86,13 +86,7 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
     if result:
         if result.quality:
             message.model_dir = str(folder / MODEL)
-            quality = zip(result.quality.before, result.quality.after, strict=True)
-            message.quality.extend(
-                pb.DimQuality(
-                    dim=before.dim, before=_write_scores(before), after=_write_scores(after)
-                )
-                for before, after in quality
-            )
+            message.quality.extend(write_quality(result.quality))
         if result_file_path(folder).exists():
             message.result_file = result_file_path(folder).read_text()
         message.nest_quality.extend(
@@ -123,7 +117,7 @@ def _status(state: str) -> pb.JobStatus.ValueType:
     return pb.JobStatus.Value(f"JOB_STATUS_{state.upper()}")
 
 
-def _write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
+def write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
     return pb.Hyperparameters(
         method=_METHOD_NUMBERS[hyper.method],
         head=_HEAD_NUMBERS[hyper.head],
@@ -135,5 +129,13 @@ def _write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
     )
 
 
-def _write_scores(scores: DimScores) -> pb.Scores:
+def write_quality(quality: Quality) -> list[pb.DimQuality]:
+    """Write one row a size."""
+    return [
+        pb.DimQuality(dim=before.dim, before=write_scores(before), after=write_scores(after))
+        for before, after in zip(quality.before, quality.after, strict=True)
+    ]
+
+
+def write_scores(scores: DimScores) -> pb.Scores:
     return pb.Scores(ndcg10=scores.ndcg10, recall10=scores.recall10, mrr10=scores.mrr10)

@@ -75,6 +75,61 @@ class TrainerServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListVersions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.GetVersion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/GetVersion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
+        self.SetVersionAlias = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/SetVersionAlias',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/DeleteVersion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
+        self.CompareVersions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/CompareVersions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_stream(
+                '/matryoshka.v1.TrainerService/Promote',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.GetPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/GetPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.FromString,
+                _registered_method=True)
+        self.ListPromotions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListPromotions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.FromString,
+                _registered_method=True)
+        self.CutOverPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/CutOverPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.FromString,
+                _registered_method=True)
+        self.RollBackPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/RollBackPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.FromString,
+                _registered_method=True)
+        self.FinishPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/FinishPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -137,6 +192,84 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """What jobs have made, newest first: each model is a version of a name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVersion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVersionAlias(self, request, context):
+        """Point a name of your choice at a version; versions do not move, aliases do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareVersions(self, request, context):
+        """Two versions by what each held-out query scored, if both were measured on the same questions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Judge a version by what its held-out queries lose, and if it may pass, serve it: the encoder loads
+        it, the router moves each collection to it, then the aliases switch. No query fails meanwhile. It
+        goes on when its caller leaves, and after a restart. Asking again for the same is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPromotion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPromotions(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CutOverPromotion(self, request, context):
+        """Switch a promotion that waits for it (`hold`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackPromotion(self, request, context):
+        """Give up a promotion that has not switched; or, of one that is watched (`watch`), switch back to
+        the model and the collections from before, which were kept current.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishPromotion(self, request, context):
+        """End a promotion that was watched: the collections from before stay, to be deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +312,61 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'GetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.SerializeToString,
+            ),
+            'SetVersionAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVersionAlias,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'CompareVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareVersions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_stream_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.SerializeToString,
+            ),
+            'GetPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.SerializeToString,
+            ),
+            'ListPromotions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPromotions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.SerializeToString,
+            ),
+            'CutOverPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CutOverPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.SerializeToString,
+            ),
+            'RollBackPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.SerializeToString,
+            ),
+            'FinishPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +586,303 @@ class TrainerService:
             '/matryoshka.v1.TrainerService/CancelJob',
             services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListVersions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/GetVersion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVersionAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/SetVersionAlias',
+            services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/DeleteVersion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/CompareVersions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/Promote',
+            services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/GetPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPromotions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListPromotions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CutOverPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/CutOverPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/RollBackPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/FinishPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,8 @@ class Summary(JsonFile):
     quality: Quality
     slices: tuple[SliceQuality, ...]
     """Those that lost most first."""
+    slice_of_query: tuple[str, ...]
+    """Of each held-out query, in the order of the scores; empty: none has one."""
     losers: tuple[Loser, ...]
     """The queries that lost most, at most 20."""
     curve: Curve

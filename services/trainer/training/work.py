@@ -319,6 +319,7 @@ def _finish(
         num_pairs=len(job.data.training),
         quality=quality,
         slices=compare_slices(before_QK3, after_QK3, asked.slices, hyper.dims),
+        slice_of_query=asked.slices if any(asked.slices) else (),
         losers=find_losers(before_QK3, after_QK3, asked.queries, asked.slices, hyper.dims),
         curve=read_curve(read_events(job.folder, 0)[0]),
         bytes_per_vector=bytes_of(hyper.dims),
