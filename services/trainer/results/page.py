@@ -20,7 +20,8 @@ h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 .soft { color: var(--soft); } .worse { color: var(--worse); } .better { color: var(--better); }
 table { border-collapse: collapse; width: 100%; } .scroll { overflow-x: auto; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } td.text { text-align: left; }
+td { white-space: nowrap; } td:first-child { white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 """
 

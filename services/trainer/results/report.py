@@ -54,11 +54,14 @@ def plot_curve(steps: Sequence[int], loss: Mapping[int, Sequence[float]]) -> byt
 def plot_slices(slices: Sequence[SliceQuality]) -> bytes:
     """Draw each slice's worst change with its interval, those that lost most on top."""
     shown = slices[:_MOST_SLICES]
+    left_out = len(slices) - len(shown)
     figure, axes = _plain_frame(
         "change of nDCG@10 at the size that lost most, with 95% of it",
-        "", "Whose queries got worse", "" if len(slices) == len(shown) else
-        f"{len(shown)} of {len(slices)} slices",
-    )  # fmt: skip
+        "",
+        "Whose queries got worse",
+        f"and {left_out} slices that lost less" if left_out else "",
+        height=1.8 + 0.32 * len(shown),
+    )
     for place, one in enumerate(shown):
         worst = one.worst
         color = _WORSE if worst.mean < 0 else _AFTER
@@ -109,8 +112,10 @@ def _frame(dims: Sequence[int], what: str, title: str, subtitle: str) -> tuple[F
     return figure, axes
 
 
-def _plain_frame(x: str, y: str, title: str, subtitle: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+def _plain_frame(
+    x: str, y: str, title: str, subtitle: str, height: float = 4.5
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlabel(x, color=_INK)
