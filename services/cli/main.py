@@ -22,6 +22,7 @@ from pydantic_settings import SettingsConfigDict
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
 from services.cli.peer import describe
+from services.cli.version_commands import promotions, versions
 from services.shared import logs
 from services.shared.keys import KeysError
 from services.shared.server import Address, CannotListen, Service, run
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(models, name="models")
+app.add_typer(versions, name="versions")
+app.add_typer(promotions, name="promotions")
 
 
 def _show_version(is_wanted: bool) -> None:

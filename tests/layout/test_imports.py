@@ -73,6 +73,7 @@ OWNERS = {
         "services.cli.main",
         "services.cli.collection_commands",
         "services.cli.model_commands",
+        "services.cli.version_commands",
         "services.cli.peer",
     ),
     "rich": ("services.cli",),
