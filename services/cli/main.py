@@ -155,7 +155,9 @@ def up(
     own_keys = {"encoder_api_key": key, "trainer_api_key": key}
     encoder = read(EncoderSettings, "encoder")
     router = read(RouterSettings, "router", **addresses, **own_keys)
-    trainer = read(TrainerSettings, "trainer")
+    # One set of files: the router serves them, the trainer reads and adds some.
+    shared_files = {"files_database_url": router.database, "files_url": router.files_place}
+    trainer = read(TrainerSettings, "trainer", **shared_files)
     if mistakes:
         _refuse(str(SettingsError(mistakes)))
     registry = CollectorRegistry()
@@ -167,7 +169,7 @@ def up(
         return [
             EncoderService(encoder, registry),
             RouterService(found, registry),
-            TrainerService(trainer, registry),
+            TrainerService(trainer, registry, serves_files=False),
         ]
 
     _run(build, settings, registry, "matryoshka")

@@ -61,6 +61,8 @@ OWNERS = {
         "services.router.vector_stores.rows",
         "services.router.vector_stores.work",
         "services.trainer.jobs.jobs",
+        "services.trainer.jobs.leases",
+        "services.trainer.jobs.rows",
     ),
     "python_multipart": ("services.shared.multipart",),
     "pypdf": ("services.router.vector_stores.documents",),
