@@ -160,7 +160,9 @@ def up(
     trainers_keys = {"encoder_api_key": key, "router_api_key": key}
     encoder = read(EncoderSettings, "encoder")
     router = read(RouterSettings, "router", **addresses, **own_keys)
-    trainer = read(TrainerSettings, "trainer", **trainers, **trainers_keys)
+    # One set of files: the router serves them, the trainer reads and adds some.
+    shared_files = {"files_database_url": router.database, "files_url": router.files_place}
+    trainer = read(TrainerSettings, "trainer", **shared_files, **trainers, **trainers_keys)
     if mistakes:
         _refuse(str(SettingsError(mistakes)))
     registry = CollectorRegistry()
@@ -173,7 +175,7 @@ def up(
         return [
             EncoderService(encoder, registry),
             RouterService(found, registry),
-            TrainerService(training, registry),
+            TrainerService(training, registry, serves_files=False),
         ]
 
     _run(build, settings, registry, "matryoshka")

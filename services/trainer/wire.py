@@ -8,8 +8,18 @@ from services.shared.pb import trainer_pb2 as pb
 from services.trainer.jobs.create import JobRequest
 from services.trainer.jobs.events import Event, last_step
 from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method, Wanted
-from services.trainer.jobs.jobs import Job
-from services.trainer.jobs.spec import MODEL, PLOT, Result, result_file_path, result_path
+from services.trainer.jobs.metadata import read_metadata
+from services.trainer.jobs.rows import Job
+from services.trainer.jobs.spec import (
+    MODEL,
+    PLOT,
+    RESULT_FILE,
+    Result,
+    ResultFiles,
+    result_files_path,
+    result_path,
+)
+from services.trainer.training.checkpoint import Saved
 
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: "adaptor",
@@ -48,6 +58,7 @@ def read_request(message: pb.CreateJobRequest) -> JobRequest:
         training_file=message.training_file,
         validation_file=message.validation_file,
         suffix=message.suffix,
+        metadata=read_metadata(dict(message.metadata)),
         hyperparameters=Wanted(
             method=_METHODS[given.method],
             head=_HEADS[given.head],
@@ -81,14 +92,19 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         ),
         model_id=job.model_id,
         step=last_step(folder),
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        metadata=job.metadata,
+        result_files=job.result_files,
+        error_code=job.error_code,
     )
     result = Result.read(result_path(folder)) if job.state == "succeeded" else None
     if result:
         if result.quality:
             message.model_dir = str(folder / MODEL)
             message.quality.extend(write_quality(result.quality))
-        if result_file_path(folder).exists():
-            message.result_file = result_file_path(folder).read_text()
+        if stored := ResultFiles.read(result_files_path(folder)):
+            message.result_file = stored.ids.get(RESULT_FILE, "")
         message.nest_quality.extend(
             pb.NestQuality(dim=row.dim, plain=row.plain, pca=row.pca, nested=row.nested)
             for row in result.nest_quality
@@ -96,6 +112,12 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         if with_plot:
             message.plot_png = (folder / PLOT).read_bytes()
     return message
+
+
+def write_checkpoint(saved: Saved) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        step=saved.step, created_at=int(saved.created_at), num_bytes=saved.num_bytes
+    )
 
 
 def write_event(event: Event) -> pb.Event:

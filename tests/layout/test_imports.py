@@ -63,6 +63,8 @@ OWNERS = {
         "services.trainer.jobs.jobs",
         "services.trainer.models.registry",
         "services.trainer.models.promotion",
+        "services.trainer.jobs.leases",
+        "services.trainer.jobs.rows",
     ),
     "python_multipart": ("services.shared.multipart",),
     "pypdf": ("services.router.vector_stores.documents",),

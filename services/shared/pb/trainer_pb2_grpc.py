@@ -130,6 +130,21 @@ class TrainerServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/PauseJob',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ResumeJob',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListCheckpoints',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -270,6 +285,27 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """The checkpoints that are kept of a job, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -367,6 +403,21 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.FinishPromotion,
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -883,6 +934,87 @@ class TrainerService:
             '/matryoshka.v1.TrainerService/FinishPromotion',
             services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/PauseJob',
+            services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ResumeJob',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListCheckpoints',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,12 @@ class TrainerServiceStub:
     """
     FinishPromotion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.FinishPromotionRequest, _trainer_pb2.FinishPromotionResponse]
     """End a promotion that was watched: the collections from before stay, to be deleted."""
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.PauseJobResponse]
+    """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.ResumeJobResponse]
+    """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
+    """The checkpoints that are kept of a job, newest first."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -123,6 +129,12 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """
     FinishPromotion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.FinishPromotionRequest, _trainer_pb2.FinishPromotionResponse]  # type: ignore[assignment]
     """End a promotion that was watched: the collections from before stay, to be deleted."""
+    PauseJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """The checkpoints that are kept of a job, newest first."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart."""
@@ -282,5 +294,29 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.FinishPromotionResponse, _abc.Awaitable[_trainer_pb2.FinishPromotionResponse]]:
         """End a promotion that was watched: the collections from before stay, to be deleted."""
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _trainer_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.PauseJobResponse, _abc.Awaitable[_trainer_pb2.PauseJobResponse]]:
+        """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _trainer_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ResumeJobResponse, _abc.Awaitable[_trainer_pb2.ResumeJobResponse]]:
+        """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _trainer_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListCheckpointsResponse, _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]]:
+        """The checkpoints that are kept of a job, newest first."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ training.jsonl       examples of one kind, see `examples.py`; of a nest job trai
                      documents, until it has ended
 validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
 lock                 held by the one process that works on the job
+lease                touched as long as a service is at the job; a process that sees it age ends
 events.jsonl         what happened so far
 vectors/             vectors computed so far
 checkpoints/         the newest two
@@ -13,14 +14,15 @@ plot.png             picture of its quality
 scores-before.npy    what each held-out query scored at each size, as `results/evaluate.py` says;
 scores-after.npy     of the base, and of the finished model
 report.json          what the training changed, for machines; report.html, for people
+step_metrics.csv     the losses of its steps
 result.json          written last: its presence means success
-result_file.txt      the id under which the service stored the rotation
+result_files.json    the ids under which the service stored what can be downloaded
 error.json           why it failed
 log.txt              the process's own log
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +37,7 @@ TRAINING_VECTORS = "training.npy"
 VALIDATION_VECTORS = "validation.npy"
 MODEL = "model"
 RESULT_FILE = "rotation.safetensors"
+METRICS = "step_metrics.csv"
 PLOT = "plot.png"
 SCORES_BEFORE = "scores-before.npy"
 SCORES_AFTER = "scores-after.npy"
@@ -42,6 +45,9 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 LOG = "log.txt"
 LOCK = "lock"
+LEASE = "lease"
+CHECKPOINTS = "checkpoints"
+VECTORS = ("vectors", "vectors-after")
 
 M = TypeVar("M", bound="JsonFile")
 
@@ -118,10 +124,24 @@ class Result(JsonFile):
     steps_per_second: float
 
 
+FailureCode = Literal[
+    "invalid_data", "training_failed", "disk_full", "out_of_memory", "killed", "internal_error"
+]
+
+
 class Failure(JsonFile):
     """Why a job cannot succeed."""
 
     message: str
+    code: FailureCode = "internal_error"
+    """For programs, and for the metrics."""
+
+
+class ResultFiles(JsonFile):
+    """What the service stored of what a job has made."""
+
+    ids: dict[str, str] = {}
+    """By the name in the job's folder."""
 
 
 def spec_path(job_dir: Path) -> Path:
@@ -136,5 +156,5 @@ def failure_path(job_dir: Path) -> Path:
     return job_dir / "error.json"
 
 
-def result_file_path(job_dir: Path) -> Path:
-    return job_dir / "result_file.txt"
+def result_files_path(job_dir: Path) -> Path:
+    return job_dir / "result_files.json"

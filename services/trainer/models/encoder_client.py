@@ -1,6 +1,7 @@
 """The encoder, as a promotion sees it: it loads a model, and points a name at it."""
 
 import grpc
+from pydantic import SecretStr
 
 from services.shared.errors import NotFound, peer_errors
 from services.shared.pb import encoder_pb2 as pb
@@ -16,10 +17,11 @@ class EncoderClient:
         timeout_s: longest wait for an answer; a model is loaded and measured in that time.
     """
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, address: str, api_key: SecretStr | None, timeout_s: float) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._stub = pb_grpc.EncoderServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        key = api_key.get_secret_value() if api_key else ""
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
 
     async def model_of(self, alias: str) -> str:

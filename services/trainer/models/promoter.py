@@ -176,10 +176,24 @@ class Promoter:
 
     async def _work(self) -> None:
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                # What another service has left is seen in the end, too.
+                await asyncio.wait_for(self._wake.wait(), self._promotions.lease_s)
             self._wake.clear()
-            for promotion in await asyncio.to_thread(self._promotions.open):
-                await self._advance(promotion)
+            while promotion := await asyncio.to_thread(self._promotions.claim):
+                advancing = asyncio.create_task(self._advance(promotion))
+                try:
+                    await self._hold(promotion.id, advancing)
+                finally:
+                    advancing.cancel()
+                    await asyncio.wait({advancing})
+
+    async def _hold(self, promotion_id: str, advancing: asyncio.Task[None]) -> None:
+        """Say that this service is at it until it is done; return early if another one is."""
+        while not advancing.done():
+            await asyncio.wait({advancing}, timeout=self._promotions.lease_s / 3)
+            if not await asyncio.to_thread(self._promotions.renew, promotion_id):
+                return
 
     async def _advance(self, promotion: Promotion) -> None:
         """Take a promotion as far as it goes without being asked."""

@@ -5,7 +5,7 @@ import uuid
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from services.shared.database import Base, Database, fetch_page
@@ -73,6 +73,9 @@ class _PromotionRow(Base):
     version_id: Mapped[str] = mapped_column(index=True)
     state: Mapped[str] = mapped_column(index=True)
     content: Mapped[str]
+    # Which service is at it, and until when no other may be.
+    service: Mapped[str | None]
+    lease_until: Mapped[float | None]
 
 
 class Promotions:
@@ -80,10 +83,14 @@ class Promotions:
 
     Args:
         database: holds them.
+        service: the name of this service, no other's.
+        lease_s: how long a promotion stays this service's own after it said so.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, service: str, lease_s: float) -> None:
         self._database = database
+        self._service = service
+        self.lease_s = lease_s
 
     def add(self, promotion: Promotion) -> Promotion:
         """Add a promotion, or return the one that is under way and does the same."""
@@ -119,6 +126,31 @@ class Promotions:
         with self._database.reading() as session:
             query = select(_PromotionRow).where(_PromotionRow.state.not_in(ENDED))
             return [_read(row) for row in session.scalars(query.order_by(_PromotionRow.number))]
+
+    def claim(self) -> Promotion | None:
+        """Take the oldest promotion with something to do that no other service is at."""
+        with self._database.transaction() as session:
+            now = time.time()
+            is_free = or_(
+                _PromotionRow.service.is_(None),
+                _PromotionRow.service == self._service,
+                _PromotionRow.lease_until <= now,
+            )
+            query = select(_PromotionRow).where(_PromotionRow.state.in_(WORKING), is_free)
+            row = session.scalar(query.order_by(_PromotionRow.number).limit(1))
+            if row is None:
+                return None
+            row.service, row.lease_until = self._service, now + self.lease_s
+            return _read(row)
+
+    def renew(self, promotion_id: str) -> bool:
+        """Say that this service is still at a promotion; False: another one is."""
+        with self._database.transaction() as session:
+            row = _find(session, promotion_id)
+            if row.service != self._service:
+                return False
+            row.lease_until = time.time() + self.lease_s
+            return True
 
     def check_free(self, version_id: str) -> None:
         """Refuse what is being promoted, or whose promotion may yet be undone.

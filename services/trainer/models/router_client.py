@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import grpc
+from pydantic import SecretStr
 
 from services.shared.errors import NotFound, peer_errors
 from services.shared.pb import router_pb2 as pb
@@ -33,10 +34,11 @@ class RouterClient:
         timeout_s: longest wait for an answer.
     """
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, address: str, api_key: SecretStr | None, timeout_s: float) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._stub = pb_grpc.RouterServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        key = api_key.get_secret_value() if api_key else ""
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
 
     async def find(self, name: str) -> Collection | None:

@@ -5,8 +5,8 @@
     loss = NestedLoss(model, dims=[64, 128, 256, 384])
     SentenceTransformerTrainer(model=model, train_dataset=dataset, loss=loss).train()
 
-Values and gradients are those of `MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), dims)`,
-in one pass over the sizes, with one gather where several devices share a batch. Columns go through
+Values and gradients are those of
+`MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), dims)`, in one pass over the sizes, with one gather where several devices share a batch. Columns go through
 the model one by one: joined, short anchors would be padded to the longest document.
 
 Shapes: B texts of a column, D full width.
@@ -78,7 +78,9 @@ class NestedLoss(torch.nn.Module):
             ValueError: there are not two columns at least.
         """
         if len(embeddings) < 2:
-            raise ValueError(f"expected anchors and positives at least, got {len(embeddings)} column")
+            raise ValueError(
+                f"expected anchors and positives at least, got {len(embeddings)} column"
+            )
         anchors_BD, *documents = embeddings
         own_B = torch.arange(len(anchors_BD), device=anchors_BD.device)
         if self.gather_across_devices:
@@ -86,7 +88,7 @@ class NestedLoss(torch.nn.Module):
             width = anchors_BD.shape[1]
             # One message for all columns.
             gathered = parallel.gather(torch.cat(documents, dim=1))
-            documents = list(gathered.split(width, dim=1))
+            documents = list(torch.split(gathered, width, dim=1))
         losses_K = nested_loss(
             anchors_BD, torch.cat(documents), self.dims, None, None, self.scale, own_B
         )
