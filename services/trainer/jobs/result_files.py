@@ -11,7 +11,15 @@ from pathlib import Path
 from services.shared.files import File, Files
 from services.trainer.jobs.events import Event, read_events
 from services.trainer.jobs.rows import Job
-from services.trainer.jobs.spec import METRICS, PLOT, RESULT_FILE, ResultFiles, result_files_path
+from services.trainer.jobs.spec import (
+    METRICS,
+    PLOT,
+    REPORT,
+    REPORT_PAGE,
+    RESULT_FILE,
+    ResultFiles,
+    result_files_path,
+)
 from services.trainer.results.download import file_pieces
 from services.trainer.training.checkpoint import write_atomic
 
@@ -27,7 +35,7 @@ async def store_results(files: Files, job: Job, folder: Path) -> tuple[str, ...]
     path = result_files_path(folder)
     write_atomic(folder / METRICS, step_metrics(read_events(folder, 0)[0]))
     stored = ResultFiles.read(path) or ResultFiles()
-    for name in (METRICS, PLOT, RESULT_FILE):
+    for name in (METRICS, PLOT, REPORT_PAGE, REPORT, RESULT_FILE):
         if name in stored.ids or not (folder / name).exists():
             continue
         blob = await files.blobs.store(file_pieces(folder / name))

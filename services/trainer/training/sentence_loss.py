@@ -5,9 +5,9 @@
     loss = NestedLoss(model, dims=[64, 128, 256, 384])
     SentenceTransformerTrainer(model=model, train_dataset=dataset, loss=loss).train()
 
-Values and gradients are those of
-`MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), dims)`, in one pass over the sizes, with one gather where several devices share a batch. Columns go through
-the model one by one: joined, short anchors would be padded to the longest document.
+Values and gradients are those of `MatryoshkaLoss` over `MultipleNegativesRankingLoss`, in one pass
+over the sizes, with one gather where several devices share a batch. Columns go through the model
+one by one: joined, short anchors would be padded to the longest document.
 
 Shapes: B texts of a column, D full width.
 """
