@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -31,6 +32,7 @@ _DEFAULT_PAGE, _MAX_PAGE = 20, 100
 _MAX_FILENAME = 255
 # Another trainer on the same folder that is just ending is waited for.
 _DATA_LOCK_TIMEOUT_S = 15.0
+_MAX_DRAFTS = 2  # jobs whose data is fetched and checked at once; more wait
 
 
 class TrainerService(pb_grpc.TrainerServiceServicer):
@@ -57,6 +59,8 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         self._drafts: Drafts
         self._queue: JobQueue
         self._trainer_metrics = trainer_metrics
+        # Threads of their own: data may come slowly from far, and other calls go on meanwhile.
+        self._drafting = ThreadPoolExecutor(_MAX_DRAFTS, "draft")
         self._open = contextlib.AsyncExitStack()
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -98,6 +102,7 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
 
     async def stop(self) -> None:
         await self._open.aclose()
+        self._drafting.shutdown(wait=False, cancel_futures=True)
 
     # The calls, in the order of the proto.
 
@@ -182,8 +187,9 @@ class TrainerService(pb_grpc.TrainerServiceServicer):
         return pb.CancelJobResponse(job=await self._write(job))
 
     async def _create(self, wanted: JobRequest, key: str | None, digest: str) -> Job:
+        loop = asyncio.get_running_loop()
         with self.metrics.stage("check"):
-            draft = await asyncio.to_thread(self._drafts.make, wanted)
+            draft = await loop.run_in_executor(self._drafting, self._drafts.make, wanted)
         job = await asyncio.to_thread(self._jobs.add, draft, key, digest)
         if job.id == draft.id:
             await self._queue.job_was_added()
