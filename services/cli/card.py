@@ -16,7 +16,7 @@ from services.shared.card import Card, write_card
 from services.shared.errors import InvalidRequest
 from services.shared.folder import DEFAULT_MODEL, is_hub_id, locate
 from services.shared.safety import check_folder
-from services.trainer.data.pairs import read_pairs
+from services.trainer.data.dataset import read_pairs
 from services.trainer.results.measure import Sample, copy_with_card, measure_card
 
 _JSONL_SUFFIXES = {".jsonl", ".ndjson"}

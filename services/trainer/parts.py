@@ -86,6 +86,7 @@ class Parts:
             self.jobs, Drafts(self.files, self.folder, s), self.files, self._retention,
             self.folder, metrics, s.max_queued_jobs, self.queue.kick,
         )  # fmt: skip
+        self._open.callback(self.intake.close)
         await self._sweep()
         self._open.push_async_callback(self.queue.stop)
         await self.queue.start()

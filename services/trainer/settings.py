@@ -7,6 +7,18 @@ from pydantic_settings import SettingsConfigDict
 
 from services.shared.address import check_address
 from services.shared.settings import ServerSettings
+from services.trainer.data.allowed import read_list
+
+
+def _check_sources(sources: str | None) -> str | None:
+    read_list(sources, None)
+    return sources
+
+
+def _check_networks(networks: str | None) -> str | None:
+    read_list(None, networks)
+    return networks
+
 
 Address = Annotated[str, AfterValidator(check_address)]
 
@@ -41,7 +53,18 @@ class TrainerSettings(ServerSettings):
     """What jobs' folders may take together. Beyond it, checkpoints and vectors of ended jobs go,
     the oldest first; if that is not enough, no job is taken. Models stay."""
     max_file_bytes: int = Field(default=2**30, ge=1)
-    """Longest uploaded file."""
+    """Longest uploaded file, and most bytes of a source of training data elsewhere."""
+    sources: Annotated[str | None, AfterValidator(_check_sources)] = None
+    """What training data may be read from beside uploaded files: absolute folders and addresses
+    such as https://host/path or s3://bucket/path, each with all below it, with commas between
+    them; unset: nothing."""
+    source_networks: Annotated[str | None, AfterValidator(_check_networks)] = None
+    """Private networks that hosts of `sources` may lie in, such as 10.1.0.0/16, with commas between
+    them; unset: none."""
+    source_timeout_s: float = Field(default=300.0, gt=0)
+    """Time to fetch training data from another machine; the caller waits for it."""
+    max_examples: int = Field(default=5_000_000, ge=4)
+    """Examples of one job's training data; they are in memory while they are checked."""
     max_upload_s: float = Field(default=3600.0, gt=0)
     """Time for an uploaded file to arrive."""
     threads: int = Field(default=0, ge=0)

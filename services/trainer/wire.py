@@ -2,18 +2,24 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from services.shared.card import DimScores, Quality
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
+from services.trainer.data.data_report import read_report
 from services.trainer.jobs.create import JobRequest
 from services.trainer.jobs.events import Event, last_step
 from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method, Wanted
 from services.trainer.jobs.metadata import read_metadata
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
+    MARGIN,
     MODEL,
+    NEGATIVES,
     PLOT,
     RESULT_FILE,
+    Mining,
     Result,
     ResultFiles,
     result_files_path,
@@ -68,7 +74,24 @@ def read_request(message: pb.CreateJobRequest) -> JobRequest:
             learning_rate=given.learning_rate,
             seed=given.seed,
         ),
+        columns=dict(message.columns),
+        mining=_read_mining(message),
     )
+
+
+def _read_mining(message: pb.CreateJobRequest) -> Mining | None:
+    """Read how negatives are mined; InvalidRequest if that cannot be."""
+    if not message.HasField("mine_negatives"):
+        return None
+    given = message.mine_negatives
+    try:
+        return Mining(negatives=given.negatives or NEGATIVES, margin=given.margin or MARGIN)
+    except ValidationError as error:
+        raise InvalidRequest(
+            "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at "
+            "most 1",
+            "mine_negatives",
+        ) from error
 
 
 def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
@@ -98,6 +121,9 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         result_files=job.result_files,
         error_code=job.error_code,
     )
+    if report := read_report(folder):
+        kind = pb.DataKind.Value(f"DATA_KIND_{report.kind.upper()}")
+        message.data.CopyFrom(pb.DataReport(**report.model_dump(exclude={"kind"}), kind=kind))
     result = Result.read(result_path(folder)) if job.state == "succeeded" else None
     if result:
         if result.quality:

@@ -68,7 +68,8 @@ OWNERS = {
     ),
     "python_multipart": ("services.shared.multipart",),
     "pypdf": ("services.router.vector_stores.documents",),
-    "fsspec": ("services.shared.blobs",),
+    "fsspec": ("services.shared.blobs", "services.trainer.data.bucket"),
+    "httpcore": ("services.trainer.data.download",),
     "matplotlib": ("services.trainer.results.report", "services.router.recall.calibration_plot"),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": (
@@ -80,7 +81,7 @@ OWNERS = {
     ),
     "rich": ("services.cli",),
     "ray": ("services.cli.bulk.ray_engine",),
-    "pyarrow": ("services.cli.bulk.readers",),
+    "pyarrow": ("services.cli.bulk.readers", "services.trainer.data.tables"),
     "pickle": (),
     "multiprocessing": (),
     "services.shared.pb": (

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from services.shared.errors import InvalidRequest
-from services.trainer.data.pairs import Pair, Split, digest, questions, read_pairs, split
+from services.trainer.data.dataset import read_pairs
+from services.trainer.data.pairs import Pair, Split, digest, questions, split
 
 GOOD = b'{"anchor": "a", "positive": "b"}\n'
 

@@ -425,3 +425,42 @@ def job_processes(job_id: str) -> list[int]:
         except OSError:
             continue
     return [pid for pid in found if pid != os.getpid()]
+
+
+async def test_data_is_checked_and_what_was_found_is_told(stub, tiny_pairs, tiny_model, tmp_path):
+    """Duplicates and leaks are left out of the job, and said in its first event."""
+    lines = [f"{pair.anchor},{pair.positive}" for pair in tiny_pairs]
+    table = "\n".join(["frage,antwort", *lines, lines[0].upper(), lines[1], ""])
+    training = await upload(stub, table.encode(), "t.csv")
+    validation = await upload(stub, "\n".join(["frage,antwort", *lines[:6]]).encode(), "v.csv")
+    columns = {"frage": "anchor", "antwort": "positive"}
+    job = await create(
+        stub, training, tiny_model, {"steps": 2}, validation_file=validation, columns=columns
+    )
+    assert job.data.kind == pb.DATA_KIND_PAIRS
+    assert (job.data.rows, job.data.kept) == (len(lines) + 2, len(lines) - 6)
+    assert (job.data.duplicates, job.data.leaks) == (2, 6)
+    assert job.data.leak_places[2] == "t.csv:4 is in v.csv:4"
+    assert (job.data.validation_rows, job.data.validation_kept) == (6, 6)
+    events = await watch(stub, job.id)
+    assert events[0].message.startswith(f"data: {len(lines) - 6} of {len(lines) + 2} examples kept")
+    assert events[-1].status == pb.JOB_STATUS_SUCCEEDED
+    bad = await upload(stub, b"text,label\n" + b"a,b\n" * 5, "classes.csv")
+    refusal = refused(
+        create(stub, bad, tiny_model),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "must hold pairs",
+        "labelled texts",
+    )
+    await refusal
+    await refused(
+        create(stub, training, tiny_model, columns={"frage": "anker"}),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "columns must map",
+    )
+    for training_file in ("/etc/passwd", "http://127.0.0.1/x", "s3://bucket/x"):
+        await refused(
+            create(stub, training_file, tiny_model),
+            grpc.StatusCode.PERMISSION_DENIED,
+            "MATRYOSHKA_TRAINER_SOURCES",
+        )

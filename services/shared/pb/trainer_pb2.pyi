@@ -98,6 +98,31 @@ JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 JOB_STATUS_PAUSED: JobStatus.ValueType  # 6
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
 
+class _DataKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DataKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DATA_KIND_UNSPECIFIED: _DataKind.ValueType  # 0
+    DATA_KIND_PAIRS: _DataKind.ValueType  # 1
+    """An anchor and its positive, with negatives or without."""
+    DATA_KIND_SCORED: _DataKind.ValueType  # 2
+    """Two texts and a score."""
+    DATA_KIND_LABELLED: _DataKind.ValueType  # 3
+    """A text and its class."""
+
+class DataKind(_DataKind, metaclass=_DataKindEnumTypeWrapper): ...
+
+DATA_KIND_UNSPECIFIED: DataKind.ValueType  # 0
+DATA_KIND_PAIRS: DataKind.ValueType  # 1
+"""An anchor and its positive, with negatives or without."""
+DATA_KIND_SCORED: DataKind.ValueType  # 2
+"""Two texts and a score."""
+DATA_KIND_LABELLED: DataKind.ValueType  # 3
+"""A text and its class."""
+Global___DataKind: _TypeAlias = DataKind  # noqa: Y015
+
 class _PromotionState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -332,6 +357,26 @@ class CreateJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class MetadataEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -357,23 +402,38 @@ class CreateJobRequest(_message.Message):
     VALIDATION_FILE_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     SUFFIX_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MINE_NEGATIVES_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """1 to 128 characters chosen by the caller; empty: every call makes a new job."""
     base_model: _builtins.str
     """A model folder or hub id; empty: the packaged default model. METHOD_NEST has none: empty."""
     training_file: _builtins.str
-    """JSON lines of {"anchor", "positive"}. METHOD_NEST: an .npy file of at least 1000 vectors of
-    documents: little-endian float32 [N, D] in C order, finite, no row of zeros.
+    """Examples to learn from, as JSON lines of {"anchor", "positive"}, CSV, Parquet or a folder of
+    Hugging Face's datasets; docs/training.md has all forms. An uploaded file's id; or what the
+    operator lets be read: an absolute path, an http(s) or an s3 address. METHOD_NEST: the id of an
+    .npy file of at least 1000 vectors of documents: little-endian float32 [N, D] in C order,
+    finite, no row of zeros.
     """
     validation_file: _builtins.str
-    """The same form. Empty: a tenth of the training pairs (1000 at most) is held out. METHOD_NEST:
+    """Of the same kind. Empty: a tenth of the training pairs (1000 at most) is held out. METHOD_NEST:
     an .npy file of recent queries' vectors, of the same D; empty: documents stand in for them.
     """
     suffix: _builtins.str
     """1 to 64 letters, digits or '-', becomes part of the model's id."""
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters: ...
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """From fields of the files to what they are: anchor, positive, negatives (several may be), slice;
+        first, second, score; text, label. Empty: told by the names that are usual.
+        """
+
+    @_builtins.property
+    def mine_negatives(self) -> Global___Mining:
+        """Find negatives for the pairs before training; unset: none."""
+
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 16 pairs, keys of at most 64 and values of at most 512 characters. Where there are no
@@ -389,15 +449,45 @@ class CreateJobRequest(_message.Message):
         validation_file: _builtins.str = ...,
         hyperparameters: Global___Hyperparameters | None = ...,
         suffix: _builtins.str = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        mine_negatives: Global___Mining | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "mine_negatives", b"mine_negatives"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "hyperparameters", b"hyperparameters", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "suffix", b"suffix", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "columns", b"columns", "hyperparameters", b"hyperparameters", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "mine_negatives", b"mine_negatives", "suffix", b"suffix", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
+
+@_typing.final
+class Mining(_message.Message):
+    """Hard negatives: texts that the base model ranks high for an anchor and that are no answers to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEGATIVES_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    negatives: _builtins.int
+    """1 to 100 for each pair, beside those that it has; 0: 4."""
+    margin: _builtins.float
+    """Above 0, at most 1; 0: 0.95. A text that scores above this share of the pair's own positive may
+    be another right answer, and is not taken.
+    """
+    def __init__(
+        self,
+        *,
+        negatives: _builtins.int = ...,
+        margin: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["margin", b"margin", "negatives", b"negatives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mining: _TypeAlias = Mining  # noqa: Y015
 
 @_typing.final
 class CreateJobResponse(_message.Message):
@@ -463,6 +553,7 @@ class Job(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     RESULT_FILES_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___JobStatus.ValueType
     created_at: _builtins.int
@@ -511,6 +602,10 @@ class Job(_message.Message):
         METHOD_NEST the rotation.
         """
 
+    @_builtins.property
+    def data(self) -> Global___DataReport:
+        """What was found in the data; unset for METHOD_NEST."""
+
     def __init__(
         self,
         *,
@@ -534,14 +629,82 @@ class Job(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         result_files: _abc.Iterable[_builtins.str] | None = ...,
         error_code: _builtins.str = ...,
+        data: Global___DataReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hyperparameters", b"hyperparameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "data", b"data", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class DataReport(_message.Message):
+    """What was found in a job's data; what was left out is neither trained on nor measured with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
+    VALIDATION_KEPT_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    CONFLICTS_FIELD_NUMBER: _builtins.int
+    FALSE_NEGATIVES_FIELD_NUMBER: _builtins.int
+    LEAKS_FIELD_NUMBER: _builtins.int
+    LEAK_PLACES_FIELD_NUMBER: _builtins.int
+    SHARED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOO_LONG_FIELD_NUMBER: _builtins.int
+    kind: Global___DataKind.ValueType
+    rows: _builtins.int
+    """Training examples as they came (a row with two positives is two), and those that are left."""
+    kept: _builtins.int
+    validation_rows: _builtins.int
+    """The same of the validation data; 0: a part of the training data is held out."""
+    validation_kept: _builtins.int
+    duplicates: _builtins.int
+    """Left out: the same texts came before."""
+    conflicts: _builtins.int
+    """Left out: the same texts with another score or label came too."""
+    false_negatives: _builtins.int
+    """Negatives left out: elsewhere they are a positive of the same anchor."""
+    leaks: _builtins.int
+    """Training examples left out: the validation data asks with a text of theirs."""
+    shared_documents: _builtins.int
+    """Positives of the validation data that training has too; kept."""
+    too_long: _builtins.int
+    """Texts that are longer than the model reads; unset until the job has counted them."""
+    @_builtins.property
+    def leak_places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the first 20 of them stand: "train.jsonl:12 is in test.jsonl:3"."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___DataKind.ValueType = ...,
+        rows: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        validation_rows: _builtins.int = ...,
+        validation_kept: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        conflicts: _builtins.int = ...,
+        false_negatives: _builtins.int = ...,
+        leaks: _builtins.int = ...,
+        leak_places: _abc.Iterable[_builtins.str] | None = ...,
+        shared_documents: _builtins.int = ...,
+        too_long: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_too_long", b"_too_long", "too_long", b"too_long"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_too_long", b"_too_long", "conflicts", b"conflicts", "duplicates", b"duplicates", "false_negatives", b"false_negatives", "kept", b"kept", "kind", b"kind", "leak_places", b"leak_places", "leaks", b"leaks", "rows", b"rows", "shared_documents", b"shared_documents", "too_long", b"too_long", "validation_kept", b"validation_kept", "validation_rows", b"validation_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__too_long: _TypeAlias = _typing.Literal["too_long"]  # noqa: Y015
+    _WhichOneofArgType__too_long: _TypeAlias = _typing.Literal["_too_long", b"_too_long"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__too_long) -> _WhichOneofReturnType__too_long | None: ...
+
+Global___DataReport: _TypeAlias = DataReport  # noqa: Y015
 
 @_typing.final
 class DimQuality(_message.Message):

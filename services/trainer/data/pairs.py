@@ -1,8 +1,6 @@
-"""Training pairs: JSON lines in, checked pairs and a held-out split out.
+"""Training pairs: what is asked and what should be found, and a split that is held out.
 
-A line is an object with the strings "anchor" (what is asked) and "positive" (what should be
-found). Every problem is reported with file and line, many at once, before a job is queued.
-Knows nothing of models or jobs.
+Knows nothing of files, models or jobs.
 """
 
 import hashlib
@@ -11,14 +9,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from services.shared.errors import InvalidRequest
 
 MIN_PAIRS = 4
-_MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read
 _MAX_HELD_OUT = 1000
-_ACCEPTED = 'each line must be {"anchor": "...", "positive": "..."} with two non-empty strings'
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,66 +46,6 @@ class Questions:
     """For each query: rows of `documents` that answer it, with their grades."""
     slices: tuple[str, ...] = ()
     """For each query, the slice that it was first named with; empty: nobody knows."""
-
-
-def read_pairs(path: Path, filename: str, param: str = "training_file") -> tuple[Pair, ...]:
-    """Read and check a file of pairs; blank lines are skipped.
-
-    Args:
-        path: where it is.
-        filename: what the user calls it, for the error.
-        param: the request's field, for the error.
-
-    Raises:
-        InvalidRequest: lists up to 20 problems as `file:line: what is wrong`.
-    """
-    pairs: list[Pair] = []
-    problems: list[str] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            pair = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-            if isinstance(pair, Pair):
-                pairs.append(pair)
-            else:
-                problems.append(f"{filename}:{number}: {pair}")
-                if len(problems) == _MAX_PROBLEMS:
-                    problems.append("and perhaps more")
-                    break
-    if problems:
-        raise InvalidRequest("\n".join([*problems, _ACCEPTED]), param)
-    if len(pairs) < MIN_PAIRS:
-        raise InvalidRequest(
-            f"{filename} has {len(pairs)} pairs, at least {MIN_PAIRS} are needed; {_ACCEPTED}",
-            param,
-        )
-    return tuple(pairs)
-
-
-def _parse(line: bytes) -> Pair | str:
-    """Return the pair, or what is wrong with the line (never its text)."""
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start + 1}"
-    except json.JSONDecodeError as error:
-        return f"not JSON at column {error.colno}: {error.msg}"
-    except RecursionError:
-        return "nested too deeply"
-    if not isinstance(value, dict):
-        return f"a JSON {type(value).__name__} instead of an object"
-    for key in ("anchor", "positive"):
-        if key not in value:
-            return f'"{key}" is missing'
-        if not isinstance(value[key], str):
-            return f'"{key}" is not a string'
-        if not value[key].strip():
-            return f'"{key}" is empty'
-        # json accepts lone surrogates, which no tokenizer can encode.
-        if any("\ud800" <= char <= "\udfff" for char in value[key]):
-            return f'"{key}" holds half of a surrogate pair'
-    return Pair(value["anchor"], value["positive"])
 
 
 def digest(pairs: Iterable[Pair]) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,14 @@ from services.shared.errors import InvalidRequest
 from services.shared.files import Files
 from services.shared.folder import DEFAULT_MODEL, default_id, locate
 from services.shared.safety import check_folder, has_two_towers
-from services.trainer.data.pairs import Pair, read_pairs, split
+from services.trainer.data.checks import Checked, check
+from services.trainer.data.columns import check_columns
+from services.trainer.data.data_report import read_report, write_report
+from services.trainer.data.dataset import NAMES, Dataset, read_dataset
+from services.trainer.data.examples import write_examples
+from services.trainer.data.pairs import MIN_PAIRS, Pair, split
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
+from services.trainer.data.sources import Sources
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.jobs.rows import Job
@@ -23,6 +30,7 @@ from services.trainer.jobs.spec import (
     TRAINING_VECTORS,
     VALIDATION,
     VALIDATION_VECTORS,
+    Mining,
     Spec,
     spec_path,
 )
@@ -40,7 +48,8 @@ class JobRequest:
     base_model: str
     """Empty: the default model; nesting has none."""
     training_file: str
-    """Pairs, or vectors of documents to nest."""
+    """Examples, or vectors of documents to nest: an uploaded file's id; examples also a path or an
+    address, see `sources.py`."""
     validation_file: str
     """Empty: hold out a part of the training file. Nesting: vectors of queries."""
     suffix: str
@@ -54,9 +63,18 @@ class JobRequest:
         """Whom it counts for among those who wait."""
         return self.metadata.get("user", "") if self.tenant is None else f"tenant {self.tenant}"
 
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """From a field of the files to its role, see `columns.py`; empty: told by their names."""
+    mining: Mining | None = None
+
     def digest(self) -> str:
-        """Return a digest that is equal for equal requests only."""
+        """Return a digest that is equal for equal requests only.
+
+        Fields that came later count if they are used: a key keeps its job over an upgrade.
+        """
         values = asdict(self) | {"hyperparameters": self.hyperparameters.model_dump()}
+        values |= {"mining": self.mining.model_dump() if self.mining else None}
+        values = {k: v for k, v in values.items() if v or k not in ("columns", "mining")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,7 +92,18 @@ def check_form(request: JobRequest, key: str) -> None:
     if request.suffix and not _SUFFIX.fullmatch(request.suffix):
         raise InvalidRequest("suffix must be 1 to 64 letters, digits or '-'", "suffix")
     if not request.training_file:
-        raise InvalidRequest("training_file must be the id of an uploaded file", "training_file")
+        raise InvalidRequest(
+            "training_file must be the id of an uploaded file, or a path or address that the "
+            "trainer may read",
+            "training_file",
+        )
+    check_columns(request.columns)
+    if request.hyperparameters.method == "nest" and (request.columns or request.mining):
+        raise InvalidRequest(
+            "columns and mine_negatives must be left out for METHOD_NEST, which learns from "
+            "vectors alone",
+            "columns" if request.columns else "mine_negatives",
+        )
     if request.hyperparameters.method == "nest" and request.base_model:
         raise InvalidRequest(
             "base_model must be empty for METHOD_NEST, which learns from vectors alone",
@@ -95,6 +124,7 @@ class Drafts:
         self._files = files
         self._folder = folder
         self._settings = settings
+        self._sources = Sources(files, settings)
 
     def make(self, request: JobRequest) -> Job:
         """Check model and data and write a new job's folder.
@@ -110,7 +140,10 @@ class Drafts:
             is_nest = request.hyperparameters.method == "nest"
             spec = (self._nest_spec if is_nest else self._model_spec)(request, folder)
             spec.write(spec_path(folder))
-            EventLog(folder).append(Event(status="queued", message="queued"))
+            events = EventLog(folder)
+            if report := read_report(folder):
+                events.append(Event(status="queued", message=report.describe()))
+            events.append(Event(status="queued", message="queued"))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -134,11 +167,8 @@ class Drafts:
         source = request.base_model or DEFAULT_MODEL
         base = _locate(source)
         full = full_width(base)
-        pairs = self._fetch_pairs(request.training_file, folder / TRAINING, "training_file")
-        if request.validation_file:
-            self._fetch_pairs(request.validation_file, folder / VALIDATION, "validation_file")
-        else:
-            pairs = split(pairs, request.hyperparameters.seed).training
+        checked = self._read_data(request, folder)
+        num_examples = _num_training(request, checked)
         card = read_card(base)
         base_model = card.id if card else default_id(base, source)
         root = (card and card.base_model) or base_model
@@ -146,8 +176,10 @@ class Drafts:
             base_dir=str(base),
             base_model=base_model,
             model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",
-            data_name=self._filename(request.training_file, "training_file"),
-            hyperparameters=fill(request.hyperparameters, full, len(pairs)),
+            data_name=self._sources.name(request.training_file, "training_file"),
+            kind=checked.report.kind,
+            mining=request.mining,
+            hyperparameters=fill(request.hyperparameters, full, num_examples),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
@@ -188,10 +220,59 @@ class Drafts:
         self._files.blobs.fetch(file_id, target, param)
         return check_vectors(target, filename, param, at_least)
 
-    def _fetch_pairs(self, file_id: str, target: Path, param: str) -> tuple[Pair, ...]:
-        filename = self._filename(file_id, param)
-        self._files.blobs.fetch(file_id, target, param)
-        return read_pairs(target, filename, param)
+    def _read_data(self, request: JobRequest, folder: Path) -> Checked:
+        """Read, check and keep the examples, with a report of what was found in them."""
+        training = self._read(request, folder, "training_file")
+        if training.kind != "pairs":
+            raise InvalidRequest(
+                f"training_file must hold pairs, which METHOD_{request.hyperparameters.method} "
+                f"learns from; it has {NAMES[training.kind]}",
+                "training_file",
+            )
+        validation = None
+        if request.validation_file:
+            validation = self._read(request, folder, "validation_file")
+            if validation.kind != training.kind:
+                raise InvalidRequest(
+                    f"validation_file must hold {NAMES[training.kind]} as training_file does, it "
+                    f"has {NAMES[validation.kind]}",
+                    "validation_file",
+                )
+        checked = check(training, validation)
+        for examples, param in (
+            (checked.training, "training_file"),
+            *([(checked.validation, "validation_file")] if validation else []),
+        ):
+            if len(examples) < MIN_PAIRS:
+                raise InvalidRequest(
+                    f"{param} has {len(examples)} {NAMES[training.kind]} left, at least "
+                    f"{MIN_PAIRS} are needed; {checked.report.describe()}",
+                    param,
+                )
+        write_examples(folder / TRAINING, checked.training)
+        if validation:
+            write_examples(folder / VALIDATION, checked.validation)
+        write_report(folder, checked.report)
+        return checked
+
+    def _read(self, request: JobRequest, folder: Path, param: str) -> Dataset:
+        """Read a source; what was fetched for it is gone afterwards."""
+        fetched = folder / ".source"
+        fetched.mkdir()
+        try:
+            files = self._sources.files(getattr(request, param), fetched, param)
+            limit = self._settings.max_examples
+            return read_dataset(files, request.columns, param, limit)
+        finally:
+            shutil.rmtree(fetched)
+
+
+def _num_training(request: JobRequest, checked: Checked) -> int:
+    """Return how many examples are trained on; InvalidRequest if none can be held out."""
+    if checked.validation:
+        return len(checked.training)
+    pairs = [example for example in checked.training if isinstance(example, Pair)]
+    return len(split(pairs, request.hyperparameters.seed).training)
 
 
 def _short(folder: Path) -> str:

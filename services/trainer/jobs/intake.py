@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from services.shared.errors import InvalidRequest
 from services.shared.files import Files
 from services.shared.folder import DEFAULT_MODEL
+from services.trainer.data.sources import is_upload
 from services.trainer.jobs.create import Drafts, JobRequest, check_form
 from services.trainer.jobs.jobs import Jobs
 from services.trainer.jobs.retention import Retention
@@ -16,6 +18,7 @@ from services.trainer.jobs.spec import MODEL
 from services.trainer.metrics import TrainerMetrics
 
 _PURPOSE = "fine-tune"
+_MAX_DRAFTS = 2  # jobs whose data is fetched and checked at once; more wait
 
 
 class Intake:
@@ -51,6 +54,12 @@ class Intake:
         self._metrics = metrics
         self._max_queued = max_queued
         self._on_queued = on_queued
+        # Threads of their own: data may come slowly from far, and other calls go on meanwhile.
+        self._drafting = ThreadPoolExecutor(_MAX_DRAFTS, "draft")
+
+    def close(self) -> None:
+        """Begin no draft any more."""
+        self._drafting.shutdown(wait=False, cancel_futures=True)
 
     async def create(self, wanted: JobRequest, key: str) -> Job:
         """Check everything and queue a job; the same key gives the same job.
@@ -69,16 +78,19 @@ class Intake:
             return job
         await asyncio.to_thread(self._jobs.check_room, self._max_queued)
         self._retention.check_room()
-        await self._check_file(wanted.training_file, wanted.tenant, "training_file")
-        if wanted.validation_file:
-            await self._check_file(wanted.validation_file, wanted.tenant, "validation_file")
+        for param in ("training_file", "validation_file"):
+            reference = getattr(wanted, param)
+            # Paths and addresses are the operator's; to a tenant they are no files.
+            if reference and (is_upload(reference) or wanted.tenant is not None):
+                await self._check_file(reference, wanted.tenant, param)
         found = await asyncio.to_thread(self._find_base, wanted)
         # A caller that leaves now does not leave half a job: its key finds the whole one.
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))
 
     async def _create(self, wanted: JobRequest, key: str | None, digest: str) -> Job:
         with self._metrics.stage("check"):
-            draft = await asyncio.to_thread(self._drafts.make, wanted)
+            loop = asyncio.get_running_loop()
+            draft = await loop.run_in_executor(self._drafting, self._drafts.make, wanted)
         job = await asyncio.to_thread(self._jobs.add, draft, key, digest)
         if job.id == draft.id:
             self._on_queued()

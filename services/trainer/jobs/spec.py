@@ -4,6 +4,7 @@ spec.json            what to do
 training.jsonl       examples of one kind, see `examples.py`; of a nest job training.npy, vectors of
                      documents, until it has ended
 validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
+data.json            what was found in the data
 lock                 held by the one process that works on the job
 lease                touched as long as a service is at the job; a process that sees it age ends
 events.jsonl         what happened so far
@@ -49,6 +50,11 @@ LEASE = "lease"
 CHECKPOINTS = "checkpoints"
 VECTORS = ("vectors", "vectors-after")
 
+NEGATIVES = 4
+"""Mined for each pair, if the caller does not say: the loss takes a few at a time."""
+MARGIN = 0.95
+"""The share that NV-Retriever found best, see `mining.py`."""
+
 M = TypeVar("M", bound="JsonFile")
 
 
@@ -69,6 +75,17 @@ class JsonFile(BaseModel):
         write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
 
 
+class Mining(BaseModel):
+    """Hard negatives that the job finds itself, with the base model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    negatives: int = Field(ge=1, le=100)
+    """For each pair, beside those that it has."""
+    margin: float = Field(gt=0, le=1)
+    """Texts that score above this share of the pair's positive may be right answers: left out."""
+
+
 class Spec(JsonFile):
     """What a job's process is to do."""
 
@@ -81,6 +98,7 @@ class Spec(JsonFile):
     """What the user calls the training data."""
     kind: Kind = "pairs"
     """Of the training data, and of the validation data."""
+    mining: Mining | None = None
     hyperparameters: Hyperparameters
     threads: int
     """0: one per core."""

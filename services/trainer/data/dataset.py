@@ -1,0 +1,122 @@
+"""A source of training data, read and checked as a whole: everything wrong is said at once.
+
+A source is a file, or the files of a folder. Every problem has its file and line (of tables, row)
+and a reason that never holds the user's text.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from services.shared.errors import InvalidRequest
+from services.trainer.data.columns import ACCEPTED, Columns
+from services.trainer.data.examples import Example, Kind
+from services.trainer.data.pairs import MIN_PAIRS, Pair
+from services.trainer.data.rows import read_rows
+
+_MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read
+MAX_EXAMPLES = 5_000_000
+NAMES: dict[Kind, str] = {
+    "pairs": "pairs", "scored": "scored pairs", "labelled": "labelled texts",
+}  # fmt: skip
+"""What the kinds are called, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source."""
+
+    path: Path
+    name: str
+    """What the user calls it; its ending tells the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where examples came from; small, as there may be millions."""
+
+    names: list[str] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    """For each file, its first example."""
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
+    """For each example, its line."""
+
+    def name(self, example: int) -> str:
+        """Return `file:line` of an example."""
+        file = bisect_right(self.begins, example) - 1
+        return f"{self.names[file]}:{self.lines[example]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples of one kind, and where each stands."""
+
+    kind: Kind
+    examples: list[Example]
+    places: Places
+
+
+def read_dataset(
+    files: Sequence[SourceFile],
+    columns: Mapping[str, str],
+    param: str,
+    max_examples: int = MAX_EXAMPLES,
+) -> Dataset:
+    """Read and check a source.
+
+    Args:
+        files: all of one source, in their order.
+        columns: from a field of the file to its role; empty: fields are told by their names.
+        param: the request's field, for the error.
+        max_examples: how many there may be.
+
+    Raises:
+        InvalidRequest: lists up to 20 problems as `file:line: what is wrong`; or there are too
+            few examples, or too many.
+    """
+    reader = Columns(columns)
+    examples: list[Example] = []
+    places = Places()
+    problems: list[str] = []
+    for file in files:
+        places.names.append(file.name)
+        places.begins.append(len(examples))
+        for row in read_rows(file.path, PurePath(file.name).suffix, reader.choose):
+            found = row.reason or reader.read(row.values)
+            if isinstance(found, str):
+                problems.append(f"{file.name}:{row.line}: {found}")
+                if len(problems) == _MAX_PROBLEMS:
+                    raise _wrong([*problems, "and perhaps more"], param)
+                continue
+            examples.extend(found)
+            places.lines.extend([row.line] * len(found))
+            if len(examples) > max_examples:
+                raise InvalidRequest(f"{param} must hold at most {max_examples:,} examples", param)
+    if problems:
+        raise _wrong(problems, param)
+    kind: Kind = reader.kind or "pairs"
+    if len(examples) < MIN_PAIRS:
+        raise InvalidRequest(
+            f"{files[0].name} has {len(examples)} {NAMES[kind]}, at least {MIN_PAIRS} are needed; "
+            f"{ACCEPTED}",
+            param,
+        )
+    return Dataset(kind, examples, places)
+
+
+def _wrong(problems: Sequence[str], param: str) -> InvalidRequest:
+    return InvalidRequest("\n".join([*problems, ACCEPTED]), param)
+
+
+def read_pairs(path: Path, filename: str, param: str = "training_file") -> tuple[Pair, ...]:
+    """Read a file of pairs.
+
+    Raises:
+        InvalidRequest: as `read_dataset`, and for a file of another kind.
+    """
+    data = read_dataset([SourceFile(path, filename)], {}, param)
+    if data.kind != "pairs":
+        raise InvalidRequest(f"{filename} has {NAMES[data.kind]}; {ACCEPTED}", param)
+    return tuple(example for example in data.examples if isinstance(example, Pair))
