@@ -22,6 +22,7 @@ from pydantic_settings import SettingsConfigDict
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
 from services.cli.peer import describe
+from services.cli.version_commands import promotions, versions
 from services.shared import logs
 from services.shared.keys import KeysError
 from services.shared.server import Address, CannotListen, Service, run
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(models, name="models")
+app.add_typer(versions, name="versions")
+app.add_typer(promotions, name="promotions")
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -149,25 +152,30 @@ def up(
         own = shared | {"data_dir": settings.data_dir / name} | more
         return _read_or_note(kind, own, mistakes)
 
-    # Where the router finds the others is known once the process listens.
+    # Where they find each other is known once the process listens.
     here, key = "127.0.0.1:0", settings.api_key
     addresses = {"encoder_address": here, "trainer_address": here}
     own_keys = {"encoder_api_key": key, "trainer_api_key": key}
+    trainers = {"encoder_address": here, "router_address": here}
+    trainers_keys = {"encoder_api_key": key, "router_api_key": key}
     encoder = read(EncoderSettings, "encoder")
     router = read(RouterSettings, "router", **addresses, **own_keys)
-    trainer = read(TrainerSettings, "trainer")
+    # One set of files: the router serves them, the trainer reads and adds some.
+    shared_files = {"files_database_url": router.database, "files_url": router.files_place}
+    trainer = read(TrainerSettings, "trainer", **shared_files, **trainers, **trainers_keys)
     if mistakes:
         _refuse(str(SettingsError(mistakes)))
     registry = CollectorRegistry()
 
     def build(address: Address) -> list[Service]:
         found = router.model_copy(update=dict.fromkeys(addresses, address.grpc))
-        for name, own in (("encoder", encoder), ("router", found), ("trainer", trainer)):
+        training = trainer.model_copy(update=dict.fromkeys(trainers, address.grpc))
+        for name, own in (("encoder", encoder), ("router", found), ("trainer", training)):
             logs.show_settings(name, own.describe())
         return [
             EncoderService(encoder, registry),
             RouterService(found, registry),
-            TrainerService(trainer, registry),
+            TrainerService(training, registry, serves_files=False),
         ]
 
     _run(build, settings, registry, "matryoshka")

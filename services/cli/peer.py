@@ -31,8 +31,15 @@ EncoderKey = Annotated[
     str | None,
     typer.Option("--api-key", help="The encoder's key.", envvar="MATRYOSHKA_ENCODER_API_KEY"),
 ]
+TrainerAddress = Annotated[
+    str, typer.Option("--trainer", help="host:port of the trainer's gRPC.", callback=_checked)
+]
+TrainerKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="The trainer's key.", envvar="MATRYOSHKA_TRAINER_API_KEY"),
+]
 HERE = "127.0.0.1:9000"
-"""Where `matryoshka up` serves both."""
+"""Where `matryoshka up` serves all."""
 
 
 def call(command: Callable[[], None], option: str, address: str) -> None:

@@ -159,3 +159,13 @@ class RouterSettings(ServerSettings):
         if value and value not in LANGUAGES:
             raise ValueError(f"must be one of {', '.join(LANGUAGES)}, or empty, got {value!r}")
         return value
+
+    @property
+    def database(self) -> SecretStr:
+        """Where vector stores and the names of files are."""
+        return self.database_url or SecretStr(f"sqlite:///{self.data_dir / 'router.sqlite'}")
+
+    @property
+    def files_place(self) -> str:
+        """Where uploaded files are."""
+        return self.files_url or str(self.data_dir / "files")

@@ -135,7 +135,7 @@ class Overloaded(ServiceError):
     http_status = 429
     openai_type = "rate_limit_error"
     openai_code = "rate_limit_exceeded"
-    retry_after_s = 1
+    retry_after_s: int | None = 1
 
 
 class Unavailable(ServiceError):

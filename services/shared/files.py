@@ -89,6 +89,10 @@ class Files:
         """Return several files by id; NotFound names the first that is not there."""
         return await asyncio.to_thread(self._get_all, file_ids, tenant, param)
 
+    def find(self, file_id: str, tenant: str | None, param: str) -> File:
+        """Return a file, as `get`; for threads."""
+        return self._get_all([file_id], tenant, param)[file_id]
+
     def _get_all(self, file_ids: Sequence[str], tenant: str | None, param: str) -> dict[str, File]:
         query = select(_FileRow).where(_FileRow.id.in_(file_ids), *_visible(), *_own(tenant))
         with self._database.reading() as session:

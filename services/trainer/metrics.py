@@ -28,6 +28,33 @@ class TrainerMetrics(ServiceMetrics):
             registry=registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+        self.queue_seconds = Histogram(
+            "matryoshka_trainer_queue_seconds",
+            "Time that a job waited before it was started.",
+            registry=registry,
+            buckets=(0.1, 1, 5, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
+        )
+        self.failures = Counter(
+            "matryoshka_trainer_failures_total",
+            "Jobs that failed, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.checkpoint_seconds = Histogram(
+            "matryoshka_trainer_checkpoint_seconds",
+            "Time to write a checkpoint and sync it.",
+            registry=registry,
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+        )
+        self.checkpoint_size = Histogram(
+            "matryoshka_trainer_checkpoint_bytes",
+            "Size of a checkpoint.",
+            registry=registry,
+            buckets=tuple(10.0**power for power in range(4, 12)),
+        )
+        self.disk = Gauge(
+            "matryoshka_trainer_folders_bytes", "Size of all jobs' folders.", registry=registry
+        )
         self.uploaded = Counter(
             "matryoshka_trainer_uploaded_bytes_total", "Bytes of stored files.", registry=registry
         )

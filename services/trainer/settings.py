@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.shared.address import check_address
 from services.shared.settings import ServerSettings
 from services.trainer.data.allowed import read_list
 
@@ -19,6 +20,9 @@ def _check_networks(networks: str | None) -> str | None:
     return networks
 
 
+Address = Annotated[str, AfterValidator(check_address)]
+
+
 class TrainerSettings(ServerSettings):
     """Where jobs and files are kept, and the bounds within which jobs run."""
 
@@ -30,12 +34,24 @@ class TrainerSettings(ServerSettings):
     """Port of gRPC; 0 takes a free one."""
     database_url: SecretStr | None = None
     """Where the states of jobs are kept, as SQLAlchemy names it; unset: SQLite in `data_dir`."""
+    files_database_url: SecretStr | None = None
+    """Where the names of uploaded files are kept, if another service keeps them and ends what was
+    deleted; unset: with the jobs."""
     files_url: str | None = None
     """Where uploaded files are kept, as fsspec names it (s3://...); unset: in `data_dir`."""
     max_concurrent_jobs: int = Field(default=1, ge=1)
     """Job processes at the same time; each uses `threads` threads."""
+    max_jobs_per_owner: int = Field(default=4, ge=1)
+    """Jobs of one owner at the same time, at all services together; others of it wait."""
     max_queued_jobs: int = Field(default=100, ge=1)
     """Jobs waiting; one more is refused at once."""
+    lease_s: float = Field(default=30.0, gt=0)
+    """A running job that no service was seen at for so long is gone on with by another."""
+    disk_wait_s: float = Field(default=3600.0, gt=0)
+    """Longest that a job waits for room on a full disk before it fails."""
+    max_folders_bytes: int = Field(default=100 * 2**30, ge=1)
+    """What jobs' folders may take together. Beyond it, checkpoints and vectors of ended jobs go,
+    the oldest first; if that is not enough, no job is taken. Models stay."""
     max_file_bytes: int = Field(default=2**30, ge=1)
     """Longest uploaded file, and most bytes of a source of training data elsewhere."""
     sources: Annotated[str | None, AfterValidator(_check_sources)] = None
@@ -49,9 +65,34 @@ class TrainerSettings(ServerSettings):
     """Time to fetch training data from another machine; the caller waits for it."""
     max_examples: int = Field(default=5_000_000, ge=4)
     """Examples of one job's training data; they are in memory while they are checked."""
+    max_upload_s: float = Field(default=3600.0, gt=0)
+    """Time for an uploaded file to arrive."""
     threads: int = Field(default=0, ge=0)
     """Threads of a job's arithmetic; 0: one per core."""
     checkpoint_steps: int = Field(default=50, ge=1)
     """Steps between checkpoints: what a killed job does again at most."""
+    encoder_address: Address = "127.0.0.1:9000"
+    """host:port of the encoder's gRPC, which loads promoted models."""
+    encoder_api_key: SecretStr | None = None
+    """Sent to the encoder; unset: nothing is sent."""
+    encoder_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest wait for the encoder; it loads and measures a model in that time."""
+    router_address: Address = "127.0.0.1:9001"
+    """host:port of the router's gRPC, which moves collections to promoted models."""
+    router_api_key: SecretStr | None = None
+    """Sent to the router; unset: nothing is sent."""
+    router_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for an answer of the router; a migration takes as long as it takes."""
     stop_s: float = Field(default=10.0, gt=0)
     """Time for a job's process to write a checkpoint and end before it is killed."""
+
+    @field_validator("stop_s")
+    @classmethod
+    def _fits_the_lease(cls, stop_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s")
+        if lease_s is not None and stop_s > 0.4 * lease_s:
+            raise ValueError(
+                "must be at most 0.4 times MATRYOSHKA_TRAINER_LEASE_S, so that a process has ended "
+                f"before its lease is over; got {stop_s:g} and {lease_s:g}"
+            )
+        return stop_s

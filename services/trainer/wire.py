@@ -4,24 +4,26 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from services.shared.card import DimScores
+from services.shared.card import DimScores, Quality
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.trainer.data.data_report import read_report
 from services.trainer.jobs.create import JobRequest
 from services.trainer.jobs.events import Event, last_step
 from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method, Wanted
-from services.trainer.jobs.jobs import Job
+from services.trainer.jobs.metadata import read_metadata
+from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
-    MARGIN,
     MODEL,
-    NEGATIVES,
     PLOT,
+    RESULT_FILE,
     Mining,
     Result,
-    result_file_path,
+    ResultFiles,
+    result_files_path,
     result_path,
 )
+from services.trainer.training.checkpoint import Saved
 
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: "adaptor",
@@ -60,6 +62,7 @@ def read_request(message: pb.CreateJobRequest) -> JobRequest:
         training_file=message.training_file,
         validation_file=message.validation_file,
         suffix=message.suffix,
+        metadata=read_metadata(dict(message.metadata)),
         hyperparameters=Wanted(
             method=_METHODS[given.method],
             head=_HEADS[given.head],
@@ -78,15 +81,11 @@ def _read_mining(message: pb.CreateJobRequest) -> Mining | None:
     """Read how negatives are mined; InvalidRequest if that cannot be."""
     if not message.HasField("mine_negatives"):
         return None
-    given = message.mine_negatives
+    given = {field.name: value for field, value in message.mine_negatives.ListFields()}
     try:
-        return Mining(negatives=given.negatives or NEGATIVES, margin=given.margin or MARGIN)
+        return Mining.model_validate(given)
     except ValidationError as error:
-        raise InvalidRequest(
-            "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at "
-            "most 1",
-            "mine_negatives",
-        ) from error
+        raise InvalidRequest(Mining.ACCEPTED, "mine_negatives") from error
 
 
 def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
@@ -105,11 +104,16 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         finished_at=int(job.finished_at or 0),
         error=job.error,
         base_model=job.base_model,
-        hyperparameters=_write_hyperparameters(
+        hyperparameters=write_hyperparameters(
             Hyperparameters.model_validate_json(job.hyperparameters)
         ),
         model_id=job.model_id,
         step=last_step(folder),
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        metadata=job.metadata,
+        result_files=job.result_files,
+        error_code=job.error_code,
     )
     if report := read_report(folder):
         kind = pb.DataKind.Value(f"DATA_KIND_{report.kind.upper()}")
@@ -118,15 +122,9 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
     if result:
         if result.quality:
             message.model_dir = str(folder / MODEL)
-            quality = zip(result.quality.before, result.quality.after, strict=True)
-            message.quality.extend(
-                pb.DimQuality(
-                    dim=before.dim, before=_write_scores(before), after=_write_scores(after)
-                )
-                for before, after in quality
-            )
-        if result_file_path(folder).exists():
-            message.result_file = result_file_path(folder).read_text()
+            message.quality.extend(write_quality(result.quality))
+        if stored := ResultFiles.read(result_files_path(folder)):
+            message.result_file = stored.ids.get(RESULT_FILE, "")
         message.nest_quality.extend(
             pb.NestQuality(dim=row.dim, plain=row.plain, pca=row.pca, nested=row.nested)
             for row in result.nest_quality
@@ -134,6 +132,12 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         if with_plot:
             message.plot_png = (folder / PLOT).read_bytes()
     return message
+
+
+def write_checkpoint(saved: Saved) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        step=saved.step, created_at=int(saved.created_at), num_bytes=saved.num_bytes
+    )
 
 
 def write_event(event: Event) -> pb.Event:
@@ -155,7 +159,7 @@ def _status(state: str) -> pb.JobStatus.ValueType:
     return pb.JobStatus.Value(f"JOB_STATUS_{state.upper()}")
 
 
-def _write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
+def write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
     return pb.Hyperparameters(
         method=_METHOD_NUMBERS[hyper.method],
         head=_HEAD_NUMBERS[hyper.head],
@@ -167,5 +171,13 @@ def _write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
     )
 
 
-def _write_scores(scores: DimScores) -> pb.Scores:
+def write_quality(quality: Quality) -> list[pb.DimQuality]:
+    """Write one row a size."""
+    return [
+        pb.DimQuality(dim=before.dim, before=write_scores(before), after=write_scores(after))
+        for before, after in zip(quality.before, quality.after, strict=True)
+    ]
+
+
+def write_scores(scores: DimScores) -> pb.Scores:
     return pb.Scores(ndcg10=scores.ndcg10, recall10=scores.recall10, mrr10=scores.mrr10)

@@ -31,6 +31,7 @@ from services.shared.pb import (
 )
 from services.shared.state import State
 from services.trainer.service import TrainerService
+from services.trainer.settings import TrainerSettings
 
 SERVICES = {
     EncoderService: (encoder_pb2, encoder_pb2_grpc.EncoderServiceServicer,
@@ -116,7 +117,9 @@ def routes(kind, tmp_path):
     if kind is RouterService:
         settings = RouterSettings(data_dir=tmp_path)
         return RouterService(settings, prometheus_client.CollectorRegistry()).routes()
-    return []
+    return TrainerService(
+        TrainerSettings(data_dir=tmp_path), prometheus_client.CollectorRegistry()
+    ).routes()
 
 
 @pytest.mark.parametrize("kind", SERVICES)
@@ -161,6 +164,7 @@ def test_what_is_declared_is_there(kind, tmp_path):
     assert kind.open_to_tenants <= calls
 
 
-def test_the_trainer_is_for_operators():
-    """Its files and jobs belong to nobody yet."""
-    assert TrainerService.open_to_tenants == frozenset()
+def test_the_trainers_rpcs_are_for_operators():
+    """They name folders of the machine; tenants have the HTTP routes."""
+    names = {method.name for method in methods(TrainerService)}
+    assert not names & TrainerService.open_to_tenants

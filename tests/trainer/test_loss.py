@@ -1,10 +1,16 @@
 """The nested loss against the plain way of computing it."""
 
+from unittest import mock
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from services.trainer.training.loss import nested_loss, same_text, targets
+from services.trainer.training import nested
+from services.trainer.training.loss import nested_classes, nested_loss, same_text, targets
+from services.trainer.training.nested import TextNumbers
 
 DIMS = (4, 8, 24)
 
@@ -98,3 +104,128 @@ def test_a_prefix_of_zeros_is_finite():
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     assert torch.isfinite(queries.grad).all()
+
+
+@st.composite
+def cases(draw):
+    """Sizes, more documents than queries or not, labels or soft targets, some places blocked."""
+    dims = tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=5))))
+    queries = draw(st.integers(1, 7))
+    documents = queries + draw(st.integers(0, 5))
+    return dims, queries, documents, draw(st.booleans()), draw(st.integers(0, 2**31))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), rows_at_once=st.sampled_from([1, 3, 100]))
+def test_any_case_equals_the_naive_loop(case, rows_at_once):
+    """Values, gradients and each size's scale, whole or in chunks: within 1e-6 of the plain way."""
+    dims, num_queries, num_documents, is_soft, seed = case
+    generator = torch.Generator().manual_seed(seed)
+    make = {"generator": generator, "dtype": torch.float64}
+    queries = torch.randn(num_queries, 20, **make)
+    documents = torch.randn(num_documents, 20, **make)
+    scale_K = 1 + 30 * torch.rand(len(dims), **make)
+    weights_K = torch.rand(len(dims), **make)
+    blocked = torch.rand(num_queries, num_documents, **make) < 0.3
+    blocked[:, :num_queries].fill_diagonal_(False)
+    wanted = torch.eye(num_queries, num_documents, dtype=torch.float64)
+    if is_soft:
+        logits = torch.randn(num_queries, num_documents, **make)
+        wanted = logits.masked_fill(blocked, -torch.inf).softmax(dim=1)
+    row_bytes = num_documents * (len(dims) + 2) * 8
+    results = []
+    for function in (nested_loss, naive):
+        q, d, s = (x.clone().requires_grad_() for x in (queries, documents, scale_K))
+        if function is nested_loss:
+            with mock.patch.object(nested, "CHUNK_BYTES", rows_at_once * row_bytes):
+                losses = nested_loss(q, d, dims, wanted if is_soft else None, blocked, s)
+                (losses * weights_K).sum().backward()
+        else:
+            each = zip(dims, s, strict=True)
+            losses = torch.cat([naive(q, d, (dim,), wanted, blocked, scale) for dim, scale in each])
+            (losses * weights_K).sum().backward()
+        results.append((losses.detach(), q.grad, d.grad, s.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, nested.CHUNK_BYTES])
+def test_the_gradient_is_that_of_the_value(batch, monkeypatch, chunk_bytes):
+    """Finite differences agree, whole and row by row, for vectors and scales."""
+    monkeypatch.setattr(nested, "CHUNK_BYTES", chunk_bytes)
+    queries, positives, blocked = batch
+    wanted = targets(queries, positives, blocked, 20.0, 0.5)[:4]
+    scales = torch.tensor([5.0, 10.0, 20.0], dtype=torch.float64)
+
+    def loss(q, p, s):
+        return nested_loss(q, p, DIMS, wanted, blocked[:4], s)
+
+    leaves = tuple(x.clone().requires_grad_() for x in (queries[:4], positives, scales))
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_a_batch_in_chunks_holds_no_matrix(batch, monkeypatch):
+    """What is kept for the backward pass does not grow with the square of the batch."""
+    queries, positives, blocked = (x.repeat(20, 1) for x in batch)
+    queries.requires_grad_()
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    for chunk_bytes, is_square in ((nested.CHUNK_BYTES, True), (2**16, False)):
+        kept.clear()
+        monkeypatch.setattr(nested, "CHUNK_BYTES", chunk_bytes)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            nested_loss(queries, positives, DIMS, None, blocked.repeat(1, 20), 20.0)
+        assert (max(kept) >= 240 * 240) == is_square
+
+
+def test_rows_made_from_numbers_block_what_the_matrix_blocks(batch):
+    """Numbers of texts say the same as the matrix, and what is nobody's positive blocks no row."""
+    queries, positives, _ = batch
+    anchors, texts = torch.arange(12) % 10, torch.arange(12) % 11
+    blocked = same_text(anchors, texts)
+    numbers = TextNumbers(anchors, texts, anchors, texts)
+    wanted = nested_loss(queries, positives, DIMS, None, blocked, 20.0)
+    assert torch.equal(nested_loss(queries, positives, DIMS, None, numbers, 20.0), wanted)
+    owners = torch.cat([anchors, torch.tensor([-1, -1])])
+    more = TextNumbers(anchors, texts, owners, torch.cat([texts, torch.tensor([3, 99])]))
+    blocked_RN = more.blocked(slice(2, 5), torch.tensor([2, 3, 4]))
+    assert torch.equal(blocked_RN[:, :12], blocked[2:5])
+    assert blocked_RN[:, 12:].tolist() == [[False, False], [True, False], [False, False]]
+
+
+def test_half_precision_changes_no_more_than_its_vectors(batch):
+    """Under autocast, and of bfloat16 vectors, the loss is float32's of the same numbers."""
+    queries, positives, blocked = (x.bfloat16() if x.is_floating_point() else x for x in batch)
+    exact = nested_loss(queries.float(), positives.float(), DIMS, None, blocked, 20.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        queries.requires_grad_()
+        losses = nested_loss(queries, positives, DIMS, None, blocked, 20.0)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, exact)
+    losses.sum().backward()
+    assert queries.grad.dtype == torch.bfloat16
+
+
+def test_classes_are_told_by_cross_entropy_at_every_size(batch):
+    """Each text's class against all classes, both cut: torch's own cross-entropy."""
+    vectors, classes, _ = batch
+    labels = torch.tensor([0, 3, 3, 1, 2, 0, 4, 4, 1, 2, 3, 0])
+    classes = classes[:5].clone().requires_grad_()
+    losses = nested_classes(vectors, classes, labels, DIMS, 10.0)
+    for dim, loss in zip(DIMS, losses, strict=True):
+        cosines = functional.normalize(vectors[:, :dim]) @ functional.normalize(classes[:, :dim]).T
+        torch.testing.assert_close(loss, functional.cross_entropy(10 * cosines, labels))
+    losses.sum().backward()
+    assert (classes.grad.abs().sum(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("dims", [(), (8, 4), (4, 4), (0, 4), (4, 25)])
+def test_sizes_that_are_none_are_refused(batch, dims):
+    """They must ascend, each once, within the width."""
+    queries, positives, blocked = batch
+    with pytest.raises(ValueError, match="dims must be ascending, each once, between 1 and 24"):
+        nested_loss(queries, positives, dims, None, blocked, 20.0)

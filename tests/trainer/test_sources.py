@@ -1,19 +1,19 @@
 """Where data may come from: the operator's list, and nothing else."""
 
-import json
 import os
 
 import fsspec
 import pytest
 
 from services.shared.blobs import Blobs
+from services.shared.database import Database
 from services.shared.errors import InvalidRequest, PermissionDenied, TooLarge, TooSlow
+from services.shared.files import File, Files
 from services.trainer.data.allowed import read_address, read_list
 from services.trainer.data.bucket import Buckets
 from services.trainer.data.dataset import read_dataset
 from services.trainer.data.folder import list_folder
-from services.trainer.data.sources import Sources
-from services.trainer.jobs.jobs import Jobs
+from services.trainer.data.sources import Sources, without_query
 from services.trainer.settings import TrainerSettings
 from tests.trainer.test_download import answer, serving
 
@@ -21,19 +21,20 @@ LINES = b'{"anchor": "a", "positive": "b"}\n' * 4
 
 
 @pytest.fixture
-def jobs():
-    made = Jobs("sqlite://")
-    yield made
-    made.close()
+def files(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'files.sqlite'}")
+    database.open()
+    yield Files(database, Blobs(str(tmp_path / "blobs"), 1000))
+    database.close()
 
 
 @pytest.fixture
-def sources(tmp_path, jobs):
+def sources(tmp_path, files):
     def make(*listed, **settings):
         settings = TrainerSettings(
             data_dir=tmp_path, sources=",".join(map(str, listed)), max_file_bytes=1000, **settings
         )
-        return Sources(jobs, Blobs(str(tmp_path / "blobs"), 1000), settings)
+        return Sources(files, settings)
 
     return make
 
@@ -68,9 +69,9 @@ def test_a_path_is_read_below_a_listed_folder_only(tmp_path, sources):
             found.files(path, tmp_path, "training_file")
 
 
-def test_nothing_is_listed_by_default(tmp_path, jobs):
+def test_nothing_is_listed_by_default(tmp_path, files):
     """Only uploads."""
-    found = Sources(jobs, Blobs(str(tmp_path), 1000), TrainerSettings(data_dir=tmp_path))
+    found = Sources(files, TrainerSettings(data_dir=tmp_path))
     for reference in (str(tmp_path), "https://example.com/a", "s3://bucket/a"):
         with pytest.raises(PermissionDenied):
             found.files(reference, tmp_path, "training_file")
@@ -153,14 +154,22 @@ def test_a_trainer_without_s3fs_says_so(tmp_path):
         Buckets(1000, 1.0, missing).fetch(read_address("s3://b/x"), tmp_path / "x", "training_file")
 
 
-async def test_an_upload_is_found_by_its_id(tmp_path, sources, jobs):
+async def test_an_upload_is_found_by_its_id(tmp_path, sources, files):
     """Under the name that it came with, which tells its format."""
 
     async def pieces():
         yield b"query,answer\n" + b"a,b\n" * 4
 
-    blob = await Blobs(str(tmp_path / "blobs"), 1000).store(pieces())
-    jobs.add_file(blob.id, "a.csv", blob.num_bytes)
-    files = sources().files(blob.id, tmp_path, "training_file")
-    assert len(read_dataset(files, {}, "training_file").examples) == 4
-    assert json.dumps(files[0].name) == '"a.csv"'
+    blob = await files.blobs.store(pieces())
+    await files.add(
+        File(id=blob.id, filename="a.csv", purpose="fine-tune", num_bytes=1, created_at=0)
+    )
+    found = sources().files(blob.id, tmp_path, "training_file")
+    assert len(read_dataset(found, {}, "training_file").examples) == 4
+    assert found[0].name == "a.csv"
+
+
+def test_what_is_shown_of_an_address_holds_no_signature():
+    """Only its path."""
+    assert without_query("https://host/a?key=secret") == "https://host/a"
+    assert without_query("/sets/what?") == "/sets/what?"

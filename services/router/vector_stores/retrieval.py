@@ -44,13 +44,11 @@ class Retrieval:
     """
 
     def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
-        url = settings.database_url
-        path = settings.data_dir / "router.sqlite"
         self._settings = settings
         self._metrics = metrics
         language = settings.vector_store_language
         self._text_index = TextIndex(language) if language else None
-        self._database = Database(url.get_secret_value() if url else f"sqlite:///{path}")
+        self._database = Database(settings.database.get_secret_value())
         self.stores = VectorStores(self._database)
         self.store_files = StoreFiles(self._database)
         self._content = asyncio.Lock()
@@ -92,8 +90,7 @@ class Retrieval:
     def _open(self) -> Files:
         s = self._settings
         self._database.open()
-        url = s.files_url or str(s.data_dir / "files")
-        blobs = Blobs(url, s.max_file_bytes, self._name)
+        blobs = Blobs(s.files_place, s.max_file_bytes, self._name)
         blobs.clean()
         return Files(self._database, blobs)
 

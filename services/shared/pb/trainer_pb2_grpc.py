@@ -75,6 +75,76 @@ class TrainerServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListVersions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.GetVersion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/GetVersion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
+        self.SetVersionAlias = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/SetVersionAlias',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/DeleteVersion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
+        self.CompareVersions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/CompareVersions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_stream(
+                '/matryoshka.v1.TrainerService/Promote',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.GetPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/GetPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.FromString,
+                _registered_method=True)
+        self.ListPromotions = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListPromotions',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.FromString,
+                _registered_method=True)
+        self.CutOverPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/CutOverPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.FromString,
+                _registered_method=True)
+        self.RollBackPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/RollBackPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.FromString,
+                _registered_method=True)
+        self.FinishPromotion = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/FinishPromotion',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
+                _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/PauseJob',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ResumeJob',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/matryoshka.v1.TrainerService/ListCheckpoints',
+                request_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -137,6 +207,105 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """What jobs have made, newest first: each model is a version of a name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVersion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVersionAlias(self, request, context):
+        """Point a name of your choice at a version; versions do not move, aliases do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareVersions(self, request, context):
+        """Two versions by what each held-out query scored, if both were measured on the same questions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Judge a version by what its held-out queries lose, and if it may pass, serve it: the encoder loads
+        it, the router moves each collection to it, then the aliases switch. No query fails meanwhile. It
+        goes on when its caller leaves, and after a restart. Asking again for the same is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPromotion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPromotions(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CutOverPromotion(self, request, context):
+        """Switch a promotion that waits for it (`hold`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackPromotion(self, request, context):
+        """Give up a promotion that has not switched; or, of one that is watched (`watch`), switch back to
+        the model and the collections from before, which were kept current.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishPromotion(self, request, context):
+        """End a promotion that was watched: the collections from before stay, to be deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """The checkpoints that are kept of a job, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +348,76 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'GetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.SerializeToString,
+            ),
+            'SetVersionAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVersionAlias,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'CompareVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareVersions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_stream_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.SerializeToString,
+            ),
+            'GetPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.SerializeToString,
+            ),
+            'ListPromotions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPromotions,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.SerializeToString,
+            ),
+            'CutOverPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CutOverPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.SerializeToString,
+            ),
+            'RollBackPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.SerializeToString,
+            ),
+            'FinishPromotion': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishPromotion,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +637,384 @@ class TrainerService:
             '/matryoshka.v1.TrainerService/CancelJob',
             services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_trainer__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListVersions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/GetVersion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVersionAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/SetVersionAlias',
+            services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.SetVersionAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/DeleteVersion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/CompareVersions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.CompareVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/Promote',
+            services_dot_shared_dot_pb_dot_trainer__pb2.PromoteRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/GetPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.GetPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPromotions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListPromotions',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListPromotionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CutOverPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/CutOverPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.CutOverPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/RollBackPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.RollBackPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishPromotion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/FinishPromotion',
+            services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.FinishPromotionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/PauseJob',
+            services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ResumeJob',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.TrainerService/ListCheckpoints',
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_trainer__pb2.ListCheckpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,37 @@ class TrainerServiceStub:
     """Events from the given one on, then live ones, until the job ends."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]
     """Stop a job. Cancelling a job that has ended is harmless and changes nothing."""
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListVersionsRequest, _trainer_pb2.ListVersionsResponse]
+    """What jobs have made, newest first: each model is a version of a name."""
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetVersionRequest, _trainer_pb2.GetVersionResponse]
+    SetVersionAlias: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SetVersionAliasRequest, _trainer_pb2.SetVersionAliasResponse]
+    """Point a name of your choice at a version; versions do not move, aliases do."""
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteVersionRequest, _trainer_pb2.DeleteVersionResponse]
+    """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+    CompareVersions: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CompareVersionsRequest, _trainer_pb2.CompareVersionsResponse]
+    """Two versions by what each held-out query scored, if both were measured on the same questions."""
+    Promote: _grpc.UnaryStreamMultiCallable[_trainer_pb2.PromoteRequest, _trainer_pb2.PromoteResponse]
+    """Judge a version by what its held-out queries lose, and if it may pass, serve it: the encoder loads
+    it, the router moves each collection to it, then the aliases switch. No query fails meanwhile. It
+    goes on when its caller leaves, and after a restart. Asking again for the same is harmless.
+    """
+    GetPromotion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetPromotionRequest, _trainer_pb2.GetPromotionResponse]
+    ListPromotions: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListPromotionsRequest, _trainer_pb2.ListPromotionsResponse]
+    """Newest first."""
+    CutOverPromotion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CutOverPromotionRequest, _trainer_pb2.CutOverPromotionResponse]
+    """Switch a promotion that waits for it (`hold`)."""
+    RollBackPromotion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RollBackPromotionRequest, _trainer_pb2.RollBackPromotionResponse]
+    """Give up a promotion that has not switched; or, of one that is watched (`watch`), switch back to
+    the model and the collections from before, which were kept current.
+    """
+    FinishPromotion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.FinishPromotionRequest, _trainer_pb2.FinishPromotionResponse]
+    """End a promotion that was watched: the collections from before stay, to be deleted."""
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.PauseJobResponse]
+    """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.ResumeJobResponse]
+    """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
+    """The checkpoints that are kept of a job, newest first."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -73,6 +104,37 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Events from the given one on, then live ones, until the job ends."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Stop a job. Cancelling a job that has ended is harmless and changes nothing."""
+    ListVersions: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListVersionsRequest, _trainer_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """What jobs have made, newest first: each model is a version of a name."""
+    GetVersion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetVersionRequest, _trainer_pb2.GetVersionResponse]  # type: ignore[assignment]
+    SetVersionAlias: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SetVersionAliasRequest, _trainer_pb2.SetVersionAliasResponse]  # type: ignore[assignment]
+    """Point a name of your choice at a version; versions do not move, aliases do."""
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteVersionRequest, _trainer_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+    CompareVersions: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CompareVersionsRequest, _trainer_pb2.CompareVersionsResponse]  # type: ignore[assignment]
+    """Two versions by what each held-out query scored, if both were measured on the same questions."""
+    Promote: _aio.UnaryStreamMultiCallable[_trainer_pb2.PromoteRequest, _trainer_pb2.PromoteResponse]  # type: ignore[assignment]
+    """Judge a version by what its held-out queries lose, and if it may pass, serve it: the encoder loads
+    it, the router moves each collection to it, then the aliases switch. No query fails meanwhile. It
+    goes on when its caller leaves, and after a restart. Asking again for the same is harmless.
+    """
+    GetPromotion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetPromotionRequest, _trainer_pb2.GetPromotionResponse]  # type: ignore[assignment]
+    ListPromotions: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListPromotionsRequest, _trainer_pb2.ListPromotionsResponse]  # type: ignore[assignment]
+    """Newest first."""
+    CutOverPromotion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CutOverPromotionRequest, _trainer_pb2.CutOverPromotionResponse]  # type: ignore[assignment]
+    """Switch a promotion that waits for it (`hold`)."""
+    RollBackPromotion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RollBackPromotionRequest, _trainer_pb2.RollBackPromotionResponse]  # type: ignore[assignment]
+    """Give up a promotion that has not switched; or, of one that is watched (`watch`), switch back to
+    the model and the collections from before, which were kept current.
+    """
+    FinishPromotion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.FinishPromotionRequest, _trainer_pb2.FinishPromotionResponse]  # type: ignore[assignment]
+    """End a promotion that was watched: the collections from before stay, to be deleted."""
+    PauseJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseJobRequest, _trainer_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeJobRequest, _trainer_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """The checkpoints that are kept of a job, newest first."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trains Matryoshka models, adaptors and rotations as jobs that survive a restart."""
@@ -141,5 +203,120 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CancelJobResponse, _abc.Awaitable[_trainer_pb2.CancelJobResponse]]:
         """Stop a job. Cancelling a job that has ended is harmless and changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _trainer_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListVersionsResponse, _abc.Awaitable[_trainer_pb2.ListVersionsResponse]]:
+        """What jobs have made, newest first: each model is a version of a name."""
+
+    @_abc_1.abstractmethod
+    def GetVersion(
+        self,
+        request: _trainer_pb2.GetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetVersionResponse, _abc.Awaitable[_trainer_pb2.GetVersionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetVersionAlias(
+        self,
+        request: _trainer_pb2.SetVersionAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.SetVersionAliasResponse, _abc.Awaitable[_trainer_pb2.SetVersionAliasResponse]]:
+        """Point a name of your choice at a version; versions do not move, aliases do."""
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _trainer_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.DeleteVersionResponse, _abc.Awaitable[_trainer_pb2.DeleteVersionResponse]]:
+        """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+
+    @_abc_1.abstractmethod
+    def CompareVersions(
+        self,
+        request: _trainer_pb2.CompareVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CompareVersionsResponse, _abc.Awaitable[_trainer_pb2.CompareVersionsResponse]]:
+        """Two versions by what each held-out query scored, if both were measured on the same questions."""
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _trainer_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.PromoteResponse], _abc.AsyncIterator[_trainer_pb2.PromoteResponse]]:
+        """Judge a version by what its held-out queries lose, and if it may pass, serve it: the encoder loads
+        it, the router moves each collection to it, then the aliases switch. No query fails meanwhile. It
+        goes on when its caller leaves, and after a restart. Asking again for the same is harmless.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPromotion(
+        self,
+        request: _trainer_pb2.GetPromotionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetPromotionResponse, _abc.Awaitable[_trainer_pb2.GetPromotionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListPromotions(
+        self,
+        request: _trainer_pb2.ListPromotionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListPromotionsResponse, _abc.Awaitable[_trainer_pb2.ListPromotionsResponse]]:
+        """Newest first."""
+
+    @_abc_1.abstractmethod
+    def CutOverPromotion(
+        self,
+        request: _trainer_pb2.CutOverPromotionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CutOverPromotionResponse, _abc.Awaitable[_trainer_pb2.CutOverPromotionResponse]]:
+        """Switch a promotion that waits for it (`hold`)."""
+
+    @_abc_1.abstractmethod
+    def RollBackPromotion(
+        self,
+        request: _trainer_pb2.RollBackPromotionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.RollBackPromotionResponse, _abc.Awaitable[_trainer_pb2.RollBackPromotionResponse]]:
+        """Give up a promotion that has not switched; or, of one that is watched (`watch`), switch back to
+        the model and the collections from before, which were kept current.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishPromotion(
+        self,
+        request: _trainer_pb2.FinishPromotionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.FinishPromotionResponse, _abc.Awaitable[_trainer_pb2.FinishPromotionResponse]]:
+        """End a promotion that was watched: the collections from before stay, to be deleted."""
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _trainer_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.PauseJobResponse, _abc.Awaitable[_trainer_pb2.PauseJobResponse]]:
+        """Let a job save a checkpoint and give its place to another. Pausing a paused job changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _trainer_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ResumeJobResponse, _abc.Awaitable[_trainer_pb2.ResumeJobResponse]]:
+        """Queue a paused job again; it goes on from its checkpoint. Harmless if it waits or runs."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _trainer_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListCheckpointsResponse, _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]]:
+        """The checkpoints that are kept of a job, newest first."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

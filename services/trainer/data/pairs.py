@@ -44,6 +44,8 @@ class Questions:
     documents: tuple[str, ...]
     relevant: tuple[dict[int, float], ...]
     """For each query: rows of `documents` that answer it, with their grades."""
+    slices: tuple[str, ...] = ()
+    """For each query, the slice that it was first named with; empty: nobody knows."""
 
 
 def digest(pairs: Iterable[Pair]) -> str:
@@ -52,6 +54,16 @@ def digest(pairs: Iterable[Pair]) -> str:
     for pair in pairs:
         more = [list(pair.negatives), pair.slice] if pair.negatives or pair.slice else []
         state.update(json.dumps([pair.anchor, pair.positive, *more]).encode() + b"\n")
+    return state.hexdigest()
+
+
+def digest_questions(asked: Questions) -> str:
+    """Return the sha256 of what quality is measured on, as 64 hexadecimal digits."""
+    state = hashlib.sha256()
+    for part in (asked.queries, asked.documents, asked.slices):
+        state.update(json.dumps(part).encode() + b"\n")
+    for grades in asked.relevant:
+        state.update(json.dumps(sorted(grades.items())).encode() + b"\n")
     return state.hexdigest()
 
 
@@ -125,7 +137,9 @@ def questions(data: Split) -> Questions:
     for pair in everything:
         if pair.anchor in queries:
             relevant[queries[pair.anchor]][documents[pair.positive]] = 1.0
-    return Questions(tuple(queries), tuple(documents), tuple(relevant))
+    slices = {pair.anchor: pair.slice for pair in reversed(data.held_out)}
+    named = tuple(slices[query] for query in queries)
+    return Questions(tuple(queries), tuple(documents), tuple(relevant), named)
 
 
 def number_texts(texts: Iterable[str]) -> dict[str, int]:

@@ -8,31 +8,38 @@ slash at its end all files below it.
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from services.shared.blobs import Blobs
 from services.shared.errors import InvalidRequest, PermissionDenied
+from services.shared.files import Files
 from services.trainer.data.allowed import Address, read_address, read_list
 from services.trainer.data.bucket import Buckets
 from services.trainer.data.dataset import SourceFile
 from services.trainer.data.download import Downloads, too_large
 from services.trainer.data.folder import list_folder
-from services.trainer.jobs.jobs import Jobs
 from services.trainer.settings import TrainerSettings
 
 _MAX_CHARS = 4096
+
+
+def is_upload(reference: str) -> bool:
+    """Say whether a source is an uploaded file, as those of tenants must be."""
+    return not reference.startswith("/") and "://" not in reference
+
+
+def without_query(reference: str) -> str:
+    """Return a source as it may be shown: a query may hold a signature."""
+    return reference.partition("?")[0] if "://" in reference else reference
 
 
 class Sources:
     """Finds the files of a source.
 
     Args:
-        jobs: knows the names of uploaded files.
-        blobs: holds them.
+        files: those that were uploaded.
         settings: what else may be read, and how much of it.
     """
 
-    def __init__(self, jobs: Jobs, blobs: Blobs, settings: TrainerSettings) -> None:
-        self._jobs = jobs
-        self._blobs = blobs
+    def __init__(self, files: Files, settings: TrainerSettings) -> None:
+        self._files = files
         self._allowed = read_list(settings.sources, settings.source_networks)
         self._max_bytes = settings.max_file_bytes
         bounds = settings.max_file_bytes, settings.source_timeout_s
@@ -49,7 +56,7 @@ class Sources:
             return _printable(PurePosixPath(reference).name)
         if "://" in reference:
             return _printable(PurePosixPath(unquote(_address(reference, param).path)).name)
-        return self._jobs.filename(reference, param)
+        return self._files.find(reference, None, param).filename  # whose it is was seen before
 
     def files(self, reference: str, target: Path, param: str) -> list[SourceFile]:
         """Return a source's files, fetched into the folder `target` where they were far away.
@@ -65,7 +72,7 @@ class Sources:
             return self._local(reference, param)
         name = self.name(reference, param)
         if "://" not in reference:
-            self._blobs.fetch(reference, target / "file", param)
+            self._files.blobs.fetch(reference, target / "file", param)
             return [SourceFile(target / "file", name)]
         address = _address(reference, param)
         if not self._allowed.has_address(address):

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from services.shared.blobs import Blobs
 from services.shared.card import read_card
 from services.shared.errors import InvalidRequest
+from services.shared.files import Files
 from services.shared.folder import DEFAULT_MODEL, default_id, locate
 from services.shared.safety import check_folder, has_two_towers
 from services.trainer.data.checks import Checked, check
@@ -21,10 +21,10 @@ from services.trainer.data.dataset import NAMES, Dataset, read_dataset
 from services.trainer.data.examples import write_examples
 from services.trainer.data.pairs import MIN_PAIRS, Pair, split
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
-from services.trainer.data.sources import Sources
+from services.trainer.data.sources import Sources, without_query
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.hyperparameters import Wanted, fill
-from services.trainer.jobs.jobs import Job, Jobs
+from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     TRAINING,
     TRAINING_VECTORS,
@@ -54,6 +54,15 @@ class JobRequest:
     """Empty: hold out a part of the training file. Nesting: vectors of queries."""
     suffix: str
     hyperparameters: Wanted
+    metadata: dict[str, str] = field(default_factory=dict)
+    tenant: str | None = None
+    """Who asks for it; None: an operator."""
+
+    @property
+    def owner(self) -> str:
+        """Whom it counts for among those who wait."""
+        return self.metadata.get("user", "") if self.tenant is None else f"tenant {self.tenant}"
+
     columns: Mapping[str, str] = field(default_factory=dict)
     """From a field of the files to its role, see `columns.py`; empty: told by their names."""
     mining: Mining | None = None
@@ -106,18 +115,16 @@ class Drafts:
     """Makes the folders of new jobs.
 
     Args:
-        jobs: knows the names of files.
-        blobs: holds the files.
+        files: those that were uploaded.
         folder: where jobs' folders go, under their ids.
         settings: what every job's process is told.
     """
 
-    def __init__(self, jobs: Jobs, blobs: Blobs, folder: Path, settings: TrainerSettings) -> None:
-        self._jobs = jobs
-        self._blobs = blobs
+    def __init__(self, files: Files, folder: Path, settings: TrainerSettings) -> None:
+        self._files = files
         self._folder = folder
         self._settings = settings
-        self._sources = Sources(jobs, blobs, settings)
+        self._sources = Sources(files, settings)
 
     def make(self, request: JobRequest) -> Job:
         """Check model and data and write a new job's folder.
@@ -145,6 +152,11 @@ class Drafts:
             base_model=spec.base_model,
             model_id=spec.model_id,
             hyperparameters=spec.hyperparameters.model_dump_json(),
+            tenant=request.tenant,
+            owner=request.owner,
+            training_file=without_query(request.training_file),
+            validation_file=without_query(request.validation_file),
+            metadata=request.metadata,
         )
 
     def discard(self, job: Job) -> None:
@@ -191,17 +203,21 @@ class Drafts:
             base_dir="",
             base_model="",
             model_id=f"nest:{request.suffix or 'rotation'}:{_short(folder)}",
-            data_name=self._jobs.filename(request.training_file, "training_file"),
+            data_name=self._filename(request.training_file, "training_file"),
             hyperparameters=fill(request.hyperparameters, full, count),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
 
+    def _filename(self, file_id: str, param: str) -> str:
+        # Whether the caller may have it was seen before.
+        return self._files.find(file_id, None, param).filename
+
     def _fetch_vectors(
         self, file_id: str, target: Path, param: str, at_least: int
     ) -> tuple[int, int]:
-        filename = self._jobs.filename(file_id, param)
-        self._blobs.fetch(file_id, target, param)
+        filename = self._filename(file_id, param)
+        self._files.blobs.fetch(file_id, target, param)
         return check_vectors(target, filename, param, at_least)
 
     def _read_data(self, request: JobRequest, folder: Path) -> Checked:

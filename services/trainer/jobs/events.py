@@ -76,6 +76,23 @@ def read_events(job_dir: Path, begin: int) -> tuple[list[Event], int]:
     return [_parse(line) for line in lines], max(begin, max(0, begin - 1) + end)
 
 
+def read_newest(job_dir: Path, before: int | None, limit: int) -> list[Event]:
+    """Read the newest events, newest first.
+
+    Args:
+        job_dir: see `spec.py`.
+        before: only those of smaller numbers; None: all.
+        limit: at most so many.
+    """
+    begin = max(0, _size(job_dir) - _TAIL_BYTES)
+    while True:
+        events, _ = read_events(job_dir, begin)
+        wanted = [event for event in events if before is None or event.number < before]
+        if begin == 0 or len(wanted) >= limit:
+            return wanted[::-1][:limit]
+        begin = 0
+
+
 def _parse(line: bytes) -> Event:
     values = json.loads(line)
     values["loss"] = {int(dim): loss for dim, loss in values["loss"].items()}
@@ -84,9 +101,21 @@ def _parse(line: bytes) -> Event:
 
 def last_step(job_dir: Path) -> int:
     """Return the last training step that an event tells of; 0 if there is none."""
+    event = last_training(job_dir)
+    return event.step if event else 0
+
+
+def last_training(job_dir: Path, at_most: int | None = None) -> Event | None:
+    """Return the newest event of a training step, of one up to `at_most`; None: none is near."""
+    events, _ = read_events(job_dir, max(0, _size(job_dir) - _TAIL_BYTES))
+    for event in reversed(events):
+        if event.phase == "train" and (at_most is None or event.step <= at_most):
+            return event
+    return None
+
+
+def _size(job_dir: Path) -> int:
     try:
-        size = (job_dir / FILENAME).stat().st_size
+        return (job_dir / FILENAME).stat().st_size
     except FileNotFoundError:
         return 0
-    events, _ = read_events(job_dir, max(0, size - _TAIL_BYTES))
-    return next((event.step for event in reversed(events) if event.phase == "train"), 0)

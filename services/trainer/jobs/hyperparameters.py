@@ -42,6 +42,10 @@ class Wanted(BaseModel):
     batch_size: int = 0
     learning_rate: float = 0.0
     seed: int = 0
+    n_epochs: int = 0
+    """Passes over the data, in the place of `steps`."""
+    learning_rate_multiplier: float = 0.0
+    """Of the method's own learning rate, in the place of `learning_rate`."""
 
 
 class Hyperparameters(BaseModel):
@@ -94,9 +98,18 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
     method = wanted.method
     if wanted.head and method != "adaptor":
         raise _wrong("head", "be left out for a method other than METHOD_ADAPTOR")
-    if wanted.steps > MAX_STEPS:
-        raise _wrong("steps", f"be at most {MAX_STEPS}, got {wanted.steps}")
-    if wanted.batch_size == 1 or wanted.batch_size > MAX_BATCH:
+    if not 0 <= wanted.steps <= MAX_STEPS:
+        raise _wrong("steps", f"be from 0 to at most {MAX_STEPS}, got {wanted.steps}")
+    if not 0 <= wanted.seed < 2**64:
+        raise _wrong("seed", f"be from 0 to 2^64 - 1, got {wanted.seed}")
+    if not 0 <= wanted.n_epochs <= MAX_STEPS or (wanted.n_epochs and wanted.steps):
+        raise _wrong("n_epochs", "be 0 or more, and left out beside steps")
+    multiplier = wanted.learning_rate_multiplier
+    if not 0 <= multiplier <= 1000 or (multiplier and wanted.learning_rate):
+        raise _wrong(
+            "learning_rate_multiplier", "be from 0 to 1000, and left out beside learning_rate"
+        )
+    if wanted.batch_size < 0 or wanted.batch_size == 1 or wanted.batch_size > MAX_BATCH:
         raise _wrong("batch_size", f"be between 2 and {MAX_BATCH}, got {wanted.batch_size}")
     rate = wanted.learning_rate
     if not math.isfinite(rate) or not 0 <= rate <= 1:
@@ -110,6 +123,7 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         "nest": _nest_steps(num_pairs, batch),
     }
     rates = {"adaptor": _ADAPTOR_RATE[head or "rotation"], "full": _FULL_RATE, "nest": _NEST_RATE}
+    epochs = -(-wanted.n_epochs * num_pairs // batch)
     dims = _check_dims(wanted.matryoshka_dims, full)
     if method == "nest":
         dims = _check_nested(dims, full) or nested_dims(full)
@@ -118,9 +132,9 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         head=head,
         matryoshka_dims=dims or default_dims(full),
         full=full,
-        steps=wanted.steps or steps[method],
+        steps=wanted.steps or min(epochs, MAX_STEPS) or steps[method],
         batch_size=batch,
-        learning_rate=rate or rates[method],
+        learning_rate=rate or min(1.0, rates[method] * (multiplier or 1.0)),
         seed=wanted.seed,
     )
 

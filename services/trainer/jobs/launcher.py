@@ -7,8 +7,10 @@ environment that holds no secrets of the service.
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Protocol
 
 from services.trainer.jobs.spec import LOG
 
@@ -17,6 +19,24 @@ _KEPT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "HF_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "MPLCONFIGDIR",
 )  # fmt: skip
+_RUN = "services.trainer.training.run"
+
+
+class Launcher(Protocol):
+    """Runs jobs somewhere."""
+
+    async def run(self, job_dir: Path) -> int:
+        """Run a job's process to its end; cancelling this stops the process first.
+
+        Returns:
+            Its exit code; negative: the signal that ended it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+
+    async def forget(self, job_id: str) -> None:
+        """Remove what it keeps of a job that has ended."""
 
 
 class LocalLauncher:
@@ -24,21 +44,21 @@ class LocalLauncher:
 
     Args:
         stop_s: time between SIGTERM and SIGKILL.
+        silence_s: a process that hears nothing of this service for so long ends by itself.
+        devices: processes of one job, each with a device of its own; they start together
+            through torchrun.
     """
 
-    def __init__(self, stop_s: float) -> None:
+    def __init__(self, stop_s: float, silence_s: float, devices: int = 1) -> None:
         self._stop_s = stop_s
+        self._silence_s = silence_s
+        self._devices = devices
 
     async def run(self, job_dir: Path) -> int:
-        """Run a job's process to its end; cancelling this stops the process first.
-
-        Returns:
-            Its exit code; negative: the signal that ended it.
-        """
+        """See `Launcher`."""
         with (job_dir / LOG).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.trainer.training.run", str(job_dir),
-                "--parent", str(os.getpid()),
+                sys.executable, *self._program(job_dir), "--silence", str(self._silence_s),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 env=_environment(),
                 # Ctrl-C in the service's terminal is the service's to handle.
@@ -54,6 +74,17 @@ class LocalLauncher:
                     await asyncio.shield(stopping)
             raise
 
+    async def forget(self, job_id: str) -> None:
+        """Do nothing: a process that has ended leaves nothing but its folder."""
+
+    def _program(self, job_dir: Path) -> list[str]:
+        if self._devices == 1:
+            return ["-m", _RUN, str(job_dir), "--parent", str(os.getpid())]
+        return [
+            "-m", "torch.distributed.run", "--standalone", "--nnodes", "1",
+            "--nproc-per-node", str(self._devices), "--max-restarts", "0", "-m", _RUN, str(job_dir),
+        ]  # fmt: skip
+
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is not None:
             return
@@ -61,7 +92,9 @@ class LocalLauncher:
         try:
             await asyncio.wait_for(process.wait(), self._stop_s)
         except TimeoutError:
-            process.kill()
+            # The whole session: torchrun has children of its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 

@@ -6,19 +6,24 @@ training.jsonl       examples of one kind, see `examples.py`; of a nest job trai
 validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
 data.json            what was found in the data
 lock                 held by the one process that works on the job
+lease                touched as long as a service is at the job; a process that sees it age ends
 events.jsonl         what happened so far
 vectors/             vectors computed so far
 checkpoints/         the newest two
 model/               the finished model; of a nest job rotation.safetensors instead
 plot.png             picture of its quality
+scores-before.npy    what each held-out query scored at each size, as `results/evaluate.py` says;
+scores-after.npy     of the base, and of the finished model
+report.json          what the training changed, for machines; report.html, for people
+step_metrics.csv     the losses of its steps
 result.json          written last: its presence means success
-result_file.txt      the id under which the service stored the rotation
+result_files.json    the ids under which the service stored what can be downloaded
 error.json           why it failed
 log.txt              the process's own log
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,19 +38,22 @@ TRAINING_VECTORS = "training.npy"
 VALIDATION_VECTORS = "validation.npy"
 MODEL = "model"
 RESULT_FILE = "rotation.safetensors"
+METRICS = "step_metrics.csv"
 PLOT = "plot.png"
+SCORES_BEFORE = "scores-before.npy"
+SCORES_AFTER = "scores-after.npy"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
 LOG = "log.txt"
 LOCK = "lock"
+LEASE = "lease"
+CHECKPOINTS = "checkpoints"
+VECTORS = ("vectors", "vectors-after")
 
-NEGATIVES = 4
-"""Mined for each pair, if the caller does not say: the loss takes a few at a time."""
-MARGIN = 0.95
-"""The share that NV-Retriever found best, see `mining.py`."""
-
-M = TypeVar("M", bound="_JsonFile")
+M = TypeVar("M", bound="JsonFile")
 
 
-class _JsonFile(BaseModel):
+class JsonFile(BaseModel):
     """A small file that is there whole, or not at all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,13 +75,17 @@ class Mining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negatives: int = Field(ge=1, le=100)
-    """For each pair, beside those that it has."""
-    margin: float = Field(gt=0, le=1)
+    ACCEPTED: ClassVar[str] = (
+        "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at most 1"
+    )
+
+    negatives: int = Field(default=4, ge=1, le=100)
+    """For each pair, beside those that it has; the loss takes a few at a time."""
+    margin: float = Field(default=0.95, gt=0, le=1)
     """Texts that score above this share of the pair's positive may be right answers: left out."""
 
 
-class Spec(_JsonFile):
+class Spec(JsonFile):
     """What a job's process is to do."""
 
     base_dir: str
@@ -106,7 +118,7 @@ class NestScores(BaseModel):
     """Turned by the rotation."""
 
 
-class Result(_JsonFile):
+class Result(JsonFile):
     """What a job has made."""
 
     model_id: str
@@ -114,6 +126,12 @@ class Result(_JsonFile):
     """Of the model; a nest job makes none."""
     quality: Quality | None = None
     """Of the model."""
+    data_digest: str = ""
+    """sha256 of the training pairs."""
+    questions_digest: str = ""
+    """sha256 of what the quality was measured on: only equal ones can be compared in pairs."""
+    code_version: str = ""
+    """Of this package, when the job ran."""
     nest_quality: tuple[NestScores, ...] = ()
     """Of the rotation of a nest job."""
     num_pairs: int
@@ -123,10 +141,24 @@ class Result(_JsonFile):
     steps_per_second: float
 
 
-class Failure(_JsonFile):
+FailureCode = Literal[
+    "invalid_data", "training_failed", "disk_full", "out_of_memory", "killed", "internal_error"
+]
+
+
+class Failure(JsonFile):
     """Why a job cannot succeed."""
 
     message: str
+    code: FailureCode = "internal_error"
+    """For programs, and for the metrics."""
+
+
+class ResultFiles(JsonFile):
+    """What the service stored of what a job has made."""
+
+    ids: dict[str, str] = {}
+    """By the name in the job's folder."""
 
 
 def spec_path(job_dir: Path) -> Path:
@@ -141,5 +173,5 @@ def failure_path(job_dir: Path) -> Path:
     return job_dir / "error.json"
 
 
-def result_file_path(job_dir: Path) -> Path:
-    return job_dir / "result_file.txt"
+def result_files_path(job_dir: Path) -> Path:
+    return job_dir / "result_files.json"

@@ -3,8 +3,11 @@
 In: full vectors of queries and documents, and which documents answer which query. Out: nDCG@10,
 recall@10 and MRR@10 per size. Knows nothing of where vectors come from.
 
+`score_each` tells it of each query, so that two models can be compared in pairs; `evaluate` is
+its mean.
+
 Source: Järvelin and Kekäläinen 2002 (nDCG, with the grade itself as the gain, as trec_eval).
-Shapes: Q queries, N documents, D full width, M width after the cut.
+Shapes: Q queries, N documents, K sizes, D full width, M width after the cut; 3: `METRICS`.
 """
 
 import math
@@ -17,7 +20,9 @@ from services.shared.card import DimScores
 from services.shared.vectors import Array, truncate
 
 TOP = 10
+METRICS = ("ndcg10", "recall10", "mrr10")
 _CHUNK_SCORES = 2**24  # 64 MiB of float32 scores at a time
+Scores = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 _DISCOUNTS = [1 / math.log2(rank + 2) for rank in range(TOP)]
 
 
@@ -41,19 +46,43 @@ def evaluate(
     Raises:
         ValueError: no query has a relevant document, or a vector is not finite.
     """
+    return means(score_each(queries_QD, documents_ND, relevant, dims, on_progress), dims)
+
+
+def score_each(
+    queries_QD: Array,
+    documents_ND: Array,
+    relevant: Sequence[Mapping[int, float]],
+    dims: Sequence[int],
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Measure each query at each size; arguments and errors as `evaluate`.
+
+    Returns:
+        scores_QK3, each 0..1, NaN for a query without a relevant document.
+    """
     if not (np.isfinite(queries_QD).all() and np.isfinite(documents_ND).all()):
         raise ValueError("vectors to evaluate must be finite")
     judged = [row for row, grades in enumerate(relevant) if any(g > 0 for g in grades.values())]
     if not judged:
         raise ValueError("no query has a relevant document")
-    results = []
-    for done, dim in enumerate(dims, start=1):
+    scores_QK3 = np.full((len(relevant), len(dims), len(METRICS)), np.nan)
+    for place, dim in enumerate(dims):
         rankings = rank(truncate(queries_QD[judged], dim), truncate(documents_ND, dim))
         scores = [_score(r, relevant[row]) for r, row in zip(rankings, judged, strict=True)]
-        ndcg, recall, mrr = (min(1.0, float(mean)) for mean in np.mean(scores, axis=0))
-        results.append(DimScores(dim=dim, ndcg10=ndcg, recall10=recall, mrr10=mrr))
-        on_progress(done)
-    return tuple(results)
+        scores_QK3[judged, place] = scores
+        on_progress(place + 1)
+    return scores_QK3
+
+
+def means(scores_QK3: Scores, dims: Sequence[int]) -> tuple[DimScores, ...]:
+    """Return the mean scores of each size over the queries that have a relevant document."""
+    judged_QK3 = scores_QK3[~np.isnan(scores_QK3[:, 0, 0])]
+    rows = []
+    for place, dim in enumerate(dims):
+        ndcg, recall, mrr = (min(1.0, float(mean)) for mean in judged_QK3[:, place].mean(axis=0))
+        rows.append(DimScores(dim=dim, ndcg10=ndcg, recall10=recall, mrr10=mrr))
+    return tuple(rows)
 
 
 def rank(queries_QM: Array, documents_NM: Array) -> list[list[int]]:

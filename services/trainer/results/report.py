@@ -1,7 +1,7 @@
 """What a training changed, for people: the table of each size and its picture."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,8 +11,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from services.shared.card import Quality
 from services.trainer.jobs.spec import NestScores
 from services.trainer.results.shortlist import SHORTLIST, TOP
+from services.trainer.results.slices import SliceQuality
 
-_BEFORE, _AFTER, _INK = "#8a93a3", "#0b6bcb", "#1f2733"
+_BEFORE, _AFTER, _INK, _WORSE = "#8a93a3", "#0b6bcb", "#1f2733", "#b3261e"
+_MOST_SLICES = 30
 
 
 def markdown_table(quality: Quality) -> str:
@@ -36,6 +38,40 @@ def plot(quality: Quality, model_id: str) -> bytes:
     counts = f"{quality.num_queries} held-out queries, {quality.num_documents} documents"
     figure, axes = _frame(dims, "nDCG@10", "What each size keeps", f"{model_id}: {counts}")
     _draw_lines(axes, dims, (before, after), ("before", "after"))
+    return _png(figure)
+
+
+def plot_curve(steps: Sequence[int], loss: Mapping[int, Sequence[float]]) -> bytes:
+    """Draw the loss at each size by step, short sizes light and long ones dark; return a PNG."""
+    figure, axes = _plain_frame("step", "loss", "The loss at each size", "")
+    for place, (dim, values) in enumerate(sorted(loss.items())):
+        share = (place + 1) / len(loss)
+        axes.plot(steps, values, color=_AFTER, alpha=0.25 + 0.75 * share, label=str(dim))
+    axes.legend(frameon=False, title="numbers", loc="upper right")
+    return _png(figure)
+
+
+def plot_slices(slices: Sequence[SliceQuality]) -> bytes:
+    """Draw each slice's worst change with its interval, those that lost most on top."""
+    shown = slices[:_MOST_SLICES]
+    left_out = len(slices) - len(shown)
+    figure, axes = _plain_frame(
+        "change of nDCG@10 at the size that lost most, with 95% of it",
+        "",
+        "Whose queries got worse",
+        f"and {left_out} slices that lost less" if left_out else "",
+        height=1.8 + 0.32 * len(shown),
+    )
+    for place, one in enumerate(shown):
+        worst = one.worst
+        color = _WORSE if worst.mean < 0 else _AFTER
+        axes.plot([worst.low, worst.high], [place, place], color=color, alpha=0.4, linewidth=3)
+        axes.plot([worst.mean], [place], "o", color=color, markersize=6)
+    axes.set_yticks(
+        range(len(shown)), [f"{one.name or '(none)'}, at {one.worst.dim}" for one in shown]
+    )
+    axes.invert_yaxis()
+    axes.axvline(0, color=_INK, linewidth=0.8)
     return _png(figure)
 
 
@@ -69,6 +105,22 @@ def _frame(dims: Sequence[int], what: str, title: str, subtitle: str) -> tuple[F
     axes.set_ylabel(what, color=_INK)
     axes.margins(x=0.06, y=0.16)
     axes.grid(axis="y", color="#e3e7ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=22)
+    axes.text(0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color=_BEFORE)
+    return figure, axes
+
+
+def _plain_frame(
+    x: str, y: str, title: str, subtitle: str, height: float = 4.5
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.grid(color="#e3e7ee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=22)

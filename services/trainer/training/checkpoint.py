@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,22 +33,85 @@ class Checkpoint:
     state: State
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    step: int
+    created_at: float
+    """Unix time."""
+    num_bytes: int
+    seconds: float
+    """That it took to write and sync; 0.0: it was written by an earlier version."""
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint and remove all but the newest two."""
+    """Write a checkpoint and remove all but the newest two.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written, the disk may be full; nothing is left of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder / f"{_TEMPORARY}{checkpoint.step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.state.items()}
-    save_file(tensors, temporary / _STATE)
-    manifest = {"step": checkpoint.step, "sha256": {_STATE: file_sha256(temporary / _STATE)}}
-    (temporary / _MANIFEST).write_text(json.dumps(manifest))
+    try:
+        _write(temporary, checkpoint)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     target = folder / f"step-{checkpoint.step:08d}"
     if target.exists():  # after a resume from an older one
         shutil.rmtree(target)
     publish(temporary, target)
     for old in _newest_first(folder)[_KEPT:]:
         shutil.rmtree(old)
+
+
+def _write(temporary: Path, checkpoint: Checkpoint) -> None:
+    begin = time.monotonic()
+    temporary.mkdir()
+    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.state.items()}
+    save_file(tensors, temporary / _STATE)
+    _sync(temporary / _STATE)
+    manifest = {
+        "step": checkpoint.step,
+        "sha256": {_STATE: file_sha256(temporary / _STATE)},
+        "seconds": time.monotonic() - begin,
+    }
+    (temporary / _MANIFEST).write_text(json.dumps(manifest))
+
+
+def saved(folder: Path) -> list[Saved]:
+    """Return the checkpoints that are there, the newest first; their digests are not checked."""
+    found = []
+    for path in _newest_first(folder):
+        try:
+            manifest = json.loads((path / _MANIFEST).read_text())
+            state = (path / _STATE).stat()
+            seconds = float(manifest.get("seconds", 0.0))
+            found.append(Saved(int(manifest["step"]), state.st_mtime, state.st_size, seconds))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # just removed, or not whole
+    return found
+
+
+class Seen:
+    """Finds the checkpoints that were written since the last look.
+
+    Args:
+        folder: of the checkpoints; those that are there now are known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known = {one.created_at for one in saved(folder)}
+
+    def new(self) -> list[Saved]:
+        """Return those that were not there before; one that came and went is never seen."""
+        found = [one for one in saved(self._folder) if one.created_at not in self._known]
+        self._known |= {one.created_at for one in found}
+        return found
 
 
 def load_newest(folder: Path) -> Checkpoint | None:

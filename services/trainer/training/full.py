@@ -1,21 +1,26 @@
 """All weights of a text model in training: tokens in, nested loss out.
 
 The model's own forward pass, packed as when it serves, with dropout on. Texts are tokenised once.
+A batch may be shared by several processes; each encodes its part, and the loss is the whole's.
 
-Shapes: P pairs, B pairs in the batch, D full width.
+Shapes: P pairs, B pairs in the batch, S pairs of this process, D full width.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 
 from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
 from services.trainer.data.pairs import Pair, number_texts
-from services.trainer.training.loss import nested_loss, same_text, targets
+from services.trainer.training import parallel
+from services.trainer.training.loss import nested_loss
+from services.trainer.training.nested import TextNumbers
+from services.trainer.training.passes import Passes
 
 SCALE = 20.0  # sentence-transformers' scale of cosines in this loss
+TOKENS_AT_ONCE = 16_384
+"""Tokens of a batch that go through the model at the same time; more go in parts, twice."""
 
 
 class FullModel:
@@ -25,11 +30,19 @@ class FullModel:
         model: in float32; its weights change.
         pairs: the training pairs.
         dims: sizes to train for, ascending; the last is the full one.
+        passes: how texts go through the model; None: in parts of `TOKENS_AT_ONCE`, in float32.
     """
 
-    def __init__(self, model: TextModel, pairs: Sequence[Pair], dims: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        pairs: Sequence[Pair],
+        dims: Sequence[int],
+        passes: Passes | None = None,
+    ) -> None:
         self._model = model
         self._dims = tuple(dims)
+        self._passes = passes or Passes(model, TOKENS_AT_ONCE)
         numbers = number_texts(text for pair in pairs for text in (pair.anchor, pair.positive))
         self._anchors_P = torch.tensor([numbers[pair.anchor] for pair in pairs])
         self._positives_P = torch.tensor([numbers[pair.positive] for pair in pairs])
@@ -41,29 +54,24 @@ class FullModel:
         model.transformer.train()
 
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
-        """Return losses_K of the pairs, as `train.Trainee`."""
-        rows = rows_B.tolist()
-        vectors_2BD = self._forward(
+        """Return losses_K of this process's share of the pairs, as `train.Trainee`."""
+        share = parallel.share(rows_B)
+        rows_B = rows_B[: len(rows_B) // parallel.size() * parallel.size()]
+        rows = rows_B[share].tolist()
+        vectors_2SD = self._passes(
             [self._anchor_tokens[row] for row in rows]
             + [self._positive_tokens[row] for row in rows]
         )
-        queries_BD, documents_BD = vectors_2BD.chunk(2)
-        blocked_BB = same_text(self._anchors_P[rows_B], self._positives_P[rows_B])
-        blocked_BB = blocked_BB.to(vectors_2BD.device)
+        queries_SD, documents_SD = vectors_2SD.chunk(2)
+        documents_BD = parallel.gather(documents_SD)
+        device = documents_BD.device
+        anchors_B, positives_B = (
+            numbers_P[rows_B].to(device) for numbers_P in (self._anchors_P, self._positives_P)
+        )
+        numbers = TextNumbers(anchors_B[share], positives_B[share], anchors_B, positives_B)
+        labels_S = torch.arange(share.start, share.stop, device=device)
         # Labels only: the teacher would be the model itself, which is about to change.
-        targets_BB = targets(queries_BD, documents_BD, blocked_BB, SCALE, label_weight=1.0)
-        return nested_loss(queries_BD, documents_BD, self._dims, targets_BB, blocked_BB, SCALE)
-
-    def _forward(self, texts: list[Tokens]) -> torch.Tensor:
-        """Return vectors in the order of `texts`; the model wants them sorted by length."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        sorted_BD = self._model.forward([texts[i] for i in order])
-        back = torch.empty(len(order), dtype=torch.long)
-        back[order] = torch.arange(len(order))
-        vectors_BD = sorted_BD[back.to(sorted_BD.device)]
-        if self._model.pre_op == "layer_norm":
-            vectors_BD = functional.layer_norm(vectors_BD, vectors_BD.shape[1:])
-        return vectors_BD
+        return nested_loss(queries_SD, documents_BD, self._dims, None, numbers, SCALE, labels_S)
 
     def _tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         tokens = self._model.tokenize(texts, role)

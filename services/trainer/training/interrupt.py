@@ -9,9 +9,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 NOT_FINISHED = 75
 """Exit code of a process that stopped before its job was done (EX_TEMPFAIL)."""
+DISK_FULL = 74
+"""Exit code of a process that found the disk full (EX_IOERR): it goes on when there is room."""
 _PARENT_POLL_S = 1.0
 
 
@@ -51,3 +54,28 @@ def exit_with_parent(parent_pid: int) -> None:
         os._exit(NOT_FINISHED)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def exit_with_silence(lease: Path, silence_s: float) -> None:
+    """End this process, exit code 75, when a file was not touched for `silence_s`.
+
+    So it ends before another may begin where its service hangs, or cannot reach the database.
+    """
+
+    def watch() -> None:
+        seen, since = _touched(lease), time.monotonic()
+        while time.monotonic() - since < silence_s:
+            time.sleep(min(_PARENT_POLL_S, silence_s / 10))
+            if (now := _touched(lease)) != seen:
+                seen, since = now, time.monotonic()
+        os._exit(NOT_FINISHED)
+
+    threading.Thread(target=watch, name="lease-watch", daemon=True).start()
+
+
+def _touched(path: Path) -> int:
+    """Return when a file was touched, in nanoseconds; 0: it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -5,13 +5,11 @@ by itself, become one softmax per query; the loss is its cross-entropy against a
 pair's own positive as the target this is InfoNCE; with the softmax of a teacher's full-width
 cosines it is distillation; mixed, it is both at once.
 
-The dot products of a prefix are those of the shorter prefix plus those of the columns between
-them, so all sizes together cost the matrix products of the widest alone. Autograd runs the same
-recurrence backwards.
+All sizes together cost the matrix products of the widest alone: `nested.py` does the arithmetic.
 
 Source: Kusupati et al. 2022, arXiv:2205.13147 (nested prefixes); van den Oord et al. 2018,
 arXiv:1807.03748 (InfoNCE).
-Shapes: B pairs in the batch, D full width, K sizes.
+Shapes: B pairs in the batch, N documents, C classes, D full width, K sizes.
 """
 
 from collections.abc import Sequence
@@ -19,8 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-# Keeps the norm of a prefix of zeros finite; far below any square that float32 training meets.
-_EPS = 1e-20
+from services.trainer.training.nested import Asked, NestedSoftmax, TextNumbers, as_dims
 
 
 def same_text(anchors_B: torch.Tensor, positives_B: torch.Tensor) -> torch.Tensor:
@@ -69,39 +66,75 @@ def nested_loss(
     queries_BD: torch.Tensor,
     positives_BD: torch.Tensor,
     dims: Sequence[int],
-    targets_BB: torch.Tensor,
-    blocked_BB: torch.Tensor,
+    targets_BB: torch.Tensor | None,
+    blocked_BB: torch.Tensor | TextNumbers | None,
     scale: float | torch.Tensor,
+    labels_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross-entropy at each size.
 
+    In float32 at least, whatever the vectors are in and whatever autocast is on. Without
+    `targets_BB` nothing is ever held for each pair of a query and a document but the chunks of
+    `nested.CHUNK_BYTES`, so the batch is bounded by its vectors alone.
+
     Args:
         queries_BD: not cut, of any length; gradients flow into both.
-        positives_BD: row i belongs to query i; or, where no label is in the targets, any number
-            of documents in any order.
+        positives_BD: row i belongs to query i, and any number of other documents follow; or, with
+            `labels_B` or soft targets, any number of documents in any order.
         dims: ascending.
-        targets_BB: as `targets`.
-        blocked_BB: as `same_text`.
+        targets_BB: as `targets`; None: each query's own document alone.
+        blocked_BB: as `same_text`; or the numbers from which its rows are made when they are
+            wanted, where there are no targets; None: every document is a negative.
         scale: times the cosine, before the softmax; or scale_K, one for each size.
+        labels_B: without `targets_BB`, the row of each query's own document; None: its own row.
 
     Returns:
-        losses_K: one number for each size; their sum is what to minimise.
+        losses_K: one number for each size; their sum is what to minimise. To weigh sizes, weigh
+        them in the sum.
+
+    Raises:
+        ValueError: what is above does not hold.
     """
-    dots_BB = queries_BD.new_zeros(len(queries_BD), len(positives_BD))
-    query_square_B = queries_BD.new_full((len(queries_BD),), _EPS)
-    positive_square_B = queries_BD.new_full((len(positives_BD),), _EPS)
-    scale_K = torch.as_tensor(scale).expand(len(dims))
-    losses, begin = [], 0
-    for dim, scale_of_dim in zip(dims, scale_K, strict=True):
-        query_BM, positive_BM = queries_BD[:, begin:dim], positives_BD[:, begin:dim]
-        begin = dim
-        dots_BB = torch.addmm(dots_BB, query_BM, positive_BM.T)
-        query_square_B = query_square_B + query_BM.square().sum(dim=1)
-        positive_square_B = positive_square_B + positive_BM.square().sum(dim=1)
-        query_factors_B1 = (scale_of_dim * query_square_B.rsqrt())[:, None]
-        logits_BB = dots_BB * query_factors_B1 * positive_square_B.rsqrt()
-        # The target is zero at blocked places; a large finite number keeps 0 times it zero.
-        logits_BB = logits_BB.masked_fill(blocked_BB, -1e4)
-        row_losses_B = logits_BB.logsumexp(dim=1) - (targets_BB * logits_BB).sum(dim=1)
-        losses.append(row_losses_B.mean())
-    return torch.stack(losses)
+    dims = as_dims(dims, queries_BD.shape[1])
+    if targets_BB is not None and labels_B is not None:
+        raise ValueError("give targets_BB or labels_B, not both")
+    with torch.autocast(queries_BD.device.type, enabled=False):
+        queries_BD, positives_BD = _as_float(queries_BD), _as_float(positives_BD)
+        scale_K = torch.as_tensor(scale, dtype=queries_BD.dtype, device=queries_BD.device)
+        if targets_BB is not None:
+            targets_BB = targets_BB.to(queries_BD.dtype)
+        elif labels_B is None:
+            labels_B = torch.arange(len(queries_BD), device=queries_BD.device)
+        asked = Asked(labels_B, targets_BB, blocked_BB)
+        losses_K: torch.Tensor = NestedSoftmax.apply(  # type: ignore[no-untyped-call]
+            queries_BD, positives_BD, scale_K.expand(len(dims)), dims, asked
+        )
+    return losses_K
+
+
+def nested_classes(
+    vectors_BD: torch.Tensor,
+    classes_CD: torch.Tensor,
+    labels_B: torch.Tensor,
+    dims: Sequence[int],
+    scale: float | torch.Tensor,
+) -> torch.Tensor:
+    """Return the mean cross-entropy of telling each text's class by its cosines, at each size.
+
+    Args:
+        vectors_BD: not cut, of any length; gradients flow into both.
+        classes_CD: a vector for each class, learned or the mean of its texts; it is cut as texts'
+            vectors are, so that a class is found at every size.
+        labels_B: each text's class, 0 to C - 1.
+        dims: ascending.
+        scale: as `nested_loss`.
+
+    Returns:
+        losses_K: as `nested_loss`.
+    """
+    return nested_loss(vectors_BD, classes_CD, dims, None, None, scale, labels_B)
+
+
+def _as_float(vectors: torch.Tensor) -> torch.Tensor:
+    """Return at least float32: sums of many rounded products need its digits."""
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """The process of one job: `python -m services.trainer.training.run JOB_DIR [--parent PID]`.
 
 Files are its only interface, see `spec.py`. It can be killed at any moment and started again.
-Exit codes: 0 done, 1 failed (error.json says why), 75 stopped before the end.
+Exit codes: 0 done, 1 failed (error.json says why), 74 the disk is full, 75 stopped before the end.
 """
 
 import argparse
@@ -10,15 +10,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from services.shared import logs
-from services.shared.errors import ServiceError
+from services.shared.errors import InvalidRequest, ServiceError
 from services.trainer.jobs.lock import hold_lock
-from services.trainer.jobs.spec import LOCK, Failure, failure_path, result_path
+from services.trainer.jobs.spec import (
+    LEASE,
+    LOCK,
+    Failure,
+    FailureCode,
+    failure_path,
+    result_path,
+)
+from services.trainer.training.disk import is_disk_full
 from services.trainer.training.interrupt import (
+    DISK_FULL,
     NOT_FINISHED,
     Interrupt,
     Interrupted,
     exit_with_parent,
+    exit_with_silence,
 )
 from services.trainer.training.work import run_job
 
@@ -34,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m services.trainer.training.run", description=__doc__
     )
     parser.add_argument("job_dir", type=Path, help="the job's folder")
-    parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
+    parser.add_argument("--parent", type=int, help="end when this is no longer the parent")
+    parser.add_argument("--silence", type=float, help="end when the lease is older, in s")
     options = parser.parse_args(arguments)
     job_dir: Path = options.job_dir.resolve()
     logs.configure("text")
@@ -42,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     interrupt.catch_sigterm()
     if options.parent is not None:
         exit_with_parent(options.parent)
+    if options.silence is not None:
+        exit_with_silence(job_dir / LEASE, options.silence)
     try:
         with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
             if not result_path(job_dir).exists():
@@ -50,13 +65,33 @@ def main(arguments: Sequence[str]) -> int:
     except (Interrupted, TimeoutError) as error:
         log.info("stopped before the end: %s", error or "asked to")
         return NOT_FINISHED
-    except ServiceError as error:
+    except Exception as error:
+        return _fail(job_dir, error)
+
+
+def _fail(job_dir: Path, error: Exception) -> int:
+    """Say why the job cannot succeed; return the exit code."""
+    if is_disk_full(error):
+        log.error("the disk is full: %s", error)
+        return DISK_FULL
+    code: FailureCode = "internal_error"
+    if isinstance(error, ServiceError):
         message = error.message
+        code = "invalid_data" if isinstance(error, InvalidRequest) else "training_failed"
         log.error("%s", message)
-    except Exception as error:  # the one place where a bug of ours becomes a failed job
-        log.exception("the job failed")
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+        message = "memory is exhausted; try a smaller batch_size"
+        code = "out_of_memory"
+        log.error("%s", message, exc_info=error)
+    else:  # the one place where a bug of ours becomes a failed job
+        log.error("the job failed", exc_info=error)
         message = f"internal error ({type(error).__name__}); the job's log.txt says more"
-    Failure(message=message).write(failure_path(job_dir))
+    try:
+        Failure(message=message, code=code).write(failure_path(job_dir))
+    except OSError as unwritten:
+        if is_disk_full(unwritten):
+            return DISK_FULL
+        raise
     return 1
 
 

@@ -20,6 +20,7 @@ import torch
 from services.shared.errors import ServiceError
 from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.training import parallel
 from services.trainer.training.checkpoint import Checkpoint, State, load_newest, save
 from services.trainer.training.interrupt import Interrupt, Interrupted
 
@@ -103,6 +104,7 @@ def train(
         losses_K = trainee.losses(rows_B)
         optimizer.zero_grad()
         losses_K.sum().backward()  # type: ignore[no-untyped-call]
+        losses_K = parallel.average(parameters, losses_K)
         norm = torch.nn.utils.clip_grad_norm_(parameters, course.max_gradient_norm)
         losses = losses_K.tolist()
         _check_finite(losses, float(norm), step)

@@ -7,15 +7,17 @@ step keeps what it has made in the folder, so that a killed job goes on where it
 Shapes: Q queries, N documents or texts, D full width.
 """
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from services.shared.card import DimScores, Quality
+from services.shared.card import Quality
 from services.shared.choice import Precision
 from services.shared.errors import ServiceError
 from services.shared.model import TextModel
@@ -26,14 +28,19 @@ from services.trainer.data.pairs import (
     Questions,
     Split,
     digest,
+    digest_questions,
     number_texts,
     questions,
     split,
 )
-from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
     MODEL,
     PLOT,
+    REPORT,
+    REPORT_PAGE,
+    SCORES_AFTER,
+    SCORES_BEFORE,
     TRAINING,
     VALIDATION,
     Result,
@@ -42,7 +49,10 @@ from services.trainer.jobs.spec import (
     spec_path,
 )
 from services.trainer.results import export, report
-from services.trainer.results.evaluate import evaluate
+from services.trainer.results.evaluate import Scores, means, score_each
+from services.trainer.results.page import write_page
+from services.trainer.results.slices import compare_slices
+from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
 from services.trainer.training.adaptor import Adaptor, Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.encode import encode_kept
@@ -129,15 +139,15 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
         job, model, queries_QD, documents_ND
     )
     count = len(hyper.dims)
-    before = evaluate(
+    before_QK3 = score_each(
         queries_QD, documents_ND, job.questions.relevant, hyper.dims,
         job.progress("evaluate", "sizes measured", 0, 2 * count),
     )  # fmt: skip
-    after = evaluate(
+    after_QK3 = score_each(
         trained.queries_QD, trained.documents_ND, job.questions.relevant, hyper.dims,
         job.progress("evaluate", "sizes measured", count, 2 * count),
     )  # fmt: skip
-    _finish(job, model, trained, before, after)
+    _finish(job, model, trained, before_QK3, after_QK3)
 
 
 def _read_data(job_dir: Path, spec: Spec) -> Split:
@@ -262,22 +272,23 @@ def _finish(
     job: Job,
     model: TextModel,
     trained: Trained,
-    before: tuple[DimScores, ...],
-    after: tuple[DimScores, ...],
+    before_QK3: Scores,
+    after_QK3: Scores,
 ) -> None:
-    """Write the model's folder, the picture, and last the result."""
+    """Write the model's folder, what it scored, the report, and last the result."""
     spec, hyper = job.spec, job.spec.hyperparameters
     quality = Quality(
         data=f"held-out pairs of {spec.data_name}",
         num_queries=len(job.questions.queries),
         num_documents=len(job.questions.documents),
-        before=before,
-        after=after,
+        before=means(before_QK3, hyper.dims),
+        after=means(after_QK3, hyper.dims),
     )
+    data_digest = digest(job.data.training)
     origin = export.Origin(
         model_id=spec.model_id,
         base_model=spec.base_model,
-        data_digest=digest(job.data.training),
+        data_digest=data_digest,
         dims=hyper.dims,
         prompts=model.prompts,
         # Full vectors are served after the pre-op and at unit length. A head comes after the pre-op
@@ -295,15 +306,44 @@ def _finish(
         folder, job.folder / MODEL, origin, quality, pre_op, model.max_tokens, probe,
         [trained.queries_QD, trained.documents_ND],
     )  # fmt: skip
+    write_atomic(job.folder / SCORES_BEFORE, _npy(before_QK3))
+    write_atomic(job.folder / SCORES_AFTER, _npy(after_QK3))
     write_atomic(job.folder / PLOT, report.plot(quality, spec.model_id))
+    asked = job.questions
+    summary = Summary(
+        model_id=spec.model_id,
+        base_model=spec.base_model,
+        hyperparameters=hyper,
+        data=spec.data_name,
+        data_digest=data_digest,
+        num_pairs=len(job.data.training),
+        quality=quality,
+        slices=compare_slices(before_QK3, after_QK3, asked.slices, hyper.dims),
+        slice_of_query=asked.slices if any(asked.slices) else (),
+        losers=find_losers(before_QK3, after_QK3, asked.queries, asked.slices, hyper.dims),
+        curve=read_curve(read_events(job.folder, 0)[0]),
+        bytes_per_vector=bytes_of(hyper.dims),
+        train_seconds=trained.train_seconds,
+    )
+    summary.write(job.folder / REPORT)
+    write_atomic(job.folder / REPORT_PAGE, write_page(summary).encode())
     Result(
         model_id=spec.model_id,
         space_id=card.space_id,
         quality=quality,
+        data_digest=data_digest,
+        questions_digest=digest_questions(asked),
+        code_version=version("matryoshka-suite"),
         num_pairs=len(job.data.training),
         train_seconds=trained.train_seconds,
         steps_per_second=trained.steps_per_second,
     ).write(result_path(job.folder))
+
+
+def _npy(values: Scores) -> bytes:
+    written = io.BytesIO()
+    np.save(written, values, allow_pickle=False)
+    return written.getvalue()
 
 
 def _rows(

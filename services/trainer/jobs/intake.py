@@ -1,0 +1,121 @@
+"""The door to the queue, for both wires: a request in, a queued job out, or a refusal."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from services.shared.errors import InvalidRequest, PermissionDenied
+from services.shared.files import Files
+from services.shared.folder import DEFAULT_MODEL
+from services.trainer.data.sources import is_upload
+from services.trainer.jobs.create import Drafts, JobRequest, check_form
+from services.trainer.jobs.jobs import Jobs
+from services.trainer.jobs.retention import Retention
+from services.trainer.jobs.rows import Job
+from services.trainer.jobs.spec import MODEL
+from services.trainer.metrics import TrainerMetrics
+
+_PURPOSE = "fine-tune"
+_MAX_DRAFTS = 2  # jobs whose data is fetched and checked at once; others wait
+
+
+class Intake:
+    """Takes jobs in.
+
+    Args:
+        jobs: takes what is queued.
+        drafts: makes the folders.
+        files: those that were uploaded.
+        retention: says whether there is room for one more folder.
+        folder: holds the jobs' folders, under their ids.
+        metrics: the service's.
+        max_queued: jobs waiting.
+        on_queued: told of each new job.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        drafts: Drafts,
+        files: Files,
+        retention: Retention,
+        folder: Path,
+        metrics: TrainerMetrics,
+        max_queued: int,
+        on_queued: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._drafts = drafts
+        self._files = files
+        self._retention = retention
+        self._folder = folder
+        self._metrics = metrics
+        self._max_queued = max_queued
+        self._on_queued = on_queued
+        # Threads of their own: data may come slowly from far, and other calls go on meanwhile.
+        self._drafting = ThreadPoolExecutor(_MAX_DRAFTS, "draft")
+
+    def close(self) -> None:
+        """Begin no more checks."""
+        self._drafting.shutdown(wait=False, cancel_futures=True)
+
+    async def create(self, wanted: JobRequest, key: str) -> Job:
+        """Check everything and queue a job; the same key gives the same job.
+
+        Raises:
+            InvalidRequest: it cannot work; the message names the field.
+            NotFound: no such file, or it is another tenant's.
+            AlreadyExists: the key was used with another request.
+            Overloaded: too many wait, or the folders are full.
+        """
+        check_form(wanted, key)
+        if key and wanted.tenant is not None:
+            key = f"{wanted.tenant}/{key}"
+        digest = wanted.digest()
+        if key and (job := await asyncio.to_thread(self._jobs.find_by_key, key, digest)):
+            return job
+        await asyncio.to_thread(self._jobs.check_room, self._max_queued)
+        self._retention.check_room()
+        await self._check_file(wanted.training_file, wanted.tenant, "training_file")
+        if wanted.validation_file:
+            await self._check_file(wanted.validation_file, wanted.tenant, "validation_file")
+        found = await asyncio.to_thread(self._find_base, wanted)
+        # A caller that leaves now does not leave half a job: its key finds the whole one.
+        return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))
+
+    async def _create(self, wanted: JobRequest, key: str | None, digest: str) -> Job:
+        with self._metrics.stage("check"):
+            loop = asyncio.get_running_loop()
+            draft = await loop.run_in_executor(self._drafting, self._drafts.make, wanted)
+        job = await asyncio.to_thread(self._jobs.add, draft, key, digest)
+        if job.id == draft.id:
+            self._on_queued()
+        else:  # the same key came twice at once
+            await asyncio.to_thread(self._drafts.discard, draft)
+        return job
+
+    async def _check_file(self, file_id: str, tenant: str | None, param: str) -> None:
+        if not is_upload(file_id):
+            if tenant is not None:
+                raise PermissionDenied(f"{param} must be the id of a file that you uploaded", param)
+            return
+        file = await self._files.get(file_id, tenant, param)
+        if file.purpose != _PURPOSE:
+            raise InvalidRequest(
+                f"{param} must be a file that was uploaded with the purpose {_PURPOSE!r}", param
+            )
+
+    def _find_base(self, wanted: JobRequest) -> JobRequest:
+        """Put a folder in the place of a model that a job has made."""
+        source = wanted.base_model
+        if source and (job := self._jobs.find_model(source, wanted.tenant)):
+            return replace(wanted, base_model=str(self._folder / job.id / MODEL))
+        if wanted.tenant is not None and source not in ("", DEFAULT_MODEL):
+            raise InvalidRequest(
+                f"base_model must be {DEFAULT_MODEL!r}, or the id of a model that a job of yours "
+                "has made",
+                "base_model",
+            )
+        return wanted

@@ -1,0 +1,1 @@
+"""What training has made, and how it comes to be served."""

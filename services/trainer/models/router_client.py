@@ -1,0 +1,116 @@
+"""The router, as a promotion sees it: it fills collections in a new space, and switches to them."""
+
+from dataclasses import dataclass
+
+import grpc
+from pydantic import SecretStr
+
+from services.shared.errors import NotFound, peer_errors
+from services.shared.pb import router_pb2 as pb
+from services.shared.pb import router_pb2_grpc as pb_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What a promotion wants to know of a collection."""
+
+    name: str
+    model: str
+    aliases: tuple[str, ...]
+    step: str
+    """Of the change that it is the target of: "ready" and "watch" wait; "": there is none."""
+    done: int
+    total: int
+    error: str
+    """Why the change has stopped; "": it has not."""
+
+
+class RouterClient:
+    """Calls a router over gRPC; close it when done. Unavailable: it cannot be reached.
+
+    Args:
+        address: host:port.
+        api_key: sent as a bearer token; None: none is sent.
+        timeout_s: longest wait for an answer.
+    """
+
+    def __init__(self, address: str, api_key: SecretStr | None, timeout_s: float) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = pb_grpc.RouterServiceStub(self._channel)
+        key = api_key.get_secret_value() if api_key else ""
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._timeout_s = timeout_s
+
+    async def find(self, name: str) -> Collection | None:
+        """Return a collection by name or alias; None: there is none."""
+        try:
+            with peer_errors("router"):
+                answer = await self._stub.GetCollection(
+                    pb.GetCollectionRequest(name=name),
+                    timeout=self._timeout_s,
+                    metadata=self._metadata,
+                )
+        except NotFound:
+            return None
+        found = answer.collection
+        change = found.change
+        return Collection(
+            name=found.name,
+            model=found.model,
+            aliases=tuple(found.aliases),
+            step=change.step,
+            done=change.done,
+            total=change.total,
+            error=change.error,
+        )
+
+    async def migrate(self, alias: str, target: str, model: str, watches: bool) -> None:
+        """Begin to fill a target that then waits to be switched to; it goes on by itself."""
+        request = pb.MigrateCollectionRequest(
+            source=alias, target=target, model=model, alias=alias, hold=True, watch=watches
+        )
+        with peer_errors("router"):
+            call = self._stub.MigrateCollection(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+            # The first message comes when the target has been made; the router needs no listener.
+            await anext(aiter(call), None)
+            call.cancel()
+
+    async def cut_over(self, target: str) -> None:
+        """Point the alias at a target that is ready."""
+        with peer_errors("router"):
+            await self._stub.CutOver(
+                pb.CutOverRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
+            )
+
+    async def roll_back(self, target: str) -> None:
+        """Point the alias at the source again; the target is kept current still."""
+        with peer_errors("router"):
+            await self._stub.RollBack(
+                pb.RollBackRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
+            )
+
+    async def give_up(self, target: str) -> None:
+        """End a migration that has not switched, and delete its target; harmless if it is gone."""
+        try:
+            with peer_errors("router"):
+                await self._stub.CancelChange(
+                    pb.CancelChangeRequest(name=target),
+                    timeout=self._timeout_s,
+                    metadata=self._metadata,
+                )
+        except NotFound:
+            return
+
+    async def finish(self, target: str) -> None:
+        """Let source and target part."""
+        with peer_errors("router"):
+            await self._stub.FinishMigration(
+                pb.FinishMigrationRequest(name=target),
+                timeout=self._timeout_s,
+                metadata=self._metadata,
+            )
+
+    async def close(self) -> None:
+        await self._channel.close(grace=None)

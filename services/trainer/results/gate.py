@@ -1,0 +1,105 @@
+"""The gate: a model goes live only if nobody it was asked about loses more than was allowed.
+
+In: what each held-out query scored with the model that is live and with the new one. Out: whether
+it may pass, and if not, every reason. It fails closed: a slice or a size that cannot be judged is
+a reason too.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.trainer.results.evaluate import Scores
+from services.trainer.results.slices import SliceQuality, compare
+
+ALL = ""
+"""Stands for all queries together."""
+
+
+class Rule(BaseModel):
+    """What a new model must keep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_drop: float = Field(default=0.01, ge=0, le=1)
+    """Most that the mean nDCG@10 may fall at any served size, of all queries and of each slice."""
+    dims: tuple[int, ...] = ()
+    """Sizes that are served; empty: all that were measured."""
+    slices: tuple[str, ...] = ()
+    """Slices that must not lose either, beside all queries together."""
+    min_queries: int = Field(default=30, ge=1)
+    """Fewer held-out queries of a slice say nothing about it."""
+
+
+class Verdict(BaseModel):
+    """What the gate says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reasons: tuple[str, ...]
+    """Why it may not pass, one sentence each; empty: it may."""
+    judged: tuple[SliceQuality, ...]
+    """All queries together, then each slice that was asked about."""
+
+    @property
+    def passes(self) -> bool:
+        return not self.reasons
+
+
+def judge(
+    before_QK3: Scores,
+    after_QK3: Scores,
+    slices_Q: Sequence[str],
+    dims: Sequence[int],
+    rule: Rule,
+) -> Verdict:
+    """Judge a new model by the queries of both.
+
+    Args:
+        before_QK3: of the live model, as `evaluate.score_each`.
+        after_QK3: of the new one, of the same queries.
+        slices_Q: the slice of each query; empty: nobody knows.
+        dims: the sizes, ascending.
+        rule: see there.
+    """
+    reasons = [
+        f"size {dim} was not measured; measured were {', '.join(map(str, dims))}"
+        for dim in rule.dims
+        if dim not in dims
+    ]
+    served = [dim for dim in dims if not rule.dims or dim in rule.dims]
+    is_judged_Q = ~np.isnan(before_QK3[:, 0, 0])
+    names_Q = np.array(slices_Q or [""] * len(before_QK3), dtype=object)
+    judged = []
+    for name in (ALL, *rule.slices):
+        rows = np.flatnonzero(is_judged_Q & ((names_Q == name) | (name == ALL)))
+        if len(rows) < rule.min_queries:
+            reasons.append(_too_few(name, len(rows), rule.min_queries))
+            continue
+        quality = compare(name, before_QK3[rows], after_QK3[rows], dims)
+        judged.append(quality)
+        reasons += _falls(quality, served, rule.max_drop)
+    return Verdict(reasons=tuple(reasons), judged=tuple(judged))
+
+
+def _falls(quality: SliceQuality, served: Sequence[int], max_drop: float) -> Iterator[str]:
+    for before, change in zip(quality.before, quality.changes, strict=True):
+        if change.dim in served and change.mean < -max_drop:
+            yield (
+                f"{_named(quality.name)}: nDCG@10 at {change.dim} falls by {-change.mean:.3f}, "
+                f"from {before.ndcg10:.3f} to {before.ndcg10 + change.mean:.3f} "
+                f"({quality.num_queries} queries, 95% between {change.low:+.3f} and "
+                f"{change.high:+.3f}); at most {max_drop:g} was allowed"
+            )
+
+
+def _too_few(name: str, count: int, at_least: int) -> str:
+    return (
+        f"{_named(name)}: {count} held-out queries are too few to judge by; give at least "
+        f"{at_least}, or lower min_queries"
+    )
+
+
+def _named(name: str) -> str:
+    return f"slice {name!r}" if name else "all queries"

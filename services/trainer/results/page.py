@@ -1,0 +1,140 @@
+"""A job's report as one HTML file: no script, nothing from elsewhere, pictures inside."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from services.shared.card import DimScores
+from services.trainer.results.report import plot, plot_curve, plot_slices
+from services.trainer.results.slices import SliceQuality
+from services.trainer.results.summary import Summary
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2733; --soft: #667080; --line: #e3e7ee;
+  --worse: #b3261e; --better: #0b6bcb; --ground: #ffffff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa4b2; --line: #333b47;
+  --worse: #ff8a80; --better: #7cb8ff; --ground: #14181e; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.soft { color: var(--soft); } .worse { color: var(--worse); } .better { color: var(--better); }
+table { border-collapse: collapse; width: 100%; } .scroll { overflow-x: auto; }
+th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } td:first-child { white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
+"""
+
+
+def write_page(summary: Summary) -> str:
+    """Return the page."""
+    quality = summary.quality
+    title = f"{escape(summary.model_id)}"
+    about = (
+        f"{escape(summary.base_model)}, method {summary.hyperparameters.method}, "
+        f"{summary.num_pairs:,} pairs of {escape(summary.data)}, trained in "
+        f"{summary.train_seconds:,.0f} s; {quality.num_queries:,} held-out queries against "
+        f"{quality.num_documents:,} documents"
+    )
+    parts = [
+        f"<h1>{title}</h1><p class='soft'>{about}</p>",
+        _picture(plot(quality, summary.model_id), "nDCG@10 at each size, before and after"),
+        "<h2>Each size</h2>",
+        _sizes(summary),
+    ]
+    if len(summary.slices) > 1:
+        parts += [
+            "<h2>Whose queries got worse</h2>",
+            _picture(plot_slices(summary.slices), "Change of nDCG@10 by slice"),
+            _slices(summary.slices),
+        ]
+    parts += ["<h2>The queries that lost most</h2>", _losers(summary)]
+    if summary.curve.steps:
+        picture = plot_curve(summary.curve.steps, summary.curve.loss)
+        parts += ["<h2>Training</h2>", _picture(picture, "Loss at each size by step")]
+    hyper = summary.hyperparameters.model_dump()
+    rows = [[escape(name), escape(str(value))] for name, value in hyper.items()]
+    rows.append(["data digest", f"<code>{escape(summary.data_digest)}</code>"])
+    parts += ["<h2>Settings</h2>", _table(["setting", "value"], rows)]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>{''.join(parts)}"
+        "</body></html>\n"
+    )
+
+
+def _sizes(summary: Summary) -> str:
+    quality = summary.quality
+    full_before, full_after = quality.before[-1].ndcg10, quality.after[-1].ndcg10
+    rows = []
+    for before, after, size in zip(
+        quality.before, quality.after, summary.bytes_per_vector, strict=True
+    ):
+        rows.append(
+            [
+                str(after.dim), *_moved(before, after),
+                _kept(before.ndcg10, full_before), _kept(after.ndcg10, full_after),
+                f"{size.float32:,}", f"{size.int8:,}", f"{size.binary:,}",
+            ]
+        )  # fmt: skip
+    head = [
+        "size", "nDCG@10", "change", "recall@10", "MRR@10", "kept before", "kept after",
+        "bytes, float32", "int8", "binary",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def _moved(before: DimScores, after: DimScores) -> list[str]:
+    return [
+        f"{before.ndcg10:.3f} → {after.ndcg10:.3f}",
+        _change(after.ndcg10 - before.ndcg10),
+        f"{before.recall10:.3f} → {after.recall10:.3f}",
+        f"{before.mrr10:.3f} → {after.mrr10:.3f}",
+    ]
+
+
+def _slices(slices: Sequence[SliceQuality]) -> str:
+    rows = []
+    for one in slices:
+        worst = one.worst
+        rows.append(
+            [
+                escape(one.name) or "<span class='soft'>none</span>", f"{one.num_queries:,}",
+                str(worst.dim), _change(worst.mean), f"{worst.low:+.3f} to {worst.high:+.3f}",
+                _change(one.changes[-1].mean),
+            ]
+        )  # fmt: skip
+    head = ["slice", "queries", "worst at", "change of nDCG@10", "95%", "at full size"]
+    return _table(head, rows)
+
+
+def _losers(summary: Summary) -> str:
+    if not summary.losers:
+        return "<p>No held-out query is answered worse at any size.</p>"
+    rows = [
+        [escape(one.query), escape(one.slice), str(one.dim), f"{one.before:.3f} → {one.after:.3f}"]
+        for one in summary.losers
+    ]
+    return _table(["query", "slice", "at size", "nDCG@10"], rows)
+
+
+def _kept(score: float, full: float) -> str:
+    return f"{score / full:.1%}" if full else ""
+
+
+def _change(value: float) -> str:
+    name = "worse" if value < -0.0005 else "better" if value > 0.0005 else "soft"
+    return f"<span class='{name}'>{value:+.3f}</span>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table; cells are HTML already."""
+    heads = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='scroll'><table><tr>{heads}</tr>{body}</table></div>"
+
+
+def _picture(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f"<img alt='{escape(alt)}' src='data:image/png;base64,{data}'>"
