@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from services.shared.errors import InvalidRequest, PermissionDenied
+from services.shared.errors import InvalidRequest
 from services.shared.files import Files
 from services.shared.folder import DEFAULT_MODEL
 from services.trainer.data.sources import is_upload
@@ -78,9 +78,11 @@ class Intake:
             return job
         await asyncio.to_thread(self._jobs.check_room, self._max_queued)
         self._retention.check_room()
-        await self._check_file(wanted.training_file, wanted.tenant, "training_file")
-        if wanted.validation_file:
-            await self._check_file(wanted.validation_file, wanted.tenant, "validation_file")
+        for param in ("training_file", "validation_file"):
+            reference = getattr(wanted, param)
+            # Paths and addresses are the operator's; to a tenant they are no files.
+            if reference and (is_upload(reference) or wanted.tenant is not None):
+                await self._check_file(reference, wanted.tenant, param)
         found = await asyncio.to_thread(self._find_base, wanted)
         # A caller that leaves now does not leave half a job: its key finds the whole one.
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))
@@ -97,10 +99,6 @@ class Intake:
         return job
 
     async def _check_file(self, file_id: str, tenant: str | None, param: str) -> None:
-        if not is_upload(file_id):
-            if tenant is not None:
-                raise PermissionDenied(f"{param} must be the id of a file that you uploaded", param)
-            return
         file = await self._files.get(file_id, tenant, param)
         if file.purpose != _PURPOSE:
             raise InvalidRequest(
