@@ -16,11 +16,13 @@ from services.shared.errors import InvalidRequest
 from services.trainer.jobs.create import JobRequest
 from services.trainer.jobs.hyperparameters import Wanted
 from services.trainer.jobs.metadata import read_metadata
+from services.trainer.jobs.spec import Mining
 
 _FIELDS = (
     "model", "training_file", "validation_file", "method", "hyperparameters", "matryoshka",
-    "suffix", "seed", "metadata", "integrations",
+    "suffix", "seed", "metadata", "integrations", "columns", "mine_negatives",
 )  # fmt: skip
+_MAX_CHARS = 4096  # of an address with its signature
 _MAX_SEED = 2**31 - 1
 _FILTER = "metadata"
 # What stands for "choose for me" in OpenAI's words.
@@ -50,6 +52,8 @@ def read_create(body: object) -> JobRequest:
         suffix=_text(body, "suffix"),
         hyperparameters=_read_settings(body),
         metadata=read_metadata(body.get("metadata")),
+        columns=_columns(body),
+        mining=_mining(body),
     )
 
 
@@ -72,12 +76,28 @@ def read_filter(query: Mapping[str, str]) -> tuple[dict[str, str] | None, list[s
     return {name[len(_FILTER) + 1 : -1]: query[name] for name in names}, names
 
 
+def _columns(body: Mapping[str, Any]) -> dict[str, str]:
+    columns = _object(body, "columns")
+    if not all(isinstance(role, str) for role in columns.values()):
+        raise InvalidRequest("columns must map fields of the file to what they are", "columns")
+    return columns
+
+
+def _mining(body: Mapping[str, Any]) -> Mining | None:
+    if body.get("mine_negatives") is None:
+        return None
+    try:
+        return Mining.model_validate(_object(body, "mine_negatives"), strict=True)
+    except ValidationError as error:
+        raise InvalidRequest(Mining.ACCEPTED, "mine_negatives") from error
+
+
 def _text(body: Mapping[str, object], name: str) -> str:
     value = body.get(name)
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > 1024 or "\0" in value:
-        raise InvalidRequest(f"{name} must be a string of at most 1024 characters", name)
+    if not isinstance(value, str) or len(value) > _MAX_CHARS or "\0" in value:
+        raise InvalidRequest(f"{name} must be a string of at most {_MAX_CHARS} characters", name)
     return value
 
 

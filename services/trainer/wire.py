@@ -14,9 +14,7 @@ from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method,
 from services.trainer.jobs.metadata import read_metadata
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
-    MARGIN,
     MODEL,
-    NEGATIVES,
     PLOT,
     RESULT_FILE,
     Mining,
@@ -83,15 +81,11 @@ def _read_mining(message: pb.CreateJobRequest) -> Mining | None:
     """Read how negatives are mined; InvalidRequest if that cannot be."""
     if not message.HasField("mine_negatives"):
         return None
-    given = message.mine_negatives
+    given = {field.name: value for field, value in message.mine_negatives.ListFields()}
     try:
-        return Mining(negatives=given.negatives or NEGATIVES, margin=given.margin or MARGIN)
+        return Mining.model_validate(given)
     except ValidationError as error:
-        raise InvalidRequest(
-            "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at "
-            "most 1",
-            "mine_negatives",
-        ) from error
+        raise InvalidRequest(Mining.ACCEPTED, "mine_negatives") from error
 
 
 def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:

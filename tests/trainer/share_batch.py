@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from services.shared.model import TextModel
-from services.trainer.data.pairs import Pair, read_pairs
+from services.trainer.data.dataset import read_pairs
+from services.trainer.data.pairs import Pair
 from services.trainer.training import parallel
 from services.trainer.training.full import FullModel
 

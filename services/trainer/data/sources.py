@@ -21,15 +21,20 @@ _MAX_CHARS = 4096
 
 
 def is_upload(reference: str) -> bool:
-    """Whether a source is the id of an uploaded file."""
+    """Say whether a source is an uploaded file, as those of tenants must be."""
     return not reference.startswith("/") and "://" not in reference
+
+
+def without_query(reference: str) -> str:
+    """Return a source as it may be shown: a query may hold a signature."""
+    return reference.partition("?")[0] if "://" in reference else reference
 
 
 class Sources:
     """Finds the files of a source.
 
     Args:
-        files: those that were uploaded; whether the caller may have one is seen before.
+        files: those that were uploaded.
         settings: what else may be read, and how much of it.
     """
 
@@ -51,7 +56,7 @@ class Sources:
             return _printable(PurePosixPath(reference).name)
         if "://" in reference:
             return _printable(PurePosixPath(unquote(_address(reference, param).path)).name)
-        return self._files.find(reference, None, param).filename
+        return self._files.find(reference, None, param).filename  # whose it is was seen before
 
     def files(self, reference: str, target: Path, param: str) -> list[SourceFile]:
         """Return a source's files, fetched into the folder `target` where they were far away.

@@ -21,7 +21,7 @@ from services.trainer.data.dataset import NAMES, Dataset, read_dataset
 from services.trainer.data.examples import write_examples
 from services.trainer.data.pairs import MIN_PAIRS, Pair, split
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
-from services.trainer.data.sources import Sources
+from services.trainer.data.sources import Sources, without_query
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.jobs.rows import Job
@@ -154,8 +154,8 @@ class Drafts:
             hyperparameters=spec.hyperparameters.model_dump_json(),
             tenant=request.tenant,
             owner=request.owner,
-            training_file=request.training_file,
-            validation_file=request.validation_file,
+            training_file=without_query(request.training_file),
+            validation_file=without_query(request.validation_file),
             metadata=request.metadata,
         )
 

@@ -18,7 +18,7 @@ from services.trainer.jobs.spec import MODEL
 from services.trainer.metrics import TrainerMetrics
 
 _PURPOSE = "fine-tune"
-_MAX_DRAFTS = 2  # jobs whose data is fetched and checked at once; more wait
+_MAX_DRAFTS = 2  # jobs whose data is fetched and checked at once; others wait
 
 
 class Intake:
@@ -58,7 +58,7 @@ class Intake:
         self._drafting = ThreadPoolExecutor(_MAX_DRAFTS, "draft")
 
     def close(self) -> None:
-        """Begin no draft any more."""
+        """Begin no more checks."""
         self._drafting.shutdown(wait=False, cancel_futures=True)
 
     async def create(self, wanted: JobRequest, key: str) -> Job:

@@ -23,7 +23,7 @@ log.txt              the process's own log
 """
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,11 +50,6 @@ LEASE = "lease"
 CHECKPOINTS = "checkpoints"
 VECTORS = ("vectors", "vectors-after")
 
-NEGATIVES = 4
-"""Mined for each pair, if the caller does not say: the loss takes a few at a time."""
-MARGIN = 0.95
-"""The share that NV-Retriever found best, see `mining.py`."""
-
 M = TypeVar("M", bound="JsonFile")
 
 
@@ -80,9 +75,13 @@ class Mining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negatives: int = Field(ge=1, le=100)
-    """For each pair, beside those that it has."""
-    margin: float = Field(gt=0, le=1)
+    ACCEPTED: ClassVar[str] = (
+        "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at most 1"
+    )
+
+    negatives: int = Field(default=4, ge=1, le=100)
+    """For each pair, beside those that it has; the loss takes a few at a time."""
+    margin: float = Field(default=0.95, gt=0, le=1)
     """Texts that score above this share of the pair's positive may be right answers: left out."""
 
 
