@@ -25,9 +25,16 @@ class FullModel:
         model: in float32; its weights change.
         pairs: the training pairs.
         dims: sizes to train for, ascending; the last is the full one.
+        parameters: what is trained, under its names; None: all weights.
     """
 
-    def __init__(self, model: TextModel, pairs: Sequence[Pair], dims: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        pairs: Sequence[Pair],
+        dims: Sequence[int],
+        parameters: dict[str, torch.nn.Parameter] | None = None,
+    ) -> None:
         self._model = model
         self._dims = tuple(dims)
         numbers = number_texts(text for pair in pairs for text in (pair.anchor, pair.positive))
@@ -35,24 +42,33 @@ class FullModel:
         self._positives_P = torch.tensor([numbers[pair.positive] for pair in pairs])
         self._anchor_tokens = self._tokenize([pair.anchor for pair in pairs], "query")
         self._positive_tokens = self._tokenize([pair.positive for pair in pairs], "document")
-        self.parameters = dict(model.transformer.named_parameters())
+        self.parameters = parameters or dict(model.transformer.named_parameters())
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         model.transformer.train()
 
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
+        queries_BD, documents_BD = self.vectors(rows_B)
+        blocked_BB = self.blocked(rows_B)
+        # Labels only: the teacher would be the model itself, which is about to change.
+        targets_BB = targets(queries_BD, documents_BD, blocked_BB, SCALE, label_weight=1.0)
+        return nested_loss(queries_BD, documents_BD, self._dims, targets_BB, blocked_BB, SCALE)
+
+    def vectors(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pairs' queries_BD and documents_BD, with gradients."""
         rows = rows_B.tolist()
         vectors_2BD = self._forward(
             [self._anchor_tokens[row] for row in rows]
             + [self._positive_tokens[row] for row in rows]
         )
         queries_BD, documents_BD = vectors_2BD.chunk(2)
+        return queries_BD, documents_BD
+
+    def blocked(self, rows_B: torch.Tensor) -> torch.Tensor:
+        """Return blocked_BB of the pairs, as `loss.same_text`."""
         blocked_BB = same_text(self._anchors_P[rows_B], self._positives_P[rows_B])
-        blocked_BB = blocked_BB.to(vectors_2BD.device)
-        # Labels only: the teacher would be the model itself, which is about to change.
-        targets_BB = targets(queries_BD, documents_BD, blocked_BB, SCALE, label_weight=1.0)
-        return nested_loss(queries_BD, documents_BD, self._dims, targets_BB, blocked_BB, SCALE)
+        return blocked_BB.to(self._model.device)
 
     def _forward(self, texts: list[Tokens]) -> torch.Tensor:
         """Return vectors in the order of `texts`; the model wants them sorted by length."""
