@@ -1,6 +1,6 @@
 """One process of two that share a batch: writes its averaged gradients and losses.
 
-    python -m tests.trainer.share_batch RANK SIZE STORE MODEL PAIRS OUT
+python -m tests.trainer.share_batch RANK SIZE STORE MODEL PAIRS OUT
 """
 
 import sys

@@ -59,7 +59,7 @@ def average(parameters: Iterable[torch.nn.Parameter], losses_K: torch.Tensor) ->
     message = torch.cat([losses_K, *(gradient.flatten() for gradient in gradients)])
     distributed.all_reduce(message)
     message /= size()
-    losses_K, *parts = message.split([len(losses_K), *(g.numel() for g in gradients)])
+    losses_K, *parts = torch.split(message, [len(losses_K), *(g.numel() for g in gradients)])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
     return losses_K
