@@ -45,9 +45,10 @@ from services.trainer.results.evaluate import evaluate
 from services.trainer.training.adaptor import Adaptor, Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.encode import encode_kept
-from services.trainer.training.full import FullModel
+from services.trainer.training.full import TOKENS_AT_ONCE, FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.nesting import run_nest
+from services.trainer.training.passes import Passes, best_arithmetic
 from services.trainer.training.pilot import choose_label_weight
 from services.trainer.training.train import plan, train
 
@@ -228,7 +229,8 @@ def _train_full(job: Job, model: TextModel, queries_QD: Array, documents_ND: Arr
     if model.engine.split()[-1] != "float32":
         # Small steps get lost in bfloat16's 8 bits.
         model = TextModel(Path(job.spec.base_dir), "float32")
-    seconds, rate = _train(job, FullModel(model, pairs, hyper.trained_dims))
+    passes = Passes(model, TOKENS_AT_ONCE, best_arithmetic(model.device))
+    seconds, rate = _train(job, FullModel(model, pairs, hyper.trained_dims, passes))
     model.transformer.eval()
     after = job.folder / "vectors-after"
     queries, documents = job.questions.queries, job.questions.documents
