@@ -44,6 +44,7 @@ from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.nesting import run_nest
+from services.trainer.training.passes import best_arithmetic
 from services.trainer.training.tuning import tune
 
 _NUM_PROBES = 8
@@ -104,7 +105,8 @@ def _load_base(job: Job) -> TextModel:
     same seed and data shall make the same model. A job that goes on elsewhere keeps to its own.
     """
     kept = job.folder / "precision.txt"
-    wanted = kept.read_text() if kept.exists() else "bfloat16" if has_bfloat16() else "float32"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = kept.read_text() if kept.exists() else best_arithmetic(device)
     folder = Path(job.spec.base_dir)
     try:
         model = TextModel(folder, "bfloat16" if wanted == "bfloat16" else "float32")
@@ -112,13 +114,6 @@ def _load_base(job: Job) -> TextModel:
         model = TextModel(folder, "float32")
     write_atomic(kept, model.engine.split()[-1].encode())
     return model
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; others take far longer than in float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -> None:
