@@ -7,7 +7,8 @@ full size too, or lose. Vectors come in computed; nothing here knows of text.
 The target is the labels, or half of it is the base model's own full-width opinion. `pilot.py`
 tries which fits the collection.
 
-Shapes: N texts, P pairs, B pairs in the batch, D full width, K sizes.
+Shapes: N texts, or the positives and negatives of a batch; P pairs, B pairs in the batch, E
+negatives beside its positives, D full width, K sizes.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from services.shared.vectors import Array
 from services.trainer.training.loss import nested_loss, same_text, targets
+from services.trainer.training.negatives import Negatives
 
 Head = Literal["rotation", "dense"]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,6 +40,8 @@ class Vectors:
     """For each pair, the row of `anchors_ND`."""
     positive_rows_P: Rows
     """For each pair, the row of `positives_ND`."""
+    negative_rows_P: tuple[tuple[int, ...], ...] = ()
+    """For each pair, the rows of `positives_ND` that are its negatives; empty: no pair has any."""
 
     def take(self, pairs: Sequence[int]) -> "Vectors":
         """Return the same with some of the pairs only."""
@@ -46,6 +50,9 @@ class Vectors:
             self,
             anchor_rows_P=self.anchor_rows_P[rows],
             positive_rows_P=self.positive_rows_P[rows],
+            negative_rows_P=tuple(self.negative_rows_P[row] for row in pairs)
+            if self.negative_rows_P
+            else (),
         )
 
 
@@ -66,6 +73,11 @@ class Adaptor:
         self._positives_ND = functional.normalize(torch.from_numpy(vectors.positives_ND))
         self._anchor_rows_P = torch.from_numpy(vectors.anchor_rows_P)
         self._positive_rows_P = torch.from_numpy(vectors.positive_rows_P)
+        self._negatives = Negatives(
+            vectors.anchor_rows_P.tolist(),
+            vectors.positive_rows_P.tolist(),
+            vectors.negative_rows_P or [()] * len(vectors.anchor_rows_P),
+        )
         self._dims = tuple(dims)
         self._head = head
         self._label_weight = label_weight
@@ -82,13 +94,16 @@ class Adaptor:
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
         anchors_B, positives_B = self._anchor_rows_P[rows_B], self._positive_rows_P[rows_B]
-        queries_BD, documents_BD = self._anchors_ND[anchors_B], self._positives_ND[positives_B]
-        blocked_BB = same_text(anchors_B, positives_B)
-        targets_BB = targets(queries_BD, documents_BD, blocked_BB, SCALE, self._label_weight)
+        extra_E = torch.tensor(self._negatives.of(rows_B), dtype=torch.long)
+        queries_BD = self._anchors_ND[anchors_B]
+        documents_ND = self._positives_ND[torch.cat([positives_B, extra_E])]
+        # None of them answers an anchor of the batch.
+        blocked_BN = functional.pad(same_text(anchors_B, positives_B), (0, len(extra_E)))
+        targets_BN = targets(queries_BD, documents_ND, blocked_BN, SCALE, self._label_weight)
         weight_DD = self._current()
         return nested_loss(
-            queries_BD @ weight_DD.T, documents_BD @ weight_DD.T,
-            self._dims, targets_BB, blocked_BB, SCALE,
+            queries_BD @ weight_DD.T, documents_ND @ weight_DD.T,
+            self._dims, targets_BN, blocked_BN, SCALE,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ Shapes: Q queries, N documents or texts, D full width.
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +58,7 @@ from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.encode import encode_kept
 from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.pilot import choose_label_weight
 from services.trainer.training.train import plan, train
@@ -136,7 +137,7 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     model = _load_base(job)
     queries_QD, documents_ND = _encode_questions(job, model)
     trained = (_train_adaptor if hyper.method == "adaptor" else _train_full)(
-        job, model, queries_QD, documents_ND
+        _mine(job, model, documents_ND), model, queries_QD, documents_ND
     )
     count = len(hyper.dims)
     before_QK3 = score_each(
@@ -190,25 +191,42 @@ def _encode_questions(job: Job, model: TextModel) -> tuple[Array, Array]:
 
 
 def _other_anchors(job: Job) -> tuple[str, ...]:
-    """Return the texts that only the adaptor needs as vectors: anchors of the training pairs."""
-    if job.spec.hyperparameters.method != "adaptor":
+    """Return anchors of training pairs, which only adaptor and mining need as vectors."""
+    if job.spec.hyperparameters.method != "adaptor" and not job.spec.mining:
         return ()
     return tuple(number_texts(pair.anchor for pair in job.data.training))
 
 
+def _encode_anchors(job: Job, model: TextModel) -> Array:
+    anchors = _other_anchors(job)
+    begin = len(job.questions.queries) + len(job.questions.documents)
+    on_progress = job.progress("encode", "texts encoded", begin, begin + len(anchors))
+    return encode_kept(model, anchors, "query", job.folder / "vectors" / "anchors", on_progress)
+
+
+def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
+    """Return the job with mined negatives in its training pairs, if they are wanted."""
+    if job.spec.mining is None:
+        return job
+    pairs = job.data.training
+    mined = mine(
+        pairs, _encode_anchors(job, model), job.questions.documents, documents_ND,
+        job.spec.mining, job.folder / "vectors" / "mined",
+        job.progress("mine", "pairs given negatives", 0, len(pairs)),
+    )  # fmt: skip
+    return replace(job, data=replace(job.data, training=mined))
+
+
 def _train_adaptor(job: Job, model: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
     hyper = job.spec.hyperparameters
-    anchors = _other_anchors(job)
-    begin = len(queries_QD) + len(documents_ND)
-    on_progress = job.progress("encode", "texts encoded", begin, begin + len(anchors))
-    folder = job.folder / "vectors" / "anchors"
-    anchors_ND = encode_kept(model, anchors, "query", folder, on_progress)
+    anchors, anchors_ND = _other_anchors(job), _encode_anchors(job, model)
     pairs = job.data.training
     vectors = Vectors(
         anchors_ND,
         documents_ND,
         _rows(anchors, [pair.anchor for pair in pairs]),
         _rows(job.questions.documents, [pair.positive for pair in pairs]),
+        _negative_rows(job),
     )
     weight = _label_weight(job, vectors)
     adaptor = Adaptor(vectors, hyper.head or "rotation", hyper.trained_dims, weight)
@@ -344,6 +362,11 @@ def _npy(values: Scores) -> bytes:
     written = io.BytesIO()
     np.save(written, values, allow_pickle=False)
     return written.getvalue()
+
+
+def _negative_rows(job: Job) -> tuple[tuple[int, ...], ...]:
+    numbers = number_texts(job.questions.documents)
+    return tuple(tuple(numbers[text] for text in pair.negatives) for pair in job.data.training)
 
 
 def _rows(
