@@ -1,6 +1,8 @@
 """Protobuf messages of the trainer to our own types and back; nothing further in knows them."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -10,7 +12,15 @@ from services.shared.pb import trainer_pb2 as pb
 from services.trainer.data.data_report import read_report
 from services.trainer.jobs.create import JobRequest
 from services.trainer.jobs.events import Event, last_step
-from services.trainer.jobs.hyperparameters import Head, Hyperparameters, Method, Wanted
+from services.trainer.jobs.hyperparameters import (
+    EarlyStopping,
+    Head,
+    Hyperparameters,
+    Lora,
+    Method,
+    Student,
+    Wanted,
+)
 from services.trainer.jobs.metadata import read_metadata
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
@@ -30,18 +40,21 @@ _METHODS: dict[int, Method] = {
     pb.METHOD_ADAPTOR: "adaptor",
     pb.METHOD_FULL: "full",
     pb.METHOD_NEST: "nest",
+    pb.METHOD_LORA: "lora",
+    pb.METHOD_STATIC: "static",
+    pb.METHOD_DISTILL: "distill",
 }
 _HEADS: dict[int, Head | None] = {
     pb.HEAD_UNSPECIFIED: None,
     pb.HEAD_ROTATION: "rotation",
     pb.HEAD_DENSE: "dense",
+    pb.HEAD_RESIDUAL: "residual",
 }
-_METHOD_NUMBERS = {
-    "adaptor": pb.METHOD_ADAPTOR,
-    "full": pb.METHOD_FULL,
-    "nest": pb.METHOD_NEST,
+_STUDENTS: dict[int, Student | None] = {
+    pb.STUDENT_UNSPECIFIED: None,
+    pb.STUDENT_BASE: "base",
+    pb.STUDENT_STATIC: "static",
 }
-_HEAD_NUMBERS = {None: pb.HEAD_UNSPECIFIED, "rotation": pb.HEAD_ROTATION, "dense": pb.HEAD_DENSE}
 
 
 def read_request(message: pb.CreateJobRequest) -> JobRequest:
@@ -51,27 +64,16 @@ def read_request(message: pb.CreateJobRequest) -> JobRequest:
         InvalidRequest: an enum has a value that this release does not know.
     """
     given = message.hyperparameters
-    if given.method not in _METHODS or given.head not in _HEADS:
-        raise InvalidRequest(
-            "hyperparameters.method must be METHOD_ADAPTOR, METHOD_FULL or METHOD_NEST, and head "
-            "HEAD_ROTATION or HEAD_DENSE",
-            "hyperparameters.method",
-        )
+    _check_known(given.method, _METHODS, pb.Method.Name, "method")
+    _check_known(given.head, _HEADS, pb.Head.Name, "head")
+    _check_known(given.distillation.student, _STUDENTS, pb.Student.Name, "distillation.student")
     return JobRequest(
         base_model=message.base_model,
         training_file=message.training_file,
         validation_file=message.validation_file,
         suffix=message.suffix,
         metadata=read_metadata(dict(message.metadata)),
-        hyperparameters=Wanted(
-            method=_METHODS[given.method],
-            head=_HEADS[given.head],
-            matryoshka_dims=tuple(given.matryoshka_dims),
-            steps=given.steps,
-            batch_size=given.batch_size,
-            learning_rate=given.learning_rate,
-            seed=given.seed,
-        ),
+        hyperparameters=_read_hyperparameters(given),
         columns=dict(message.columns),
         mining=_read_mining(message),
     )
@@ -86,6 +88,43 @@ def _read_mining(message: pb.CreateJobRequest) -> Mining | None:
         return Mining.model_validate(given)
     except ValidationError as error:
         raise InvalidRequest(Mining.ACCEPTED, "mine_negatives") from error
+
+
+def _read_hyperparameters(given: pb.Hyperparameters) -> Wanted:
+    lora, stopping, distillation = given.lora, given.early_stopping, given.distillation
+    return Wanted(
+        method=_METHODS[given.method],
+        head=_HEADS[given.head],
+        matryoshka_dims=tuple(given.matryoshka_dims),
+        steps=given.steps,
+        batch_size=given.batch_size,
+        learning_rate=given.learning_rate,
+        seed=given.seed,
+        lora=Lora(rank=lora.rank, alpha=lora.alpha, targets=tuple(lora.targets))
+        if given.HasField("lora")
+        else None,
+        dim_weights=tuple(given.dim_weights),
+        evaluated_dims=tuple(given.evaluated_dims),
+        early_stopping=EarlyStopping(
+            dim=stopping.dim, every_steps=stopping.every_steps, patience=stopping.patience
+        )
+        if given.HasField("early_stopping")
+        else None,
+        student=_STUDENTS[distillation.student] or "base"
+        if given.HasField("distillation")
+        else None,
+        teacher=distillation.teacher,
+    )
+
+
+def _check_known(
+    number: int, known: Mapping[int, object], name: Callable[[Any], str], field: str
+) -> None:
+    if number not in known:
+        names = ", ".join(name(value) for value in known if value)
+        raise InvalidRequest(
+            f"hyperparameters.{field} must be one of {names}", f"hyperparameters.{field}"
+        )
 
 
 def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
@@ -160,15 +199,32 @@ def _status(state: str) -> pb.JobStatus.ValueType:
 
 
 def write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
+    lora, stopping = hyper.lora, hyper.early_stopping
+    is_distilled = hyper.student is not None
     return pb.Hyperparameters(
-        method=_METHOD_NUMBERS[hyper.method],
-        head=_HEAD_NUMBERS[hyper.head],
+        method=_number(_METHODS, hyper.method),
+        head=_number(_HEADS, hyper.head),
         matryoshka_dims=hyper.matryoshka_dims,
         steps=hyper.steps,
         batch_size=hyper.batch_size,
         learning_rate=hyper.learning_rate,
         seed=hyper.seed,
+        lora=pb.Lora(**lora.model_dump()) if lora else None,
+        # As many as the sizes beside it.
+        dim_weights=hyper.dim_weights[: len(hyper.matryoshka_dims)],
+        evaluated_dims=hyper.evaluated_dims,
+        early_stopping=pb.EarlyStopping(**stopping.model_dump()) if stopping else None,
+        distillation=pb.Distillation(
+            teacher=hyper.teacher, student=_number(_STUDENTS, hyper.student)
+        )
+        if is_distilled
+        else None,
     )
+
+
+def _number(known: Mapping[int, object], value: object) -> Any:  # noqa: ANN401 (an enum's own type)
+    """Return the enum's number of a value of ours; of several the one with a name."""
+    return max(number for number, ours in known.items() if ours == value)
 
 
 def write_quality(quality: Quality) -> list[pb.DimQuality]:

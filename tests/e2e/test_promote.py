@@ -50,23 +50,14 @@ class World:
             )
 
     async def train(self, seed):
-        lines = [
-            json.dumps({"anchor": pair.anchor, "positive": pair.positive, "slice": f"s{i % 2}"})
-            for i, pair in enumerate(make_tiny_pairs())
-        ]
-        data = "\n".join(lines).encode()
-        parts = [
-            tr.UploadFileRequest(filename="pairs.jsonl"),
-            tr.UploadFileRequest(data=data),
-            tr.UploadFileRequest(num_bytes=len(data)),
-        ]
         async with self.stubs() as (_, _, trainer):
-            file_id = (await trainer.UploadFile(iter(parts))).file_id
+            training = await upload(trainer, make_tiny_pairs()[:-12])
+            held_out = await upload(trainer, make_tiny_pairs()[-12:])
             created = await trainer.CreateJob(
                 tr.CreateJobRequest(
                     base_model=str(self.model),
-                    training_file=file_id,
-                    validation_file=file_id,
+                    training_file=training,
+                    validation_file=held_out,
                     suffix="docs",
                     hyperparameters=tr.Hyperparameters(steps=3, matryoshka_dims=[8, 16], seed=seed),
                 )
@@ -108,6 +99,20 @@ class World:
                 await searching
         assert failures == []
         assert answered
+
+
+async def upload(trainer, pairs):
+    lines = [
+        json.dumps({"anchor": pair.anchor, "positive": pair.positive, "slice": f"s{number % 2}"})
+        for number, pair in enumerate(pairs)
+    ]
+    data = "\n".join(lines).encode()
+    parts = [
+        tr.UploadFileRequest(filename="pairs.jsonl"),
+        tr.UploadFileRequest(data=data),
+        tr.UploadFileRequest(num_bytes=len(data)),
+    ]
+    return (await trainer.UploadFile(iter(parts))).file_id
 
 
 async def promote(world, version, **options):

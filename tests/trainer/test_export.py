@@ -14,6 +14,7 @@ from services.shared.safety import check_folder
 from services.shared.vectors import normalize, truncate
 from services.trainer.results.export import Origin, add_head, copy_base, finish
 from services.trainer.results.layout import full_width, read_json
+from services.trainer.training.layers import Layer
 
 TEXTS = ["red cat sees the house", "a", "blue river opens " * 20]
 
@@ -27,7 +28,7 @@ def export(base, folder, weight, pre_op="none", dims=(16, 32), expected=None, ma
     if expected is None:
         expected = TextModel(base, "float32").encode_texts(TEXTS) @ weight.T
     copy_base(base, folder / "new")
-    add_head(folder / "new", weight, pre_op)
+    add_head(folder / "new", [Layer(weight)], pre_op)
     origin = Origin(
         model_id="ft:x:y:1", base_model="x", data_digest="0" * 64, dims=dims, prompts={}
     )

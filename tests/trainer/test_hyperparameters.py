@@ -2,7 +2,17 @@
 
 import pytest
 
-from services.trainer.jobs.hyperparameters import Wanted, default_dims, fill
+from services.shared.errors import InvalidRequest
+from services.shared.pb import trainer_pb2 as pb
+from services.trainer.jobs.hyperparameters import (
+    EarlyStopping,
+    Hyperparameters,
+    Lora,
+    Wanted,
+    default_dims,
+    fill,
+)
+from services.trainer.wire import read_request, write_hyperparameters
 
 
 @pytest.mark.parametrize(
@@ -32,3 +42,81 @@ def test_defaults_fit_the_method_and_the_data():
     assert full.head is None
     assert full.steps == 4  # one epoch
     assert full.dims == full.trained_dims == (64, 384)
+
+
+def test_a_method_brings_what_it_needs_and_no_other():
+    """LoRA its rank, distillation its student, a table its rate."""
+    lora = fill(Wanted(method="lora"), 384, 1000)
+    assert lora.lora == Lora(rank=16, alpha=32)
+    assert lora.student is None
+    static = fill(Wanted(method="static"), 384, 100_000)
+    assert (static.batch_size, static.learning_rate) == (2048, 0.2)
+    assert static.lora is None
+    assert fill(Wanted(method="distill"), 384, 1000).student == "base"
+    assert fill(Wanted(head="residual"), 384, 1000).trained_dims[-1] == 384
+
+
+def test_weights_follow_the_sizes_in_the_loss():
+    """A rotation has no full size in its loss, and so no weight for it."""
+    wanted = {"matryoshka_dims": (16, 64, 384), "dim_weights": (3.0, 1.0, 0.5)}
+    assert fill(Wanted(**wanted), 384, 1000).trained_weights == (3.0, 1.0)
+    dense = fill(Wanted(head="dense", **wanted), 384, 1000)
+    assert dict(zip(dense.trained_dims, dense.trained_weights, strict=True)) == {
+        16: 3.0, 64: 1.0, 384: 0.5
+    }  # fmt: skip
+    unnamed = fill(Wanted(method="full", matryoshka_dims=(16,), dim_weights=(2.0,)), 384, 1000)
+    assert unnamed.trained_weights == (2.0, 1.0)
+
+
+def test_early_stopping_takes_the_smallest_size_and_ten_looks():
+    """Where the caller says nothing more than that it is wanted."""
+    hyper = fill(Wanted(early_stopping=EarlyStopping(), steps=500), 384, 1000)
+    assert hyper.early_stopping == EarlyStopping(dim=16, every_steps=50, patience=3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        ({"lora": Lora(rank=8)}, "METHOD_LORA"),
+        ({"method": "lora", "lora": Lora(rank=257)}, "256"),
+        ({"method": "lora", "lora": Lora(alpha=float("inf"))}, "lora.alpha"),
+        ({"teacher": "x"}, "METHOD_DISTILL"),
+        ({"dim_weights": (1.0,)}, "as many as"),
+        ({"matryoshka_dims": (16, 32), "dim_weights": (1.0, 0.0)}, "above 0"),
+        ({"evaluated_dims": (12,)}, "multiples of 8 below 384"),
+        ({"evaluated_dims": (384,)}, "multiples of 8 below 384"),
+        ({"early_stopping": EarlyStopping(dim=385)}, "384"),
+        ({"early_stopping": EarlyStopping(every_steps=1000)}, "160"),
+        ({"method": "nest", "evaluated_dims": (24,)}, "METHOD_NEST"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_would(wanted, part):
+    with pytest.raises(InvalidRequest, match=part):
+        fill(Wanted(**wanted), 384, 5000)
+
+
+def test_what_goes_in_by_the_wire_comes_back():
+    """Every field, filled in: a caller that sends the answer gets the same job again."""
+    hyper = pb.Hyperparameters(
+        method=pb.METHOD_LORA, lora=pb.Lora(rank=4, alpha=2, targets=["query"]), steps=7,
+        matryoshka_dims=[16, 64], dim_weights=[2, 1], evaluated_dims=[24], batch_size=5,
+        learning_rate=0.5, seed=3,
+        early_stopping=pb.EarlyStopping(dim=64, every_steps=3, patience=2),
+    )  # fmt: skip
+    distilled = pb.Hyperparameters(
+        method=pb.METHOD_DISTILL, steps=2, matryoshka_dims=[16], batch_size=5, learning_rate=0.5,
+        distillation=pb.Distillation(teacher="a/b", student=pb.STUDENT_STATIC),
+    )  # fmt: skip
+    for given in (hyper, distilled):
+        wanted = read_request(pb.CreateJobRequest(hyperparameters=given)).hyperparameters
+        assert write_hyperparameters(fill(wanted, 384, 1000)) == given
+
+
+def test_jobs_of_older_releases_can_still_be_read():
+    """Their settings lack the newer fields."""
+    old = Hyperparameters.model_validate_json(
+        '{"method": "adaptor", "head": "dense", "matryoshka_dims": [16], "full": 384, "steps": 1,'
+        '"batch_size": 2, "learning_rate": 0.1, "seed": 0}'
+    )
+    assert old.trained_weights == (1.0, 1.0)
+    assert old.measured_dims == (16, 384)

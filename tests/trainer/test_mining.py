@@ -139,10 +139,9 @@ def test_a_head_learns_from_negatives_too():
     batch = torch.tensor([0, 1, 3])
     documents = texts_ND[[0, 1, 3, *with_them._negatives.of(batch)]]
     assert len(documents) == 6
-    losses_K = nested_loss(
-        torch.from_numpy(anchors_ND[[0, 1, 3]]) @ turn_DD.T, torch.from_numpy(documents) @ turn_DD.T,
-        (4, 8), None, None, SCALE,
-    )  # fmt: skip
+    queries_BD = torch.from_numpy(anchors_ND[[0, 1, 3]]) @ turn_DD.T
+    documents_ND = torch.from_numpy(documents) @ turn_DD.T
+    losses_K = nested_loss(queries_BD, documents_ND, (4, 8), None, None, SCALE)
     assert torch.allclose(with_them.losses(batch), losses_K, atol=1e-5)
     only = Vectors(anchors_ND, texts_ND, rows, rows, negatives).take([2])
     assert only.negative_rows_P == ((),)

@@ -35,6 +35,14 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     """A rotation that nests vectors of any model, learned from the vectors alone, without labels:
     scores at full size stay as they are, each short size ranks as the full one does.
     """
+    METHOD_LORA: _Method.ValueType  # 4
+    """Low-rank changes of a text model's linear layers, merged into its weights at the end."""
+    METHOD_STATIC: _Method.ValueType  # 5
+    """A table of token vectors from scratch, with the base model's tokenizer: hundreds of times faster
+    to serve.
+    """
+    METHOD_DISTILL: _Method.ValueType  # 6
+    """A teacher's vectors at every size, from texts alone: pairs say only which texts."""
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper): ...
 
@@ -48,6 +56,14 @@ METHOD_NEST: Method.ValueType  # 3
 """A rotation that nests vectors of any model, learned from the vectors alone, without labels:
 scores at full size stay as they are, each short size ranks as the full one does.
 """
+METHOD_LORA: Method.ValueType  # 4
+"""Low-rank changes of a text model's linear layers, merged into its weights at the end."""
+METHOD_STATIC: Method.ValueType  # 5
+"""A table of token vectors from scratch, with the base model's tokenizer: hundreds of times faster
+to serve.
+"""
+METHOD_DISTILL: Method.ValueType  # 6
+"""A teacher's vectors at every size, from texts alone: pairs say only which texts."""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Head:
@@ -62,6 +78,10 @@ class _HeadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Head.ValueType],
     """Orthogonal: scores at full size stay as they were."""
     HEAD_DENSE: _Head.ValueType  # 2
     """Any square matrix: may gain at full size too."""
+    HEAD_RESIDUAL: _Head.ValueType  # 3
+    """A rotation and a small network added to it: may gain at full size too. Stored vectors cannot
+    follow it without their texts.
+    """
 
 class Head(_Head, metaclass=_HeadEnumTypeWrapper): ...
 
@@ -71,7 +91,32 @@ HEAD_ROTATION: Head.ValueType  # 1
 """Orthogonal: scores at full size stay as they were."""
 HEAD_DENSE: Head.ValueType  # 2
 """Any square matrix: may gain at full size too."""
+HEAD_RESIDUAL: Head.ValueType  # 3
+"""A rotation and a small network added to it: may gain at full size too. Stored vectors cannot
+follow it without their texts.
+"""
 Global___Head: _TypeAlias = Head  # noqa: Y015
+
+class _Student:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StudentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Student.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STUDENT_UNSPECIFIED: _Student.ValueType  # 0
+    """The base model, with a dense head behind it."""
+    STUDENT_BASE: _Student.ValueType  # 1
+    STUDENT_STATIC: _Student.ValueType  # 2
+    """A table of token vectors, as METHOD_STATIC."""
+
+class Student(_Student, metaclass=_StudentEnumTypeWrapper): ...
+
+STUDENT_UNSPECIFIED: Student.ValueType  # 0
+"""The base model, with a dense head behind it."""
+STUDENT_BASE: Student.ValueType  # 1
+STUDENT_STATIC: Student.ValueType  # 2
+"""A table of token vectors, as METHOD_STATIC."""
+Global___Student: _TypeAlias = Student  # noqa: Y015
 
 class _JobStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -307,6 +352,97 @@ class DeleteFileResponse(_message.Message):
 Global___DeleteFileResponse: _TypeAlias = DeleteFileResponse  # noqa: Y015
 
 @_typing.final
+class Lora(_message.Message):
+    """METHOD_LORA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """1 to 256; 0: 16."""
+    alpha: _builtins.float
+    """The change is scaled by alpha / rank; 0: twice the rank."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the linear layers to change, as the last part of their weights' names, for example
+        "query" and "value"; empty: all.
+        """
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lora: _TypeAlias = Lora  # noqa: Y015
+
+@_typing.final
+class EarlyStopping(_message.Message):
+    """Stop when nothing is gained any more. A tenth of the training pairs is not learned from but asked;
+    the weights that answered best are those of the finished model.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIM_FIELD_NUMBER: _builtins.int
+    EVERY_STEPS_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    dim: _builtins.int
+    """Whose nDCG@10 counts; 0: the smallest."""
+    every_steps: _builtins.int
+    """Steps between two looks; 0: a tenth of all steps."""
+    patience: _builtins.int
+    """How many looks without a gain end the training; 0: 3."""
+    def __init__(
+        self,
+        *,
+        dim: _builtins.int = ...,
+        every_steps: _builtins.int = ...,
+        patience: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "every_steps", b"every_steps", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
+
+@_typing.final
+class Distillation(_message.Message):
+    """METHOD_DISTILL."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    STUDENT_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    """A model folder or hub id, of vectors at least as wide as the base model's; empty: the base model."""
+    student: Global___Student.ValueType
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        student: Global___Student.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distillation: _TypeAlias = Distillation  # noqa: Y015
+
+@_typing.final
 class Hyperparameters(_message.Message):
     """Everything left 0 takes a default that fits the method."""
 
@@ -319,6 +455,11 @@ class Hyperparameters(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    DIM_WEIGHTS_FIELD_NUMBER: _builtins.int
+    EVALUATED_DIMS_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    DISTILLATION_FIELD_NUMBER: _builtins.int
     method: Global___Method.ValueType
     head: Global___Head.ValueType
     steps: _builtins.int
@@ -326,6 +467,7 @@ class Hyperparameters(_message.Message):
     """Pairs per step; each pair's negatives are the others of its batch. METHOD_NEST: queries."""
     learning_rate: _builtins.float
     seed: _builtins.int
+    """The same seed and data make the same model, bit for bit, on the same kind of CPU."""
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes to train for, ascending; the full one is always evaluated. Empty: the powers of two
@@ -333,6 +475,24 @@ class Hyperparameters(_message.Message):
         multiples of 8, learns those up to 256 and leaves longer ones to the principal axes.
         """
 
+    @_builtins.property
+    def lora(self) -> Global___Lora: ...
+    @_builtins.property
+    def dim_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What each of matryoshka_dims counts for in the loss, each above 0; the full size counts 1 where
+        it is not among them. Empty: 1 each.
+        """
+
+    @_builtins.property
+    def evaluated_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sizes that are measured too though not trained for: multiples of 8 below the full one."""
+
+    @_builtins.property
+    def early_stopping(self) -> Global___EarlyStopping:
+        """Absent: train to the end."""
+
+    @_builtins.property
+    def distillation(self) -> Global___Distillation: ...
     def __init__(
         self,
         *,
@@ -343,10 +503,15 @@ class Hyperparameters(_message.Message):
         batch_size: _builtins.int = ...,
         learning_rate: _builtins.float = ...,
         seed: _builtins.int = ...,
+        lora: Global___Lora | None = ...,
+        dim_weights: _abc.Iterable[_builtins.float] | None = ...,
+        evaluated_dims: _abc.Iterable[_builtins.int] | None = ...,
+        early_stopping: Global___EarlyStopping | None = ...,
+        distillation: Global___Distillation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "early_stopping", b"early_stopping", "lora", b"lora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "head", b"head", "learning_rate", b"learning_rate", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dim_weights", b"dim_weights", "distillation", b"distillation", "early_stopping", b"early_stopping", "evaluated_dims", b"evaluated_dims", "head", b"head", "learning_rate", b"learning_rate", "lora", b"lora", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from services.trainer.jobs.spec import (
     Spec,
     spec_path,
 )
-from services.trainer.results.layout import full_width
+from services.trainer.results.layout import full_width, network_weights
 from services.trainer.settings import TrainerSettings
 
 MAX_KEY_LENGTH = 128
@@ -57,15 +57,14 @@ class JobRequest:
     metadata: dict[str, str] = field(default_factory=dict)
     tenant: str | None = None
     """Who asks for it; None: an operator."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """From a field of the files to its role, see `columns.py`; empty: told by their names."""
+    mining: Mining | None = None
 
     @property
     def owner(self) -> str:
         """Whom it counts for among those who wait."""
         return self.metadata.get("user", "") if self.tenant is None else f"tenant {self.tenant}"
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """From a field of the files to its role, see `columns.py`; empty: told by their names."""
-    mining: Mining | None = None
 
     def digest(self) -> str:
         """Return a digest that is equal for equal requests only.
@@ -103,6 +102,11 @@ def check_form(request: JobRequest, key: str) -> None:
             "columns and mine_negatives must be left out for METHOD_NEST, which learns from "
             "vectors alone",
             "columns" if request.columns else "mine_negatives",
+        )
+    if request.hyperparameters.method == "distill" and request.mining:
+        raise InvalidRequest(
+            "mine_negatives must be left out for METHOD_DISTILL, which learns from a teacher alone",
+            "mine_negatives",
         )
     if request.hyperparameters.method == "nest" and request.base_model:
         raise InvalidRequest(
@@ -167,19 +171,24 @@ class Drafts:
         source = request.base_model or DEFAULT_MODEL
         base = _locate(source)
         full = full_width(base)
+        _check_method(request.hyperparameters, base)
+        teacher = _locate_teacher(request.hyperparameters.teacher, full)
         checked = self._read_data(request, folder)
-        num_examples = _num_training(request, checked)
+        pairs = _training_pairs(request, checked)
+        if request.hyperparameters.early_stopping:
+            _check_watchable(pairs, request.hyperparameters.seed)
         card = read_card(base)
         base_model = card.id if card else default_id(base, source)
         root = (card and card.base_model) or base_model
         return Spec(
             base_dir=str(base),
             base_model=base_model,
+            teacher_dir=teacher,
             model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",
             data_name=self._sources.name(request.training_file, "training_file"),
             kind=checked.report.kind,
             mining=request.mining,
-            hyperparameters=fill(request.hyperparameters, full, num_examples),
+            hyperparameters=fill(request.hyperparameters, full, len(pairs)),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
@@ -224,9 +233,10 @@ class Drafts:
         """Read, check and keep the examples, with a report of what was found in them."""
         training = self._read(request, folder, "training_file")
         if training.kind != "pairs":
+            method = request.hyperparameters.method.upper()
             raise InvalidRequest(
-                f"training_file must hold pairs, which METHOD_{request.hyperparameters.method} "
-                f"learns from; it has {NAMES[training.kind]}",
+                f"training_file must hold pairs, which METHOD_{method} learns from; it has "
+                f"{NAMES[training.kind]}",
                 "training_file",
             )
         validation = None
@@ -267,12 +277,12 @@ class Drafts:
             shutil.rmtree(fetched)
 
 
-def _num_training(request: JobRequest, checked: Checked) -> int:
-    """Return how many examples are trained on; InvalidRequest if none can be held out."""
-    if checked.validation:
-        return len(checked.training)
+def _training_pairs(request: JobRequest, checked: Checked) -> Sequence[Pair]:
+    """Return what is trained on; InvalidRequest if none can be held out."""
     pairs = [example for example in checked.training if isinstance(example, Pair)]
-    return len(split(pairs, request.hyperparameters.seed).training)
+    if checked.validation:
+        return pairs
+    return split(pairs, request.hyperparameters.seed).training
 
 
 def _short(folder: Path) -> str:
@@ -280,16 +290,58 @@ def _short(folder: Path) -> str:
     return folder.name.removeprefix("job-")[:8]
 
 
-def _locate(source: str) -> Path:
+def _check_method(wanted: Wanted, base: Path) -> None:
+    """Refuse LoRA where the model has no such layers."""
+    if wanted.method != "lora":
+        return
+    known = network_weights(base)
+    if not known:
+        raise InvalidRequest("base_model must be a transformer for METHOD_LORA", "base_model")
+    for target in wanted.lora.targets if wanted.lora else ():
+        if not any(name.endswith(f".{target}.weight") for name in known):
+            raise InvalidRequest(
+                "hyperparameters.lora.targets must be last parts of the names of the model's "
+                f"linear layers, for example 'query'; it has none called {target[:64]!r}",
+                "hyperparameters.lora.targets",
+            )
+
+
+def _locate_teacher(source: str, full: int) -> str:
+    """Return the teacher's folder; empty for none but the base."""
+    if not source:
+        return ""
+    folder = _locate(source, "hyperparameters.distillation.teacher")
+    if (width := full_width(folder)) < full:
+        raise InvalidRequest(
+            f"hyperparameters.distillation.teacher must make vectors of at least {full} numbers, "
+            f"as many as the base model's; it makes {width}",
+            "hyperparameters.distillation.teacher",
+        )
+    return str(folder)
+
+
+def _check_watchable(pairs: Sequence[Pair], seed: int) -> None:
+    """Refuse early stopping where nothing can be kept aside to ask."""
+    try:
+        split(pairs, seed)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            "hyperparameters.early_stopping must be left out: shared texts tie all training pairs "
+            "together, so that none can be kept aside to ask",
+            "hyperparameters.early_stopping",
+        ) from error
+
+
+def _locate(source: str, param: str = "base_model") -> Path:
     try:
         base = locate(source)
         check_folder(base)
     except InvalidRequest as error:
-        raise InvalidRequest(f"base_model: {error.message}", "base_model") from error
+        raise InvalidRequest(f"{param}: {error.message}", param) from error
     if has_two_towers(base):
         raise InvalidRequest(
-            "base_model must have one tower for queries and documents; a two-tower model can be "
+            f"{param} must have one tower for queries and documents; a two-tower model can be "
             "served, not trained",
-            "base_model",
+            param,
         )
     return base

@@ -1,25 +1,37 @@
 """How a job trains: what the caller left open is filled in, what cannot work is refused."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.shared.errors import InvalidRequest
 
-Method = Literal["adaptor", "full", "nest"]
-Head = Literal["rotation", "dense"]
+Method = Literal["adaptor", "full", "nest", "lora", "static", "distill"]
+Head = Literal["rotation", "dense", "residual"]
+Student = Literal["base", "static"]
 
 MAX_STEPS = 1_000_000
 MAX_BATCH = 16_384  # its square of cosines is 1 GiB
 MAX_DIMS = 64
+MAX_WEIGHT = 1e6
+_EVALUATED_MULTIPLE = 8
 _SMALLEST_DIM = 16  # below, even a model trained for the size alone ranks badly
 # Measured on two collections of questions and answers, on two cores; see bench/adaptor.py.
 _ADAPTOR_STEPS = 160  # 250 give the same
 _ADAPTOR_BATCH = 1024
-_ADAPTOR_RATE = {"rotation": 1e-2, "dense": 1e-3}
+_ADAPTOR_RATE = {"rotation": 1e-2, "dense": 1e-3, "residual": 1e-3}
 _FULL_BATCH = 32
 _FULL_RATE = 2e-5  # the usual one for fine-tuning BERT-like encoders
+_LORA_RATE = 2e-4  # ten times that of all weights, as is usual: there are few of them
+_LORA_RANK, _MAX_LORA_RANK = 16, 256
+_MAX_LORA_ALPHA = 4096
+# Those of sentence-transformers' static models, and as many steps as a table of chance needs.
+_STATIC_BATCH = 2048
+_STATIC_RATE = 0.2
+_STATIC_STEPS = 200
+_PATIENCE = 3
 # See nest.py.
 _NEST_STEPS, _MIN_NEST_STEPS = 250, 40
 _NEST_BATCH = 512
@@ -28,6 +40,30 @@ _NEST_MULTIPLE = 8
 _MAX_DEFAULT = 512
 MAX_NESTED = 256
 """Widest size that nesting learns: the principal axes alone keep nearly all at longer ones."""
+
+
+class Lora(BaseModel):
+    """How much of a text model LoRA may change; in what the caller gave, 0: choose for me."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = 0
+    alpha: float = 0.0
+    """The change is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Last parts of the names of the linear layers to change; empty: all."""
+
+
+class EarlyStopping(BaseModel):
+    """When a training ends before its last step; in what the caller gave, 0: choose for me."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int = 0
+    """Whose nDCG@10 counts."""
+    every_steps: int = 0
+    patience: int = 0
+    """Looks without a gain that end the training."""
 
 
 class Wanted(BaseModel):
@@ -46,6 +82,13 @@ class Wanted(BaseModel):
     """Passes over the data, in the place of `steps`."""
     learning_rate_multiplier: float = 0.0
     """Of the method's own learning rate, in the place of `learning_rate`."""
+    lora: Lora | None = None
+    dim_weights: tuple[float, ...] = ()
+    evaluated_dims: tuple[int, ...] = ()
+    early_stopping: EarlyStopping | None = None
+    student: Student | None = None
+    teacher: str = ""
+    """A model folder or hub id; empty: the base model."""
 
 
 class Hyperparameters(BaseModel):
@@ -64,6 +107,15 @@ class Hyperparameters(BaseModel):
     batch_size: int
     learning_rate: float
     seed: int
+    lora: Lora | None = None
+    """None: the method is another; so `student`."""
+    dim_weights: tuple[float, ...] = ()
+    """As `dims`; empty: 1 each."""
+    evaluated_dims: tuple[int, ...] = ()
+    """Sizes that are measured though not trained for."""
+    early_stopping: EarlyStopping | None = None
+    student: Student | None = None
+    teacher: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,11 +129,44 @@ class Hyperparameters(BaseModel):
         return (*self.matryoshka_dims, self.full)
 
     @property
+    def measured_dims(self) -> tuple[int, ...]:
+        """All sizes that the result speaks of, the full one last."""
+        return tuple(sorted({*self.dims, *self.evaluated_dims}))
+
+    @property
     def trained_dims(self) -> tuple[int, ...]:
         """Sizes in the loss: a rotation cannot change the full one."""
         if self.method == "nest":
             return tuple(dim for dim in self.matryoshka_dims if dim <= MAX_NESTED)
         return self.matryoshka_dims if self.head == "rotation" else self.dims
+
+    @property
+    def trained_weights(self) -> tuple[float, ...]:
+        """What each of `trained_dims` counts for."""
+        weights = dict(zip(self.dims, self.dim_weights or (1.0,) * len(self.dims), strict=True))
+        return tuple(weights[dim] for dim in self.trained_dims)
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a method takes where the caller says nothing."""
+
+    batch: int
+    rate: float
+    steps: int = 0
+    """0: each pair once."""
+
+
+def _defaults(method: Method, head: Head | None, student: Student | None) -> _Defaults:
+    static = _Defaults(_STATIC_BATCH, _STATIC_RATE, _STATIC_STEPS)
+    return {
+        "adaptor": _Defaults(_ADAPTOR_BATCH, _ADAPTOR_RATE[head or "rotation"], _ADAPTOR_STEPS),
+        "full": _Defaults(_FULL_BATCH, _FULL_RATE),
+        "lora": _Defaults(_FULL_BATCH, _LORA_RATE),
+        "static": static,
+        "distill": static if student == "static" else _Defaults(_FULL_BATCH, _FULL_RATE),
+        "nest": _Defaults(_NEST_BATCH, _NEST_RATE),
+    }[method]
 
 
 def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
@@ -96,8 +181,50 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         InvalidRequest: names the field and what it may be.
     """
     method = wanted.method
+    _check_bounds(wanted)
+    head: Head | None = (wanted.head or "rotation") if method == "adaptor" else None
+    student: Student | None = (wanted.student or "base") if method == "distill" else None
+    defaults = _defaults(method, head, student)
+    batch = min(wanted.batch_size or defaults.batch, num_pairs)
+    steps = _nest_steps(num_pairs, batch) if method == "nest" else defaults.steps
+    epochs = min(-(-wanted.n_epochs * num_pairs // batch), MAX_STEPS)
+    steps = wanted.steps or epochs or steps or -(-num_pairs // batch)
+    rate = min(1.0, defaults.rate * (wanted.learning_rate_multiplier or 1.0))
+    dims = _check_dims(wanted.matryoshka_dims, full)
+    if method == "nest":
+        dims = _check_nested(dims, full) or nested_dims(full)
+    dims = dims or default_dims(full)
+    return Hyperparameters(
+        method=method,
+        head=head,
+        matryoshka_dims=dims,
+        full=full,
+        steps=steps,
+        batch_size=batch,
+        learning_rate=wanted.learning_rate or rate,
+        seed=wanted.seed,
+        lora=_fill_lora(wanted.lora or Lora()) if method == "lora" else None,
+        dim_weights=_fill_weights(wanted, dims, full),
+        evaluated_dims=_check_evaluated(wanted.evaluated_dims, dims, full),
+        early_stopping=_fill_stopping(wanted.early_stopping, (*dims, full), steps),
+        student=student,
+        teacher=wanted.teacher,
+    )
+
+
+def _check_bounds(wanted: Wanted) -> None:
+    """Refuse what no model and no data could make right."""
+    method = wanted.method
     if wanted.head and method != "adaptor":
         raise _wrong("head", "be left out for a method other than METHOD_ADAPTOR")
+    if wanted.lora and method != "lora":
+        raise _wrong("lora", "be left out for a method other than METHOD_LORA")
+    if (wanted.student or wanted.teacher) and method != "distill":
+        raise _wrong("distillation", "be left out for a method other than METHOD_DISTILL")
+    if method == "nest" and (wanted.early_stopping or wanted.evaluated_dims or wanted.dim_weights):
+        raise _wrong(
+            "early_stopping", "be left out for METHOD_NEST, and so evaluated_dims and dim_weights"
+        )
     if not 0 <= wanted.steps <= MAX_STEPS:
         raise _wrong("steps", f"be from 0 to at most {MAX_STEPS}, got {wanted.steps}")
     if not 0 <= wanted.seed < 2**64:
@@ -114,29 +241,53 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
     rate = wanted.learning_rate
     if not math.isfinite(rate) or not 0 <= rate <= 1:
         raise _wrong("learning_rate", f"be above 0 and at most 1, got {rate}")
-    head: Head | None = (wanted.head or "rotation") if method == "adaptor" else None
-    batches = {"adaptor": _ADAPTOR_BATCH, "full": _FULL_BATCH, "nest": _NEST_BATCH}
-    batch = min(wanted.batch_size or batches[method], num_pairs)
-    steps = {
-        "adaptor": _ADAPTOR_STEPS,
-        "full": -(-num_pairs // batch),
-        "nest": _nest_steps(num_pairs, batch),
-    }
-    rates = {"adaptor": _ADAPTOR_RATE[head or "rotation"], "full": _FULL_RATE, "nest": _NEST_RATE}
-    epochs = -(-wanted.n_epochs * num_pairs // batch)
-    dims = _check_dims(wanted.matryoshka_dims, full)
-    if method == "nest":
-        dims = _check_nested(dims, full) or nested_dims(full)
-    return Hyperparameters(
-        method=method,
-        head=head,
-        matryoshka_dims=dims or default_dims(full),
-        full=full,
-        steps=wanted.steps or min(epochs, MAX_STEPS) or steps[method],
-        batch_size=batch,
-        learning_rate=rate or min(1.0, rates[method] * (multiplier or 1.0)),
-        seed=wanted.seed,
-    )
+
+
+def _fill_lora(lora: Lora) -> Lora:
+    rank = lora.rank or _LORA_RANK
+    if not 1 <= rank <= _MAX_LORA_RANK:
+        raise _wrong("lora.rank", f"be between 1 and {_MAX_LORA_RANK}, got {rank}")
+    if not math.isfinite(lora.alpha) or not 0 <= lora.alpha <= _MAX_LORA_ALPHA:
+        raise _wrong("lora.alpha", f"be above 0 and at most {_MAX_LORA_ALPHA}, got {lora.alpha}")
+    return Lora(rank=rank, alpha=lora.alpha or 2.0 * rank, targets=lora.targets)
+
+
+def _fill_weights(wanted: Wanted, dims: tuple[int, ...], full: int) -> tuple[float, ...]:
+    weights = wanted.dim_weights
+    if not weights:
+        return ()
+    if len(weights) != len(wanted.matryoshka_dims):
+        raise _wrong("dim_weights", "be as many as matryoshka_dims, or left out")
+    if not all(math.isfinite(weight) and 0 < weight <= MAX_WEIGHT for weight in weights):
+        raise _wrong("dim_weights", f"each be above 0 and at most {MAX_WEIGHT:g}")
+    given = dict(zip(wanted.matryoshka_dims, weights, strict=True))
+    return tuple(given.get(dim, 1.0) for dim in (*dims, full))
+
+
+def _check_evaluated(
+    evaluated: tuple[int, ...], dims: tuple[int, ...], full: int
+) -> tuple[int, ...]:
+    wrong = any(dim % _EVALUATED_MULTIPLE or not 0 < dim < full for dim in evaluated)
+    if wrong or len({*evaluated, *dims}) > MAX_DIMS:
+        raise _wrong(
+            "evaluated_dims",
+            f"be multiples of {_EVALUATED_MULTIPLE} below {full}, {MAX_DIMS} sizes at most with "
+            "matryoshka_dims",
+        )
+    return tuple(sorted({*evaluated} - {*dims}))
+
+
+def _fill_stopping(
+    stopping: EarlyStopping | None, dims: tuple[int, ...], steps: int
+) -> EarlyStopping | None:
+    if stopping is None:
+        return None
+    dim, every = stopping.dim or dims[0], stopping.every_steps or max(1, steps // 10)
+    if not 1 <= dim <= dims[-1]:
+        raise _wrong("early_stopping.dim", f"be between 1 and {dims[-1]}, got {dim}")
+    if every > steps:
+        raise _wrong("early_stopping.every_steps", f"be at most {steps}, the steps, got {every}")
+    return EarlyStopping(dim=dim, every_steps=every, patience=stopping.patience or _PATIENCE)
 
 
 def _nest_steps(num_vectors: int, batch: int) -> int:

@@ -83,7 +83,7 @@ class Intake:
             # Paths and addresses are the operator's; to a tenant they are no files.
             if reference and (is_upload(reference) or wanted.tenant is not None):
                 await self._check_file(reference, wanted.tenant, param)
-        found = await asyncio.to_thread(self._find_base, wanted)
+        found = await asyncio.to_thread(self._find_models, wanted)
         # A caller that leaves now does not leave half a job: its key finds the whole one.
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))
 
@@ -105,15 +105,23 @@ class Intake:
                 f"{param} must be a file that was uploaded with the purpose {_PURPOSE!r}", param
             )
 
-    def _find_base(self, wanted: JobRequest) -> JobRequest:
-        """Put a folder in the place of a model that a job has made."""
-        source = wanted.base_model
-        if source and (job := self._jobs.find_model(source, wanted.tenant)):
-            return replace(wanted, base_model=str(self._folder / job.id / MODEL))
-        if wanted.tenant is not None and source not in ("", DEFAULT_MODEL):
+    def _find_models(self, wanted: JobRequest) -> JobRequest:
+        """Put folders in the place of models that jobs have made."""
+        hyper = wanted.hyperparameters
+        teacher = self._find_model(hyper.teacher, wanted.tenant, "hyperparameters.teacher")
+        return replace(
+            wanted,
+            base_model=self._find_model(wanted.base_model, wanted.tenant, "base_model"),
+            hyperparameters=hyper.model_copy(update={"teacher": teacher}),
+        )
+
+    def _find_model(self, source: str, tenant: str | None, param: str) -> str:
+        if source and (job := self._jobs.find_model(source, tenant)):
+            return str(self._folder / job.id / MODEL)
+        if tenant is not None and source not in ("", DEFAULT_MODEL):
             raise InvalidRequest(
-                f"base_model must be {DEFAULT_MODEL!r}, or the id of a model that a job of yours "
-                "has made",
-                "base_model",
+                f"{param} must be {DEFAULT_MODEL!r}, or the id of a model that a job of yours has "
+                "made",
+                param,
             )
-        return wanted
+        return source

@@ -9,7 +9,8 @@ lock                 held by the one process that works on the job
 lease                touched as long as a service is at the job; a process that sees it age ends
 events.jsonl         what happened so far
 vectors/             vectors computed so far
-checkpoints/         the newest two
+checkpoints/         the newest two; best/, the best look of a job that may stop early
+start/               the model that training starts from, where that is not the base itself
 model/               the finished model; of a nest job rotation.safetensors instead
 plot.png             picture of its quality
 scores-before.npy    what each held-out query scored at each size, as `results/evaluate.py` says;
@@ -92,6 +93,8 @@ class Spec(JsonFile):
     """Folder of the base model; empty for a nest job, which has none."""
     base_model: str
     """Its name, for the card; or empty."""
+    teacher_dir: str = ""
+    """Folder of the teacher of a distill job; empty: the base model is it."""
     model_id: str
     data_name: str
     """What the user calls the training data."""

@@ -1,7 +1,7 @@
 """The finished model as a folder: what plain sentence-transformers loads, and our card.
 
 In: the base model's folder and what training changed. Out: a folder that is complete or not
-there. A linear head becomes a Dense module behind the base's own modules, then a Normalize.
+there. A head becomes Dense modules behind the base's own modules, then a Normalize.
 """
 
 import shutil
@@ -30,6 +30,7 @@ from services.trainer.results.layout import (
 from services.trainer.results.measure import measure_byte_ranges
 from services.trainer.results.report import markdown_table
 from services.trainer.training.checkpoint import publish
+from services.trainer.training.layers import Layer
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model"}
 # The base's card, and where the base lists its own training data: not true of the new model.
@@ -66,16 +67,16 @@ def copy_base(base: Path, folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def add_head(folder: Path, weight_DD: Array, pre_op: PreOp) -> None:
-    """Put a linear head behind the folder's modules.
+def add_head(folder: Path, layers: Sequence[Layer], pre_op: PreOp) -> None:
+    """Put a head behind the folder's modules: a Dense for each of its layers.
 
     Args:
         folder: a copy of the base.
-        weight_DD: float32, applied as `vectors @ weight.T`.
+        layers: of the head, at least one.
         pre_op: what the base does before a cut; it becomes a module, as the head comes after it.
     """
     modules = read_modules(folder)
-    full = len(weight_DD)
+    full = layers[0].weight_OI.shape[1]
     if pre_op == "layer_norm":
         path = folder / f"{len(modules)}_LayerNorm"
         path.mkdir()
@@ -83,24 +84,31 @@ def add_head(folder: Path, weight_DD: Array, pre_op: PreOp) -> None:
         ones = {"norm.weight": torch.ones(full), "norm.bias": torch.zeros(full)}
         save_file(ones, path / "model.safetensors")
         modules.append(("LayerNorm", path))
-    path = folder / f"{len(modules)}_Dense"
-    path.mkdir()
-    write_json(
-        path / "config.json",
-        {
-            "in_features": full,
-            "out_features": full,
-            "bias": False,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    )
-    weights = {"linear.weight": torch.from_numpy(np.ascontiguousarray(weight_DD))}
-    save_file(weights, path / "model.safetensors")
-    modules.append(("Dense", path))
+    for layer in layers:
+        path = folder / f"{len(modules)}_Dense"
+        _write_dense(path, layer)
+        modules.append(("Dense", path))
     path = folder / f"{len(modules)}_Normalize"
     path.mkdir()
     modules.append(("Normalize", path))
     write_modules(folder, modules)
+
+
+def _write_dense(path: Path, layer: Layer) -> None:
+    path.mkdir()
+    out_features, in_features = layer.weight_OI.shape
+    activation = "activation.ReLU" if layer.is_rectified else "linear.Identity"
+    write_json(
+        path / "config.json",
+        {
+            "in_features": in_features,
+            "out_features": out_features,
+            "bias": False,
+            "activation_function": f"torch.nn.modules.{activation}",
+        },
+    )
+    weights = {"linear.weight": torch.from_numpy(np.ascontiguousarray(layer.weight_OI))}
+    save_file(weights, path / "model.safetensors")
 
 
 def replace_weights(folder: Path, model: TextModel) -> None:
@@ -152,6 +160,7 @@ def finish(
     write_modules(folder, read_modules(folder))
     add_old_spelling(folder, max_tokens)
     _declare(folder, origin.dims)
+    measured = [scores.dim for scores in quality.after]
     card = Card(
         id=origin.model_id,
         dims=origin.dims,
@@ -162,7 +171,7 @@ def finish(
         space_id=space_id(folder, pre_op, origin.prompts),
         base_space_id=origin.base_space_id,
         quality=quality,
-        int8_ranges=measure_byte_ranges(vector_sets, origin.dims) if vector_sets else (),
+        int8_ranges=measure_byte_ranges(vector_sets, measured) if vector_sets else (),
     )
     cards.write_card(folder, card)
     (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")

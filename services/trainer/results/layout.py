@@ -67,6 +67,16 @@ def full_width(folder: Path) -> int:
     )
 
 
+def network_weights(folder: Path) -> list[str]:
+    """Return the names of a transformer's weights, without loading it; of other models none."""
+    name, path = read_modules(folder)[0]
+    names: list[str] = []
+    for file in sorted(path.glob("*.safetensors")) if name == "Transformer" else ():
+        with safe_open(file, framework="numpy") as weights:
+            names += weights.keys()
+    return names
+
+
 def pooling_modes(config: dict[str, Any]) -> list[str]:
     """Return a pooling's modes from either spelling."""
     mode = config.get("pooling_mode")

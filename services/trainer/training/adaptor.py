@@ -1,8 +1,8 @@
-"""The adaptor: one square matrix on frozen vectors that puts what matters into the first numbers.
+"""The adaptor: a head on frozen vectors that puts what matters into the first numbers.
 
 A rotation (the default) is orthogonal, so every score at full size stays as it was, while short
-prefixes come to rank like the full vector. A dense head may be any matrix, so it may gain at
-full size too, or lose. Vectors come in computed; nothing here knows of text.
+prefixes come to rank like the full vector. Other heads may gain at full size too, or lose; see
+`heads.py`. Vectors come in computed; nothing here knows of text.
 
 The target is the labels, or half of it is the base model's own full-width opinion. `pilot.py`
 tries which fits the collection.
@@ -13,17 +13,18 @@ negatives beside its positives, D full width, K sizes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from services.shared.vectors import Array
+from services.trainer.jobs.hyperparameters import Head
+from services.trainer.training.heads import make_head
+from services.trainer.training.layers import Layer
 from services.trainer.training.loss import nested_loss, same_text, targets
 from services.trainer.training.negatives import Negatives
 
-Head = Literal["rotation", "dense"]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _CHUNK_ROWS = 8192
@@ -61,13 +62,14 @@ class Adaptor:
 
     Args:
         vectors: the training pairs.
-        head: "rotation" or "dense".
+        head: which.
         dims: sizes to train for, ascending.
         label_weight: share of the labels in the target, 0..1; the rest is the base's opinion.
+        seed: of a head that starts with numbers of chance.
     """
 
     def __init__(
-        self, vectors: Vectors, head: Head, dims: Sequence[int], label_weight: float
+        self, vectors: Vectors, head: Head, dims: Sequence[int], label_weight: float, seed: int = 0
     ) -> None:
         self._anchors_ND = functional.normalize(torch.from_numpy(vectors.anchors_ND))
         self._positives_ND = functional.normalize(torch.from_numpy(vectors.positives_ND))
@@ -79,17 +81,13 @@ class Adaptor:
             vectors.negative_rows_P or [()] * len(vectors.anchor_rows_P),
         )
         self._dims = tuple(dims)
-        self._head = head
         self._label_weight = label_weight
-        full = self._anchors_ND.shape[1]
         used = (
             self._anchors_ND[np.unique(vectors.anchor_rows_P)],
             self._positives_ND[np.unique(vectors.positive_rows_P)],
         )
-        self._start_DD = principal_axes(torch.cat(used))
-        # A rotation is the start times the Cayley transform of a skew matrix; dense is the sum.
-        self._change_DD = torch.nn.Parameter(torch.zeros(full, full))
-        self.parameters = {"change": self._change_DD}
+        self._head = make_head(head, principal_axes(torch.cat(used)), seed)
+        self.parameters = self._head.parameters
 
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
@@ -100,36 +98,18 @@ class Adaptor:
         # None of them answers an anchor of the batch.
         blocked_BN = functional.pad(same_text(anchors_B, positives_B), (0, len(extra_E)))
         targets_BN = targets(queries_BD, documents_ND, blocked_BN, SCALE, self._label_weight)
-        weight_DD = self._current()
-        return nested_loss(
-            queries_BD @ weight_DD.T, documents_ND @ weight_DD.T,
-            self._dims, targets_BN, blocked_BN, SCALE,
-        )  # fmt: skip
+        turned_MD = self._head(torch.cat([queries_BD, documents_ND]))
+        queries_BD, documents_ND = turned_MD[: len(rows_B)], turned_MD[len(rows_B) :]
+        return nested_loss(queries_BD, documents_ND, self._dims, targets_BN, blocked_BN, SCALE)
 
-    @torch.no_grad()
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the head as it is now, for `layers.turn`."""
+        return self._head.layers()
+
     def weight(self) -> Array:
-        """Return weight_DD, float32, to be applied as `vectors @ weight.T`.
-
-        A rotation is polished in float64 to the nearest orthogonal matrix: what is left is the
-        rounding of float32, below 1e-6 in any full-width cosine.
-        """
-        weight_DD = self._current().double()
-        if self._head == "rotation":
-            left_DD, _, right_DD = torch.linalg.svd(weight_DD)
-            weight_DD = left_DD @ right_DD
-        result: Array = weight_DD.float().numpy()
-        return result
-
-    def _current(self) -> torch.Tensor:
-        if self._head == "dense":
-            dense_DD: torch.Tensor = self._start_DD + self._change_DD
-            return dense_DD
-        upper_DD = self._change_DD.triu(diagonal=1)
-        skew_DD = upper_DD - upper_DD.T
-        eye_DD = torch.eye(len(skew_DD))
-        rotation_DD = torch.linalg.solve(eye_DD + skew_DD, eye_DD - skew_DD)
-        product_DD: torch.Tensor = rotation_DD @ self._start_DD
-        return product_DD
+        """Return weight_DD of a head that is one matrix, applied as `vectors @ weight.T`."""
+        (layer,) = self.layers()
+        return layer.weight_OI
 
 
 def principal_axes(vectors_ND: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from services.shared.packing import Tokens
 from services.trainer.data.checks import text_key
 from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.training import parallel
-from services.trainer.training.loss import nested_loss
+from services.trainer.training.loss import nested_loss, same_text
 from services.trainer.training.negatives import Negatives
 from services.trainer.training.nested import TextNumbers
 from services.trainer.training.passes import Passes
@@ -34,6 +34,7 @@ class FullModel:
         pairs: the training pairs.
         dims: sizes to train for, ascending; the last is the full one.
         passes: how texts go through the model; None: in parts of `TOKENS_AT_ONCE`, in float32.
+        parameters: what is trained, under its names; None: all weights.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FullModel:
         pairs: Sequence[Pair],
         dims: Sequence[int],
         passes: Passes | None = None,
+        parameters: dict[str, torch.nn.Parameter] | None = None,
     ) -> None:
         self._model = model
         self._dims = tuple(dims)
@@ -61,7 +63,7 @@ class FullModel:
         texts = {numbers[keys[text]]: text for pair in pairs for text in pair.negatives}
         tokens = self._tokenize(list(texts.values()), "document")
         self._negative_tokens = dict(zip(texts, tokens, strict=True))
-        self.parameters = dict(model.transformer.named_parameters())
+        self.parameters = parameters or dict(model.transformer.named_parameters())
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         model.transformer.train()
@@ -98,6 +100,20 @@ class FullModel:
         labels_S = torch.arange(share.start, share.stop, device=device)
         # Labels only: the teacher would be the model itself, which is about to change.
         return nested_loss(queries_SD, documents_ND, self._dims, None, numbers, SCALE, labels_S)
+
+    def vectors(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pairs' queries_BD and documents_BD, with gradients."""
+        rows = rows_B.tolist()
+        vectors_2BD = self._passes(
+            [self._anchor_tokens[row] for row in rows]
+            + [self._positive_tokens[row] for row in rows]
+        )
+        queries_BD, documents_BD = vectors_2BD.chunk(2)
+        return queries_BD, documents_BD
+
+    def blocked(self, rows_B: torch.Tensor) -> torch.Tensor:
+        """Return blocked_BB of the pairs, as `loss.same_text`."""
+        return same_text(self._anchors_P[rows_B], self._positives_P[rows_B]).to(self._model.device)
 
     def _tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         tokens = self._model.tokenize(texts, role)

@@ -24,6 +24,7 @@ from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results.evaluate import evaluate
 from services.trainer.training.adaptor import Adaptor, Vectors
 from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.layers import turn
 from services.trainer.training.train import plan, train
 
 log = logging.getLogger(__name__)
@@ -72,13 +73,14 @@ def choose_label_weight(
     scores = {}
     for weight in _WEIGHTS:
         on_trial(f"trying labels at {weight:.0%} of the target")
-        adaptor = Adaptor(vectors.take(taught), hyper.head or "rotation", course.dims, weight)
+        head = hyper.head or "rotation"
+        adaptor = Adaptor(vectors.take(taught), head, course.dims, weight, hyper.seed)
         with tempfile.TemporaryDirectory() as nowhere:
             train(adaptor, course, Path(nowhere), lambda _: None, interrupt)
-        head_DD = adaptor.weight()
+        layers = adaptor.layers()
         found = evaluate(
-            vectors.anchors_ND[queries] @ head_DD.T,
-            vectors.positives_ND[documents] @ head_DD.T,
+            turn(vectors.anchors_ND[queries], layers),
+            turn(vectors.positives_ND[documents], layers),
             [relevant[query] for query in queries],
             hyper.matryoshka_dims,
         )

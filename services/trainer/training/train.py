@@ -23,13 +23,14 @@ from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.training import parallel
 from services.trainer.training.checkpoint import Checkpoint, State, load_newest, save
 from services.trainer.training.interrupt import Interrupt, Interrupted
+from services.trainer.training.watch import Watch
 
 _EVENT_INTERVAL_S = 0.5
 _ADAM_STATES = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Trainee(Protocol):
-    """What is trained: a head or a rotation of frozen vectors, or a whole text model."""
+    """What is trained: a head or a rotation of frozen vectors, or weights of a text model."""
 
     parameters: dict[str, torch.nn.Parameter]
 
@@ -48,6 +49,8 @@ class Course:
     num_pairs: int
     dims: Sequence[int]
     """As the trainee's losses."""
+    dim_weights: Sequence[float] = ()
+    """What the loss of each size counts for; empty: 1 each."""
     steps: int
     batch_size: int
     learning_rate: float
@@ -61,16 +64,19 @@ class Course:
 
 def plan(hyper: Hyperparameters, num_pairs: int, checkpoint_steps: int) -> Course:
     """Return how to train with the hyperparameters."""
-    is_head = hyper.method != "full"
+    is_head = hyper.method in ("adaptor", "nest")
+    # LoRA's changes and a table of chance have nothing to be drawn back to.
+    decays = hyper.method == "full" or hyper.student == "base"
     return Course(
         num_pairs=num_pairs,
         dims=hyper.trained_dims,
+        dim_weights=hyper.trained_weights,
         steps=hyper.steps,
         batch_size=min(hyper.batch_size, num_pairs),
         learning_rate=hyper.learning_rate,
         schedule="one_cycle" if is_head else "linear",
         seed=hyper.seed,
-        weight_decay=0.0 if is_head else 0.01,
+        weight_decay=0.01 if decays else 0.0,
         # Generous for a head: its loss is a sum over sizes.
         max_gradient_norm=100.0 if is_head else 1.0,
         checkpoint_steps=checkpoint_steps,
@@ -83,8 +89,17 @@ def train(
     checkpoints: Path,
     on_event: Callable[[Event], None],
     interrupt: Interrupt,
+    watch: Watch | None = None,
 ) -> None:
     """Train to the end, from the newest checkpoint if there is one.
+
+    Args:
+        trainee: changes.
+        course: how.
+        checkpoints: folder that keeps them.
+        on_event: told how far it is.
+        interrupt: stops it.
+        watch: ends it early, and has the last word on the weights; None: neither.
 
     Raises:
         Interrupted: asked to stop; a checkpoint of the last step is written.
@@ -97,13 +112,16 @@ def train(
     if found:
         first = found.step
         _restore(found.state, trainee, optimizer)
+    weights_K = torch.tensor(course.dim_weights or [1.0] * len(course.dims))
     begin = last_event = time.monotonic()
     for step in range(first, course.steps):
+        if watch and watch.is_over(step):
+            break
         torch.manual_seed(_number(course.seed, step))  # dropout
         rows_B = torch.from_numpy(batch_rows(course, step))
         losses_K = trainee.losses(rows_B)
         optimizer.zero_grad()
-        losses_K.sum().backward()  # type: ignore[no-untyped-call]
+        (losses_K @ weights_K.to(losses_K)).backward()  # type: ignore[no-untyped-call]
         losses_K = parallel.average(parameters, losses_K)
         norm = torch.nn.utils.clip_grad_norm_(parameters, course.max_gradient_norm)
         losses = losses_K.tolist()
@@ -116,6 +134,8 @@ def train(
             last_event = now
             rate = (done - first) / (now - begin)
             on_event(_progress(done, course, losses, rate))
+        if watch and (seen := watch.look(done, done == course.steps, lambda: _weights(trainee))):
+            on_event(Event(phase="train", message=seen, step=done, total_steps=course.steps))
         try:
             interrupt.check()
         except Interrupted:
@@ -123,6 +143,8 @@ def train(
             raise
         if done % course.checkpoint_steps == 0 or done == course.steps:
             save(checkpoints, Checkpoint(done, _state(trainee, optimizer)))
+    if watch:
+        watch.restore_best(trainee.parameters)
 
 
 def batch_rows(course: Course, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -174,6 +196,10 @@ def _progress(done: int, course: Course, losses: list[float], rate: float) -> Ev
         steps_per_second=rate,
         seconds_left=(course.steps - done) / rate,
     )
+
+
+def _weights(trainee: Trainee) -> State:
+    return {name: parameter.detach() for name, parameter in trainee.parameters.items()}
 
 
 def _state(trainee: Trainee, optimizer: torch.optim.AdamW) -> State:

@@ -4,13 +4,11 @@ A nest job has neither texts nor a model: `nesting.py` does it.
 In: a job's folder, see `spec.py`. Out: the finished model in it, its picture, its result. Each
 step keeps what it has made in the folder, so that a killed job goes on where it was.
 
-Shapes: Q queries, N documents or texts, D full width.
+Shapes: Q queries, N documents, D full width.
 """
 
 import io
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,22 +16,12 @@ import numpy as np
 import torch
 
 from services.shared.card import Quality
-from services.shared.choice import Precision
-from services.shared.errors import ServiceError
+from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.model import TextModel
-from services.shared.vectors import Array, normalize
+from services.shared.vectors import Array
 from services.trainer.data.examples import read_examples
-from services.trainer.data.pairs import (
-    Pair,
-    Questions,
-    Split,
-    digest,
-    digest_questions,
-    number_texts,
-    questions,
-    split,
-)
-from services.trainer.jobs.events import Event, EventLog, read_events
+from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
+from services.trainer.jobs.events import EventLog, read_events
 from services.trainer.jobs.spec import (
     MODEL,
     PLOT,
@@ -53,67 +41,15 @@ from services.trainer.results.evaluate import Scores, means, score_each
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
-from services.trainer.training.adaptor import Adaptor, Vectors
+from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
-from services.trainer.training.encode import encode_kept
-from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.job import Job, Trained
 from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
-from services.trainer.training.pilot import choose_label_weight
-from services.trainer.training.train import plan, train
+from services.trainer.training.tuning import tune
 
-_EVENT_INTERVAL_S = 0.5
 _NUM_PROBES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every part of a job needs."""
-
-    folder: Path
-    spec: Spec
-    data: Split
-    questions: Questions
-    events: EventLog
-    interrupt: Interrupt
-
-    def progress(self, phase: str, what: str, begin: int, total: int) -> Callable[[int], None]:
-        """Return a callback that reports progress, not too often, and stops if asked to.
-
-        Args:
-            phase: of the events.
-            what: is counted, for people.
-            begin: added to each count, where a phase has several parts.
-            total: of the whole phase.
-        """
-        last_s = 0.0
-
-        def on_progress(done: int) -> None:
-            nonlocal last_s
-            self.interrupt.check()
-            now = time.monotonic()
-            if now - last_s < _EVENT_INTERVAL_S and begin + done < total:
-                return
-            last_s = now
-            message = f"{what}: {begin + done} of {total}"
-            self.events.append(
-                Event(phase=phase, message=message, step=begin + done, total_steps=total)
-            )
-
-        return on_progress
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What training leaves for the evaluation and the export."""
-
-    queries_QD: Array
-    documents_ND: Array
-    write: Callable[[Path], None]
-    """Turns a copy of the base's folder into the trained model."""
-    train_seconds: float
-    steps_per_second: float
 
 
 def run_job(job_dir: Path, interrupt: Interrupt) -> None:
@@ -135,20 +71,22 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     job = Job(job_dir, spec, data, questions(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
     model = _load_base(job)
-    queries_QD, documents_ND = _encode_questions(job, model)
-    trained = (_train_adaptor if hyper.method == "adaptor" else _train_full)(
-        _mine(job, model, documents_ND), model, queries_QD, documents_ND
-    )
-    count = len(hyper.dims)
+    # Only what learns from frozen vectors, or mines with them, needs those of training questions.
+    needs_anchors = hyper.method in ("adaptor", "distill") or spec.mining
+    others = len(job.training_anchors()) if needs_anchors else 0
+    queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
+    learn = adapt if hyper.method == "adaptor" else tune
+    trained = learn(_mine(job, model, documents_ND), model, queries_QD, documents_ND)
+    dims = hyper.measured_dims
     before_QK3 = score_each(
-        queries_QD, documents_ND, job.questions.relevant, hyper.dims,
-        job.progress("evaluate", "sizes measured", 0, 2 * count),
+        queries_QD, documents_ND, job.questions.relevant, dims,
+        job.progress("evaluate", "sizes measured", 0, 2 * len(dims)),
     )  # fmt: skip
     after_QK3 = score_each(
-        trained.queries_QD, trained.documents_ND, job.questions.relevant, hyper.dims,
-        job.progress("evaluate", "sizes measured", count, 2 * count),
+        trained.queries_QD, trained.documents_ND, job.questions.relevant, dims,
+        job.progress("evaluate", "sizes measured", len(dims), 2 * len(dims)),
     )  # fmt: skip
-    _finish(job, model, trained, before_QK3, after_QK3)
+    _finish(job, trained, before_QK3, after_QK3)
 
 
 def _read_data(job_dir: Path, spec: Spec) -> Split:
@@ -164,44 +102,20 @@ def _read_pairs(path: Path) -> tuple[Pair, ...]:
 
 
 def _load_base(job: Job) -> TextModel:
-    """Load the base model, in the precision of this job's first process.
+    """Load the base model, in bfloat16 where this machine has it and the model bears it.
 
-    Vectors of two precisions would differ in their last digits, and the result with them.
+    Not by what is faster just now: vectors of two precisions differ in their last digits, and the
+    same seed and data shall make the same model. A job that goes on elsewhere keeps to its own.
     """
     kept = job.folder / "precision.txt"
-    precision: Precision = "auto"
-    if kept.exists():
-        precision = "bfloat16" if kept.read_text() == "bfloat16" else "float32"
-    model = TextModel(Path(job.spec.base_dir), precision)
+    wanted = kept.read_text() if kept.exists() else "bfloat16" if has_bfloat16() else "float32"
+    folder = Path(job.spec.base_dir)
+    try:
+        model = TextModel(folder, "bfloat16" if wanted == "bfloat16" else "float32")
+    except InvalidRequest:
+        model = TextModel(folder, "float32")
     write_atomic(kept, model.engine.split()[-1].encode())
     return model
-
-
-def _encode_questions(job: Job, model: TextModel) -> tuple[Array, Array]:
-    """Return the base's vectors of the held-out queries and of all documents."""
-    queries, documents = job.questions.queries, job.questions.documents
-    total = len(queries) + len(documents) + len(_other_anchors(job))
-    first = job.progress("encode", "texts encoded", 0, total)
-    second = job.progress("encode", "texts encoded", len(queries), total)
-    vectors = job.folder / "vectors"
-    return (
-        encode_kept(model, queries, "query", vectors / "queries", first),
-        encode_kept(model, documents, "document", vectors / "documents", second),
-    )
-
-
-def _other_anchors(job: Job) -> tuple[str, ...]:
-    """Return anchors of training pairs, which only adaptor and mining need as vectors."""
-    if job.spec.hyperparameters.method != "adaptor" and not job.spec.mining:
-        return ()
-    return tuple(number_texts(pair.anchor for pair in job.data.training))
-
-
-def _encode_anchors(job: Job, model: TextModel) -> Array:
-    anchors = _other_anchors(job)
-    begin = len(job.questions.queries) + len(job.questions.documents)
-    on_progress = job.progress("encode", "texts encoded", begin, begin + len(anchors))
-    return encode_kept(model, anchors, "query", job.folder / "vectors" / "anchors", on_progress)
 
 
 def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
@@ -210,97 +124,29 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
         return job
     pairs = job.data.training
     mined = mine(
-        pairs, _encode_anchors(job, model), job.questions.documents, documents_ND,
+        pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
         job.spec.mining, job.folder / "vectors" / "mined",
         job.progress("mine", "pairs given negatives", 0, len(pairs)),
     )  # fmt: skip
     return replace(job, data=replace(job.data, training=mined))
 
 
-def _train_adaptor(job: Job, model: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
-    hyper = job.spec.hyperparameters
-    anchors, anchors_ND = _other_anchors(job), _encode_anchors(job, model)
-    pairs = job.data.training
-    vectors = Vectors(
-        anchors_ND,
-        documents_ND,
-        _rows(anchors, [pair.anchor for pair in pairs]),
-        _rows(job.questions.documents, [pair.positive for pair in pairs]),
-        _negative_rows(job),
-    )
-    weight = _label_weight(job, vectors)
-    adaptor = Adaptor(vectors, hyper.head or "rotation", hyper.trained_dims, weight)
-    seconds, rate = _train(job, adaptor)
-    weight_DD = adaptor.weight()
-    return Trained(
-        normalize(queries_QD) @ weight_DD.T,
-        normalize(documents_ND) @ weight_DD.T,
-        lambda folder: export.add_head(folder, weight_DD, model.pre_op),
-        seconds,
-        rate,
-    )
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; others take far longer than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _label_weight(job: Job, vectors: Vectors) -> float:
-    """Choose the share of the labels, once in the life of the job."""
-    kept = job.folder / "label_weight.txt"
-    if not kept.exists():
-        hyper = job.spec.hyperparameters
-
-        def on_trial(what: str) -> None:
-            job.events.append(Event(phase="train", message=what, total_steps=hyper.steps))
-
-        weight = choose_label_weight(vectors, job.data.training, hyper, on_trial, job.interrupt)
-        write_atomic(kept, str(weight).encode())
-    return float(kept.read_text())
-
-
-def _train_full(job: Job, model: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
-    hyper = job.spec.hyperparameters
-    pairs = job.data.training
-    if model.engine.split()[-1] != "float32":
-        # Small steps get lost in bfloat16's 8 bits.
-        model = TextModel(Path(job.spec.base_dir), "float32")
-    seconds, rate = _train(job, FullModel(model, pairs, hyper.trained_dims))
-    model.transformer.eval()
-    after = job.folder / "vectors-after"
-    queries, documents = job.questions.queries, job.questions.documents
-    total = len(queries) + len(documents)
-    first = job.progress("evaluate", "texts encoded", 0, total)
-    second = job.progress("evaluate", "texts encoded", len(queries), total)
-    return Trained(
-        encode_kept(model, queries, "query", after / "queries", first),
-        encode_kept(model, documents, "document", after / "documents", second),
-        lambda folder: export.replace_weights(folder, model),
-        seconds,
-        rate,
-    )
-
-
-def _train(job: Job, trainee: Adaptor | FullModel) -> tuple[float, float]:
-    """Train to the end; return the seconds it took and the last event's steps per second."""
-    course = plan(job.spec.hyperparameters, len(job.data.training), job.spec.checkpoint_steps)
-    begin = time.monotonic()
-    train(trainee, course, job.folder / "checkpoints", job.events.append, job.interrupt)
-    last = job.events.last
-    return time.monotonic() - begin, last.steps_per_second if last else 0.0
-
-
-def _finish(
-    job: Job,
-    model: TextModel,
-    trained: Trained,
-    before_QK3: Scores,
-    after_QK3: Scores,
-) -> None:
+def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -> None:
     """Write the model's folder, what it scored, the report, and last the result."""
-    spec, hyper = job.spec, job.spec.hyperparameters
+    spec, hyper, dims = job.spec, job.spec.hyperparameters, job.spec.hyperparameters.measured_dims
     quality = Quality(
         data=f"held-out pairs of {spec.data_name}",
         num_queries=len(job.questions.queries),
         num_documents=len(job.questions.documents),
-        before=means(before_QK3, hyper.dims),
-        after=means(after_QK3, hyper.dims),
+        before=means(before_QK3, dims),
+        after=means(after_QK3, dims),
     )
     data_digest = digest(job.data.training)
     origin = export.Origin(
@@ -308,20 +154,15 @@ def _finish(
         base_model=spec.base_model,
         data_digest=data_digest,
         dims=hyper.dims,
-        prompts=model.prompts,
-        # Full vectors are served after the pre-op and at unit length. A head comes after the pre-op
-        # too and has no bias, so lengths do not matter, and the prompts are the base's: it makes of
-        # the base's served vectors what it makes of texts.
-        base_space_id=model.space_id if hyper.method == "adaptor" else None,
+        prompts=trained.prompts,
+        base_space_id=trained.base_space_id,
     )
     folder = job.folder / ".model-writing"
-    export.copy_base(Path(spec.base_dir), folder)
+    export.copy_base(trained.start, folder)
     trained.write(folder)
     probe = job.questions.documents[:_NUM_PROBES], trained.documents_ND[:_NUM_PROBES]
-    # A head comes after the pre-op, which is a module of the folder then.
-    pre_op = model.pre_op if hyper.method == "full" else "none"
     card = export.finish(
-        folder, job.folder / MODEL, origin, quality, pre_op, model.max_tokens, probe,
+        folder, job.folder / MODEL, origin, quality, trained.pre_op, trained.max_tokens, probe,
         [trained.queries_QD, trained.documents_ND],
     )  # fmt: skip
     write_atomic(job.folder / SCORES_BEFORE, _npy(before_QK3))
@@ -336,11 +177,11 @@ def _finish(
         data_digest=data_digest,
         num_pairs=len(job.data.training),
         quality=quality,
-        slices=compare_slices(before_QK3, after_QK3, asked.slices, hyper.dims),
+        slices=compare_slices(before_QK3, after_QK3, asked.slices, dims),
         slice_of_query=asked.slices if any(asked.slices) else (),
-        losers=find_losers(before_QK3, after_QK3, asked.queries, asked.slices, hyper.dims),
+        losers=find_losers(before_QK3, after_QK3, asked.queries, asked.slices, dims),
         curve=read_curve(read_events(job.folder, 0)[0]),
-        bytes_per_vector=bytes_of(hyper.dims),
+        bytes_per_vector=bytes_of(dims),
         train_seconds=trained.train_seconds,
     )
     summary.write(job.folder / REPORT)
@@ -362,15 +203,3 @@ def _npy(values: Scores) -> bytes:
     written = io.BytesIO()
     np.save(written, values, allow_pickle=False)
     return written.getvalue()
-
-
-def _negative_rows(job: Job) -> tuple[tuple[int, ...], ...]:
-    numbers = number_texts(job.questions.documents)
-    return tuple(tuple(numbers[text] for text in pair.negatives) for pair in job.data.training)
-
-
-def _rows(
-    texts: Sequence[str], wanted: Sequence[str]
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    numbers = number_texts(texts)
-    return np.array([numbers[text] for text in wanted], dtype=np.int64)

@@ -1,0 +1,177 @@
+"""One job at work: its data, how far it is, and what training leaves of it.
+
+Shapes: Q queries, N documents, P pairs, D full width.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from services.shared.model import TextModel
+from services.shared.vectors import Array, PreOp
+from services.trainer.data.pairs import Questions, Split, number_texts, questions, split_rows
+from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.spec import Spec
+from services.trainer.training.adaptor import Rows, Vectors
+from services.trainer.training.encode import encode_kept
+from services.trainer.training.interrupt import Interrupt
+from services.trainer.training.train import Trainee, plan, train
+from services.trainer.training.watch import Watch
+
+_EVENT_INTERVAL_S = 0.5
+_MAX_WATCHED, _MAX_WATCHED_DOCUMENTS = 200, 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every part of a job needs."""
+
+    folder: Path
+    spec: Spec
+    data: Split
+    questions: Questions
+    events: EventLog
+    interrupt: Interrupt
+
+    def progress(self, phase: str, what: str, begin: int, total: int) -> Callable[[int], None]:
+        """Return a callback that reports progress, not too often, and stops if asked to.
+
+        Args:
+            phase: of the events.
+            what: is counted, for people.
+            begin: added to each count, where a phase has several parts.
+            total: of the whole phase.
+        """
+        last_s = 0.0
+
+        def on_progress(done: int) -> None:
+            nonlocal last_s
+            self.interrupt.check()
+            now = time.monotonic()
+            if now - last_s < _EVENT_INTERVAL_S and begin + done < total:
+                return
+            last_s = now
+            message = f"{what}: {begin + done} of {total}"
+            self.events.append(
+                Event(phase=phase, message=message, step=begin + done, total_steps=total)
+            )
+
+        return on_progress
+
+    def encode_questions(
+        self, model: TextModel, name: str, phase: str, others: int = 0
+    ) -> tuple[Array, Array]:
+        """Return vectors of the held-out queries and of all documents.
+
+        Args:
+            model: the same for the same `name`.
+            name: of the folder that keeps them.
+            phase: of the events.
+            others: how many more texts the phase will encode, for its progress.
+        """
+        queries, documents = self.questions.queries, self.questions.documents
+        total = len(queries) + len(documents) + others
+        first = self.progress(phase, "texts encoded", 0, total)
+        second = self.progress(phase, "texts encoded", len(queries), total)
+        kept = self.folder / name
+        return (
+            encode_kept(model, queries, "query", kept / "queries", first),
+            encode_kept(model, documents, "document", kept / "documents", second),
+        )
+
+    def encode_pairs(self, model: TextModel, name: str, documents_ND: Array) -> Vectors:
+        """Return the training pairs as vectors.
+
+        Args:
+            model: as `encode_questions`.
+            name: as there.
+            documents_ND: the model's, from there.
+        """
+        anchors, anchors_ND = self.training_anchors(), self.encode_anchors(model, name)
+        pairs = self.data.training
+        return Vectors(
+            anchors_ND,
+            documents_ND,
+            _rows(anchors, [pair.anchor for pair in pairs]),
+            _rows(self.questions.documents, [pair.positive for pair in pairs]),
+            self._negative_rows(),
+        )
+
+    def encode_anchors(self, model: TextModel, name: str) -> Array:
+        """Return vectors of `training_anchors`; see `encode_pairs`."""
+        anchors = self.training_anchors()
+        begin = len(self.questions.queries) + len(self.questions.documents)
+        on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
+        return encode_kept(model, anchors, "query", self.folder / name / "anchors", on_progress)
+
+    def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
+        numbers = number_texts(self.questions.documents)
+        return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.data.training)
+
+    def training_anchors(self) -> tuple[str, ...]:
+        return tuple(number_texts(pair.anchor for pair in self.data.training))
+
+    def learn_and_watch(self) -> tuple[list[int], Questions | None]:
+        """Return the rows of the training pairs to learn from, and what to ask to see when to stop.
+
+        What is asked is no part of what is learned from, nor of what the result is measured on.
+        """
+        pairs = self.data.training
+        if self.spec.hyperparameters.early_stopping is None:
+            return list(range(len(pairs))), None
+        held_out = split_rows(pairs, self.spec.hyperparameters.seed)
+        learned = [row for row in range(len(pairs)) if row not in held_out]
+        watched = tuple(pairs[row] for row in sorted(held_out)[:_MAX_WATCHED])
+        others = tuple(pairs[row] for row in learned[: _MAX_WATCHED_DOCUMENTS - len(watched)])
+        return learned, questions(Split(others, watched))
+
+    def train(
+        self, trainee: Trainee, num_pairs: int, score: Callable[[], float]
+    ) -> tuple[float, float]:
+        """Train to the end; return the seconds it took and the last event's steps per second.
+
+        Args:
+            trainee: see there.
+            num_pairs: that it learns from.
+            score: of the trainee as it is, the higher the better; asked where the job stops early.
+        """
+        hyper = self.spec.hyperparameters
+        checkpoints = self.folder / "checkpoints"
+        watch = (
+            Watch(hyper.early_stopping, score, checkpoints / "best")
+            if (hyper.early_stopping)
+            else None
+        )
+        begin = time.monotonic()
+        course = plan(hyper, num_pairs, self.spec.checkpoint_steps)
+        train(trainee, course, checkpoints, self.events.append, self.interrupt, watch)
+        last = self.events.last
+        return time.monotonic() - begin, last.steps_per_second if last else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What training leaves for the evaluation and the export."""
+
+    queries_QD: Array
+    documents_ND: Array
+    start: Path
+    """The folder whose copy becomes the trained model."""
+    write: Callable[[Path], None]
+    """Makes the trained model of that copy."""
+    prompts: dict[str, str]
+    max_tokens: int
+    pre_op: PreOp
+    """Of the trained model."""
+    base_space_id: str | None
+    """As `export.Origin`."""
+    train_seconds: float
+    steps_per_second: float
+
+
+def _rows(texts: Sequence[str], wanted: Sequence[str]) -> Rows:
+    numbers = number_texts(texts)
+    return np.array([numbers[text] for text in wanted], dtype=np.int64)

@@ -1,0 +1,110 @@
+"""What a job that trains a text model does after encoding: full, lora, static, distill.
+
+They differ in the folder that they start from, in the weights that may change, and in what is
+learned from; the rest is the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from services.shared.model import TextModel
+from services.shared.vectors import Array, normalize
+from services.trainer.data.pairs import Questions
+from services.trainer.results import export
+from services.trainer.results.evaluate import evaluate
+from services.trainer.training import start
+from services.trainer.training.adaptor import Vectors
+from services.trainer.training.distill import Distill, teachers_axes
+from services.trainer.training.full import FullModel
+from services.trainer.training.job import Job, Trained
+from services.trainer.training.lora import LoraLayers
+from services.trainer.training.train import Trainee
+
+
+def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
+    """Train a text model.
+
+    Args:
+        job: see there.
+        base: the model that it starts from, or that lends its tokenizer.
+        queries_QD: its vectors of the held-out queries.
+        documents_ND: and of all documents.
+    """
+    hyper = job.spec.hyperparameters
+    teacher = _teacher(job, base, documents_ND) if hyper.student else None
+    model = _start(job, base, documents_ND, teacher)
+    rows, watched = job.learn_and_watch()
+    pairs = [job.data.training[row] for row in rows]
+    lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, parameters=lora.parameters if lora else None
+    )
+    trainee: Trainee = learned
+    if teacher:
+        trainee = Distill(learned, teacher.take(rows), hyper.trained_dims)
+    seconds, rate = job.train(trainee, len(pairs), _scorer(job, model, watched))
+    if lora:
+        lora.merge()
+    model.transformer.eval()
+    queries_QD, documents_ND = job.encode_questions(model, "vectors-after", "evaluate")
+    return Trained(
+        queries_QD=queries_QD,
+        documents_ND=documents_ND,
+        start=model.folder,
+        write=lambda folder: export.replace_weights(folder, model),
+        prompts=model.prompts,
+        max_tokens=model.max_tokens,
+        pre_op=model.pre_op,
+        base_space_id=None,
+        train_seconds=seconds,
+        steps_per_second=rate,
+    )
+
+
+def _start(job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | None) -> TextModel:
+    """Return the model to train, in float32."""
+    hyper = job.spec.hyperparameters
+    folder = job.folder / "start"
+    if hyper.method == "static" or hyper.student == "static":
+        start.make_table(base, folder, hyper.seed)
+        return TextModel(folder, "float32")
+    if teacher:
+        targets_ND = teacher.positives_ND[:, : base.full]
+        start.make_turned(base, folder, normalize(documents_ND), targets_ND)
+        model = TextModel(folder, "float32")
+        model.prompts = base.prompts  # which only the base's card may know
+        return model
+    # Small steps get lost in bfloat16's 8 bits.
+    in_float32 = base.engine.split()[-1] == "float32"
+    return base if in_float32 else TextModel(Path(job.spec.base_dir), "float32")
+
+
+def _teacher(job: Job, base: TextModel, documents_ND: Array) -> Vectors:
+    """Return the teacher's vectors of the training pairs, on the axes that they are learned on."""
+    teacher, name = base, "vectors"
+    if job.spec.teacher_dir:
+        teacher, name = TextModel(Path(job.spec.teacher_dir), "float32"), "vectors-teacher"
+        _, documents_ND = job.encode_questions(teacher, name, "encode")
+    vectors = job.encode_pairs(teacher, name, documents_ND)
+    axes_TT = teachers_axes(documents_ND, bool(teacher.declared_dims))
+    return replace(
+        vectors,
+        anchors_ND=normalize(vectors.anchors_ND) @ axes_TT.T,
+        positives_ND=normalize(vectors.positives_ND) @ axes_TT.T,
+    )
+
+
+def _scorer(job: Job, model: TextModel, watched: Questions | None) -> Callable[[], float]:
+    def score() -> float:
+        stopping = job.spec.hyperparameters.early_stopping
+        if not (watched and stopping):
+            raise RuntimeError("nothing to watch")
+        model.transformer.eval()
+        queries_QD = model.encode_texts(watched.queries, "query")
+        documents_ND = model.encode_texts(watched.documents, "document")
+        model.transformer.train()
+        scores = evaluate(queries_QD, documents_ND, watched.relevant, [stopping.dim])
+        return scores[0].ndcg10
+
+    return score
