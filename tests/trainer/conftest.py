@@ -1,7 +1,6 @@
 """Real pairs, a real small model of random weights, and jobs in folders of their own."""
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from services.shared.folder import DEFAULT_MODEL, locate
+from services.trainer.data.examples import write_examples
 from services.trainer.data.pairs import Pair
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.jobs.spec import TRAINING, Spec, spec_path
@@ -55,8 +55,7 @@ def stdlib_pairs(wanted: int) -> list[Pair]:
 
 
 def write_pairs(path: Path, pairs: list[Pair]) -> Path:
-    lines = [json.dumps({"anchor": pair.anchor, "positive": pair.positive}) for pair in pairs]
-    path.write_text("\n".join(lines) + "\n")
+    write_examples(path, pairs)
     return path
 
 

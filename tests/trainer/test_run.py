@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from services.shared.card import read_card
 from services.shared.model import TextModel
 from services.trainer.data.pairs import split
 from services.trainer.jobs.events import read_events
-from services.trainer.jobs.spec import Failure, Result, failure_path, result_path
+from services.trainer.jobs.spec import (
+    Failure,
+    Mining,
+    Result,
+    Spec,
+    failure_path,
+    result_path,
+    spec_path,
+)
 from services.trainer.training.interrupt import NOT_FINISHED
 from tests.trainer.conftest import make_job, start_job, stdlib_pairs, weights
 
@@ -171,3 +180,30 @@ def test_the_pairs_are_the_same_on_every_run():
     """The comparison of two jobs rests on it."""
     assert stdlib_pairs(50) == stdlib_pairs(50)
     assert np.unique([pair.anchor for pair in stdlib_pairs(300)]).size == 300
+
+
+@pytest.mark.parametrize("method", ["adaptor", "full"])
+def test_a_job_that_mines_negatives_survives_a_kill(tmp_path, tiny_model, tiny_pairs, method):
+    """They are mined once and told, beside those that are given."""
+    pairs = [
+        replace(pair, negatives=(f"{pair.anchor} never {place}",))
+        for place, pair in enumerate(tiny_pairs)
+    ]
+    folder = make_job(
+        tmp_path / "job", tiny_model, pairs, method=method, steps=12, batch_size=8,
+        checkpoint_steps=2,
+    )  # fmt: skip
+    spec = Spec.read(spec_path(folder))
+    spec.model_copy(update={"mining": Mining(negatives=3)}).write(spec_path(folder))
+    process = start_job(folder)
+    wait_for_step(folder, 2, process)
+    process.kill()
+    process.wait()
+    (mined,) = (folder / "vectors" / "mined").glob("*.npy")
+    assert (np.load(mined) >= 0).sum() > len(pairs)
+    before = mined.stat().st_mtime_ns
+    assert start_job(folder).wait() == 0, (folder / "log.txt").read_text()
+    assert mined.stat().st_mtime_ns == before
+    events, _ = read_events(folder, 0)
+    assert "mine" in {event.phase for event in events}
+    assert Result.read(result_path(folder)).quality.num_documents == 2 * len(pairs)

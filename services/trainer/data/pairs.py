@@ -9,8 +9,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from services.shared.errors import InvalidRequest
+
+T = TypeVar("T", str, bytes)
 
 MIN_PAIRS = 4
 _MAX_HELD_OUT = 1000
@@ -126,12 +129,14 @@ def _tied(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def questions(data: Split) -> Questions:
-    """Ask the held-out anchors against every positive, those of the training pairs too.
+    """Ask the held-out anchors against every positive and negative, those of training pairs too.
 
     A small corpus of held-out positives alone would make each question too easy.
     """
     everything = (*data.held_out, *data.training)
-    documents = number_texts(pair.positive for pair in everything)
+    documents = number_texts(
+        text for pair in everything for text in (pair.positive, *pair.negatives)
+    )
     queries = number_texts(pair.anchor for pair in data.held_out)
     relevant: list[dict[int, float]] = [{} for _ in queries]
     for pair in everything:
@@ -142,9 +147,9 @@ def questions(data: Split) -> Questions:
     return Questions(tuple(queries), tuple(documents), tuple(relevant), named)
 
 
-def number_texts(texts: Iterable[str]) -> dict[str, int]:
-    """Number distinct texts from 0 in the order of their first appearance."""
-    numbers: dict[str, int] = {}
+def number_texts(texts: Iterable[T]) -> dict[T, int]:
+    """Number distinct texts, or keys of texts, from 0 in the order of their first appearance."""
+    numbers: dict[T, int] = {}
     for text in texts:
         numbers.setdefault(text, len(numbers))
     return numbers

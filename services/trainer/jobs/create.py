@@ -57,15 +57,14 @@ class JobRequest:
     metadata: dict[str, str] = field(default_factory=dict)
     tenant: str | None = None
     """Who asks for it; None: an operator."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """From a field of the files to its role, see `columns.py`; empty: told by their names."""
+    mining: Mining | None = None
 
     @property
     def owner(self) -> str:
         """Whom it counts for among those who wait."""
         return self.metadata.get("user", "") if self.tenant is None else f"tenant {self.tenant}"
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """From a field of the files to its role, see `columns.py`; empty: told by their names."""
-    mining: Mining | None = None
 
     def digest(self) -> str:
         """Return a digest that is equal for equal requests only.
@@ -103,6 +102,11 @@ def check_form(request: JobRequest, key: str) -> None:
             "columns and mine_negatives must be left out for METHOD_NEST, which learns from "
             "vectors alone",
             "columns" if request.columns else "mine_negatives",
+        )
+    if request.hyperparameters.method == "distill" and request.mining:
+        raise InvalidRequest(
+            "mine_negatives must be left out for METHOD_DISTILL, which learns from a teacher alone",
+            "mine_negatives",
         )
     if request.hyperparameters.method == "nest" and request.base_model:
         raise InvalidRequest(
@@ -229,9 +233,10 @@ class Drafts:
         """Read, check and keep the examples, with a report of what was found in them."""
         training = self._read(request, folder, "training_file")
         if training.kind != "pairs":
+            method = request.hyperparameters.method.upper()
             raise InvalidRequest(
-                f"training_file must hold pairs, which METHOD_{request.hyperparameters.method} "
-                f"learns from; it has {NAMES[training.kind]}",
+                f"training_file must hold pairs, which METHOD_{method} learns from; it has "
+                f"{NAMES[training.kind]}",
                 "training_file",
             )
         validation = None

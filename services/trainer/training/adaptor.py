@@ -7,7 +7,8 @@ prefixes come to rank like the full vector. Other heads may gain at full size to
 The target is the labels, or half of it is the base model's own full-width opinion. `pilot.py`
 tries which fits the collection.
 
-Shapes: N texts, P pairs, B pairs in the batch, D full width, K sizes.
+Shapes: N texts, or the positives and negatives of a batch; P pairs, B pairs in the batch, E
+negatives beside its positives, D full width, K sizes.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from services.trainer.jobs.hyperparameters import Head
 from services.trainer.training.heads import make_head
 from services.trainer.training.layers import Layer
 from services.trainer.training.loss import nested_loss, same_text, targets
+from services.trainer.training.negatives import Negatives
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -39,6 +41,8 @@ class Vectors:
     """For each pair, the row of `anchors_ND`."""
     positive_rows_P: Rows
     """For each pair, the row of `positives_ND`."""
+    negative_rows_P: tuple[tuple[int, ...], ...] = ()
+    """For each pair, the rows of `positives_ND` that are its negatives; empty: no pair has any."""
 
     def take(self, pairs: Sequence[int]) -> "Vectors":
         """Return the same with some of the pairs only."""
@@ -47,6 +51,9 @@ class Vectors:
             self,
             anchor_rows_P=self.anchor_rows_P[rows],
             positive_rows_P=self.positive_rows_P[rows],
+            negative_rows_P=tuple(self.negative_rows_P[row] for row in pairs)
+            if self.negative_rows_P
+            else (),
         )
 
 
@@ -68,6 +75,11 @@ class Adaptor:
         self._positives_ND = functional.normalize(torch.from_numpy(vectors.positives_ND))
         self._anchor_rows_P = torch.from_numpy(vectors.anchor_rows_P)
         self._positive_rows_P = torch.from_numpy(vectors.positive_rows_P)
+        self._negatives = Negatives(
+            vectors.anchor_rows_P.tolist(),
+            vectors.positive_rows_P.tolist(),
+            vectors.negative_rows_P or [()] * len(vectors.anchor_rows_P),
+        )
         self._dims = tuple(dims)
         self._label_weight = label_weight
         used = (
@@ -80,12 +92,15 @@ class Adaptor:
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
         anchors_B, positives_B = self._anchor_rows_P[rows_B], self._positive_rows_P[rows_B]
-        queries_BD, documents_BD = self._anchors_ND[anchors_B], self._positives_ND[positives_B]
-        blocked_BB = same_text(anchors_B, positives_B)
-        targets_BB = targets(queries_BD, documents_BD, blocked_BB, SCALE, self._label_weight)
-        turned_2BD = self._head(torch.cat([queries_BD, documents_BD]))
-        queries_BD, documents_BD = turned_2BD.chunk(2)
-        return nested_loss(queries_BD, documents_BD, self._dims, targets_BB, blocked_BB, SCALE)
+        extra_E = torch.tensor(self._negatives.of(rows_B), dtype=torch.long)
+        queries_BD = self._anchors_ND[anchors_B]
+        documents_ND = self._positives_ND[torch.cat([positives_B, extra_E])]
+        # None of them answers an anchor of the batch.
+        blocked_BN = functional.pad(same_text(anchors_B, positives_B), (0, len(extra_E)))
+        targets_BN = targets(queries_BD, documents_ND, blocked_BN, SCALE, self._label_weight)
+        turned_MD = self._head(torch.cat([queries_BD, documents_ND]))
+        queries_BD, documents_ND = turned_MD[: len(rows_B)], turned_MD[len(rows_B) :]
+        return nested_loss(queries_BD, documents_ND, self._dims, targets_BN, blocked_BN, SCALE)
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the head as it is now, for `layers.turn`."""

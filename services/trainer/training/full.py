@@ -3,7 +3,8 @@
 The model's own forward pass, packed as when it serves, with dropout on. Texts are tokenised once.
 A batch may be shared by several processes; each encodes its part, and the loss is the whole's.
 
-Shapes: P pairs, B pairs in the batch, S pairs of this process, D full width.
+Shapes: P pairs, B pairs in the batch, S pairs of this process, E negatives beside the positives, N
+documents: the positives of the batch and these, D full width.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import torch
 
 from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
+from services.trainer.data.checks import text_key
 from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.training import parallel
 from services.trainer.training.loss import nested_loss, same_text
+from services.trainer.training.negatives import Negatives
 from services.trainer.training.nested import TextNumbers
 from services.trainer.training.passes import Passes
 
@@ -45,11 +48,21 @@ class FullModel:
         self._model = model
         self._dims = tuple(dims)
         self._passes = passes or Passes(model, TOKENS_AT_ONCE)
-        numbers = number_texts(text for pair in pairs for text in (pair.anchor, pair.positive))
-        self._anchors_P = torch.tensor([numbers[pair.anchor] for pair in pairs])
-        self._positives_P = torch.tensor([numbers[pair.positive] for pair in pairs])
+        # Texts that count as the same have the same number.
+        keys = {t: text_key(t) for p in pairs for t in (p.anchor, p.positive, *p.negatives)}
+        numbers = number_texts(keys.values())
+        anchors, positives = (
+            [numbers[keys[text]] for text in texts]
+            for texts in ([pair.anchor for pair in pairs], [pair.positive for pair in pairs])
+        )
+        negatives = [[numbers[keys[text]] for text in pair.negatives] for pair in pairs]
+        self._negatives = Negatives(anchors, positives, negatives)
+        self._anchors_P, self._positives_P = torch.tensor(anchors), torch.tensor(positives)
         self._anchor_tokens = self._tokenize([pair.anchor for pair in pairs], "query")
         self._positive_tokens = self._tokenize([pair.positive for pair in pairs], "document")
+        texts = {numbers[keys[text]]: text for pair in pairs for text in pair.negatives}
+        tokens = self._tokenize(list(texts.values()), "document")
+        self._negative_tokens = dict(zip(texts, tokens, strict=True))
         self.parameters = parameters or dict(model.transformer.named_parameters())
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
@@ -60,20 +73,33 @@ class FullModel:
         share = parallel.share(rows_B)
         rows_B = rows_B[: len(rows_B) // parallel.size() * parallel.size()]
         rows = rows_B[share].tolist()
-        vectors_2SD = self._passes(
+        # Each process takes as many; what cannot be divided is left out.
+        extra = self._negatives.of(rows_B)
+        each = len(extra) // parallel.size()
+        extra = extra[: each * parallel.size()]
+        first = parallel.rank() * each
+        vectors_SD = self._passes(
             [self._anchor_tokens[row] for row in rows]
             + [self._positive_tokens[row] for row in rows]
+            + [self._negative_tokens[number] for number in extra[first : first + each]]
         )
-        queries_SD, documents_SD = vectors_2SD.chunk(2)
-        documents_BD = parallel.gather(documents_SD)
-        device = documents_BD.device
+        queries_SD, documents_SD = vectors_SD[: len(rows)], vectors_SD[len(rows) :]
+        # Of each process its positives and then its negatives: all positives come first.
+        gathered = parallel.gather(documents_SD).view(parallel.size(), len(rows) + each, -1)
+        parts = torch.split(gathered, [len(rows), each], dim=1)
+        documents_ND = torch.cat([part.flatten(0, 1) for part in parts])
+        device = documents_ND.device
         anchors_B, positives_B = (
             numbers_P[rows_B].to(device) for numbers_P in (self._anchors_P, self._positives_P)
         )
-        numbers = TextNumbers(anchors_B[share], positives_B[share], anchors_B, positives_B)
+        extra_E = torch.tensor(extra, dtype=torch.long, device=device)
+        numbers = TextNumbers(
+            anchors_B[share], positives_B[share],
+            torch.cat([anchors_B, torch.full_like(extra_E, -1)]), torch.cat([positives_B, extra_E]),
+        )  # fmt: skip
         labels_S = torch.arange(share.start, share.stop, device=device)
         # Labels only: the teacher would be the model itself, which is about to change.
-        return nested_loss(queries_SD, documents_BD, self._dims, None, numbers, SCALE, labels_S)
+        return nested_loss(queries_SD, documents_ND, self._dims, None, numbers, SCALE, labels_S)
 
     def vectors(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pairs' queries_BD and documents_BD, with gradients."""

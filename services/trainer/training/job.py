@@ -90,18 +90,26 @@ class Job:
             name: as there.
             documents_ND: the model's, from there.
         """
-        anchors = self.training_anchors()
-        begin = len(self.questions.queries) + len(documents_ND)
-        on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
-        folder = self.folder / name / "anchors"
-        anchors_ND = encode_kept(model, anchors, "query", folder, on_progress)
+        anchors, anchors_ND = self.training_anchors(), self.encode_anchors(model, name)
         pairs = self.data.training
         return Vectors(
             anchors_ND,
             documents_ND,
             _rows(anchors, [pair.anchor for pair in pairs]),
             _rows(self.questions.documents, [pair.positive for pair in pairs]),
+            self._negative_rows(),
         )
+
+    def encode_anchors(self, model: TextModel, name: str) -> Array:
+        """Return vectors of `training_anchors`; see `encode_pairs`."""
+        anchors = self.training_anchors()
+        begin = len(self.questions.queries) + len(self.questions.documents)
+        on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
+        return encode_kept(model, anchors, "query", self.folder / name / "anchors", on_progress)
+
+    def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
+        numbers = number_texts(self.questions.documents)
+        return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.data.training)
 
     def training_anchors(self) -> tuple[str, ...]:
         return tuple(number_texts(pair.anchor for pair in self.data.training))

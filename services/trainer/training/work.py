@@ -8,6 +8,7 @@ Shapes: Q queries, N documents, D full width.
 """
 
 import io
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from services.shared.card import Quality
 from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.model import TextModel
+from services.shared.vectors import Array
 from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
 from services.trainer.jobs.events import EventLog, read_events
@@ -43,6 +45,7 @@ from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
+from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.passes import best_arithmetic
 from services.trainer.training.tuning import tune
@@ -69,11 +72,12 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     job = Job(job_dir, spec, data, questions(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
     model = _load_base(job)
-    # Only what learns from frozen vectors needs those of the training questions too.
-    others = len(job.training_anchors()) if hyper.method in ("adaptor", "distill") else 0
+    # Only what learns from frozen vectors, or mines with them, needs those of training questions.
+    needs_anchors = hyper.method in ("adaptor", "distill") or spec.mining
+    others = len(job.training_anchors()) if needs_anchors else 0
     queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
     learn = adapt if hyper.method == "adaptor" else tune
-    trained = learn(job, model, queries_QD, documents_ND)
+    trained = learn(_mine(job, model, documents_ND), model, queries_QD, documents_ND)
     dims = hyper.measured_dims
     before_QK3 = score_each(
         queries_QD, documents_ND, job.questions.relevant, dims,
@@ -114,6 +118,19 @@ def _load_base(job: Job) -> TextModel:
         model = TextModel(folder, "float32")
     write_atomic(kept, model.engine.split()[-1].encode())
     return model
+
+
+def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
+    """Return the job with mined negatives in its training pairs, if they are wanted."""
+    if job.spec.mining is None:
+        return job
+    pairs = job.data.training
+    mined = mine(
+        pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
+        job.spec.mining, job.folder / "vectors" / "mined",
+        job.progress("mine", "pairs given negatives", 0, len(pairs)),
+    )  # fmt: skip
+    return replace(job, data=replace(job.data, training=mined))
 
 
 def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -> None:

@@ -1,0 +1,137 @@
+"""Hard negatives mined with the base model: for each pair the texts that it takes for answers.
+
+Candidates are the positives of the other training pairs, all of them, compared exactly. A text
+that scores nearly as high as the pair's own positive is often another right answer that nobody
+labelled, so only texts below a share of the positive's score are taken (Moreira et al. 2024,
+NV-Retriever, arXiv:2407.15831, TopK-PercPos; 95 % was best there). Never taken: a positive of the
+same anchor, the anchor itself, a text that the pair has as a negative already, and of texts that
+count as the same more than one.
+
+Shapes: P pairs, A anchors, N documents, C pairs of a chunk, K negatives mined, D full width.
+"""
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from services.shared.vectors import Array
+from services.trainer.data.checks import text_key
+from services.trainer.data.pairs import Pair, number_texts
+from services.trainer.jobs.spec import Mining
+from services.trainer.training.checkpoint import write_atomic
+
+_CHUNK_PAIRS = 4096  # what a killed job mines again at most
+_BLOCK_SCORES = 2**24  # 64 MiB of float32 scores at a time
+
+Rows = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
+
+def mine(
+    pairs: Sequence[Pair],
+    anchors_AD: Array,
+    documents: Sequence[str],
+    documents_ND: Array,
+    mining: Mining,
+    folder: Path,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Pair, ...]:
+    """Return the pairs with mined negatives behind those that they had.
+
+    Args:
+        pairs: the training pairs.
+        anchors_AD: the base's vectors of their anchors, each text once, in order of appearance.
+        documents: texts, all positives of the pairs among them.
+        documents_ND: their vectors.
+        mining: how many, and how near to the positive.
+        folder: keeps what is mined, so that a killed job goes on.
+        on_progress: called with the number of pairs done; what it raises stops the work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    miner = _Miner(pairs, anchors_AD, documents, documents_ND, mining)
+    mined: list[Pair] = []
+    for begin in range(0, len(pairs), _CHUNK_PAIRS):
+        end = min(begin + _CHUNK_PAIRS, len(pairs))
+        path = folder / f"{begin:09d}.npy"
+        if path.exists():
+            found_CK = np.load(path, allow_pickle=False)
+        else:
+
+            def on_block(done: int, begin: int = begin) -> None:
+                on_progress(begin + done)
+
+            found_CK = miner.find(begin, end, on_block)
+            data = io.BytesIO()
+            np.save(data, found_CK, allow_pickle=False)
+            write_atomic(path, data.getvalue())
+        on_progress(end)
+        for pair, rows in zip(pairs[begin:end], found_CK.tolist(), strict=True):
+            more = tuple(documents[row] for row in rows if row >= 0)
+            mined.append(replace(pair, negatives=(*pair.negatives, *more)))
+    return tuple(mined)
+
+
+class _Miner:
+    """The candidates, and for each anchor those that it must not get."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        anchors_AD: Array,
+        documents: Sequence[str],
+        documents_ND: Array,
+        mining: Mining,
+    ) -> None:
+        self._pairs = pairs
+        self._mining = mining
+        self._anchor_rows = number_texts(pair.anchor for pair in pairs)
+        self._anchors_AD = functional.normalize(torch.from_numpy(anchors_AD))
+        rows = number_texts(documents)
+        # Of texts that count as the same the first stands for all.
+        self._places: dict[bytes, int] = {}
+        candidates: list[int] = []
+        for text in number_texts(pair.positive for pair in pairs):
+            if self._places.setdefault(text_key(text), len(candidates)) == len(candidates):
+                candidates.append(rows[text])
+        self._rows_N = torch.tensor(candidates)
+        self._candidates_ND = functional.normalize(torch.from_numpy(documents_ND[candidates]))
+        self._answers: dict[str, set[int]] = defaultdict(set)
+        for pair in pairs:
+            self._answers[pair.anchor].add(self._places[text_key(pair.positive)])
+
+    def find(self, begin: int, end: int, on_progress: Callable[[int], None]) -> Rows:
+        """Return the rows of the negatives found for some pairs, best first; -1: no more."""
+        block = max(1, _BLOCK_SCORES // len(self._rows_N))
+        found = []
+        for first in range(begin, end, block):
+            last = min(first + block, end)
+            found.append(self._find_block(self._pairs[first:last]))
+            on_progress(last - begin)
+        found_CK: Rows = torch.cat(found).numpy()
+        return found_CK
+
+    def _find_block(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        anchors_CD = self._anchors_AD[[self._anchor_rows[pair.anchor] for pair in pairs]]
+        scores_CN = anchors_CD @ self._candidates_ND.T
+        own_C = torch.tensor([self._places[text_key(pair.positive)] for pair in pairs])
+        own_scores_C1 = scores_CN.gather(1, own_C[:, None])
+        # A share of the score, downwards where it is negative too.
+        limit_C1 = own_scores_C1 - (1 - self._mining.margin) * own_scores_C1.abs()
+        scores_CN.masked_fill_(scores_CN > limit_C1, -torch.inf)
+        taboo = [(row, place) for row, pair in enumerate(pairs) for place in self._taboo(pair)]
+        rows, places = torch.tensor(taboo).T
+        scores_CN[rows, places] = -torch.inf
+        count = min(self._mining.negatives, len(self._rows_N))
+        best_CK = scores_CN.topk(count, dim=1)
+        return self._rows_N[best_CK.indices].masked_fill(best_CK.values.isinf(), -1)
+
+    def _taboo(self, pair: Pair) -> set[int]:
+        """Return the candidates that are no negatives of a pair, or are its own already."""
+        keys = map(text_key, (pair.anchor, *pair.negatives))
+        known = {place for key in keys if (place := self._places.get(key)) is not None}
+        return known | self._answers[pair.anchor]
