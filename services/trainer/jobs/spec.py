@@ -13,6 +13,7 @@ plot.png             picture of its quality
 step_metrics.csv     the losses of its steps
 result.json          written last: its presence means success
 result_files.json    the ids under which the service stored what can be downloaded
+reserve              room for a message, should the disk become full
 error.json           why it failed
 log.txt              the process's own log
 """
@@ -37,6 +38,7 @@ PLOT = "plot.png"
 LOG = "log.txt"
 LOCK = "lock"
 LEASE = "lease"
+RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
 VECTORS = ("vectors", "vectors-after")
 

@@ -20,6 +20,7 @@ import torch
 from services.shared.errors import ServiceError
 from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.training import ranks
 from services.trainer.training.checkpoint import Checkpoint, State, load_newest, save
 from services.trainer.training.interrupt import Interrupt, Interrupted
 
@@ -91,7 +92,7 @@ def train(
     """
     parameters = list(trainee.parameters.values())
     optimizer = torch.optim.AdamW(parameters, weight_decay=course.weight_decay)
-    found = load_newest(checkpoints)
+    found = ranks.together(lambda: load_newest(checkpoints))
     first = 0
     if found:
         first = found.step
@@ -114,13 +115,12 @@ def train(
             last_event = now
             rate = (done - first) / (now - begin)
             on_event(_progress(done, course, losses, rate))
-        try:
-            interrupt.check()
-        except Interrupted:
+        is_over = ranks.any_of(interrupt.is_set)
+        is_due = done % course.checkpoint_steps == 0 or done == course.steps
+        if (is_over or is_due) and ranks.is_first():
             save(checkpoints, Checkpoint(done, _state(trainee, optimizer)))
-            raise
-        if done % course.checkpoint_steps == 0 or done == course.steps:
-            save(checkpoints, Checkpoint(done, _state(trainee, optimizer)))
+        if is_over:
+            raise Interrupted
 
 
 def batch_rows(course: Course, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
