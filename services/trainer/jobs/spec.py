@@ -19,6 +19,7 @@ report.json          what the training changed, for machines; report.html, for p
 step_metrics.csv     the losses of its steps
 result.json          written last: its presence means success
 result_files.json    the ids under which the service stored what can be downloaded
+reserve              room for a message, should the disk become full
 error.json           why it failed
 log.txt              the process's own log
 """
@@ -48,6 +49,7 @@ REPORT_PAGE = "report.html"
 LOG = "log.txt"
 LOCK = "lock"
 LEASE = "lease"
+RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
 VECTORS = ("vectors", "vectors-after")
 

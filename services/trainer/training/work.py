@@ -90,6 +90,30 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     _finish(job, trained, before_QK3, after_QK3)
 
 
+def follow_job(job_dir: Path, interrupt: Interrupt) -> None:
+    """Train beside the first process of a job, which writes what comes of it.
+
+    Heads on frozen vectors are trained by the first process alone: their steps are short.
+
+    Raises:
+        Interrupted: asked to stop.
+        ServiceError: it cannot succeed.
+    """
+    spec = Spec.read(spec_path(job_dir))
+    if spec is None:
+        raise ServiceError("the job's folder has no spec.json")
+    if spec.hyperparameters.method != "full":
+        return
+    torch.set_num_threads(spec.threads or torch.get_num_threads())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    pairs = _read_data(job_dir, spec).training
+    model = FullModel(
+        TextModel(Path(spec.base_dir), "float32"), pairs, spec.hyperparameters.trained_dims
+    )
+    course = plan(spec.hyperparameters, len(pairs), spec.checkpoint_steps)
+    train(model, course, job_dir / "checkpoints", lambda _: None, interrupt)
+
+
 def _read_data(job_dir: Path, spec: Spec) -> Split:
     pairs = _read_pairs(job_dir / TRAINING)
     validation = job_dir / VALIDATION
