@@ -108,6 +108,16 @@ class Spec(JsonFile):
     """0: one per core."""
     checkpoint_steps: int
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may train together.
+
+        Where they may not, the first one works alone: heads are soon trained, and what is mined
+        or watched only it has seen.
+        """
+        hyper = self.hyperparameters
+        return hyper.method == "full" and self.mining is None and hyper.early_stopping is None
+
 
 class NestScores(BaseModel):
     """What a shortlist at one size keeps of the exact result, see `shortlist.py`; each 0..1."""

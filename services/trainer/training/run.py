@@ -23,8 +23,10 @@ from services.trainer.jobs.spec import (
     LOCK,
     Failure,
     FailureCode,
+    Spec,
     failure_path,
     result_path,
+    spec_path,
 )
 from services.trainer.training import ranks
 from services.trainer.training.disk import is_disk_full
@@ -63,12 +65,16 @@ def main(arguments: Sequence[str]) -> int:
         exit_with_silence(job_dir / LEASE, options.silence)
     try:
         ranks.begin()
-        if ranks.is_first():
+        is_first = ranks.is_first()
+        spec = Spec.read(spec_path(job_dir))
+        if spec is None or not spec.is_shared:
+            ranks.end()
+        if is_first:
             with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
                 if not result_path(job_dir).exists():
                     run_job(job_dir, interrupt)
-        elif not result_path(job_dir).exists():
-            follow_job(job_dir, interrupt)
+        elif spec and spec.is_shared and not result_path(job_dir).exists():
+            follow_job(job_dir, spec, interrupt)
         return 0
     except (Interrupted, TimeoutError) as error:
         log.info("stopped before the end: %s", error or "asked to")

@@ -11,6 +11,7 @@ from pathlib import Path
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
+from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results import export
 from services.trainer.results.evaluate import evaluate
 from services.trainer.training import start
@@ -42,7 +43,9 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     pairs = [job.data.training[row] for row in rows]
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
     parameters = lora.parameters if lora else None
-    learned = FullModel(model, pairs, hyper.trained_dims, _passes(job, model), parameters)
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, choose_passes(job.folder, hyper, model), parameters
+    )
     trainee: Trainee = learned
     if teacher:
         trainee = Distill(learned, teacher.take(rows), hyper.trained_dims)
@@ -83,12 +86,11 @@ def _start(job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | No
     return base if in_float32 else TextModel(Path(job.spec.base_dir), "float32")
 
 
-def _passes(job: Job, model: TextModel) -> Passes:
-    """Choose how texts go through the model, once in the life of the job."""
-    hyper = job.spec.hyperparameters
+def choose_passes(folder: Path, hyper: Hyperparameters, model: TextModel) -> Passes:
+    """Choose how texts go through the model, once in the life of the job in that folder."""
     if hyper.method == "static" or hyper.student == "static":
         return Passes(model, _NEVER)  # sums of rows: nothing to multiply, and little to keep
-    kept = job.folder / "arithmetic.txt"
+    kept = folder / "arithmetic.txt"
     if not kept.exists():
         write_atomic(kept, best_arithmetic(model.device).encode())
     arithmetic: Arithmetic = "bfloat16" if kept.read_text() == "bfloat16" else "float32"

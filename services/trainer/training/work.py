@@ -43,12 +43,14 @@ from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
 from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.passes import best_arithmetic
-from services.trainer.training.tuning import tune
+from services.trainer.training.train import plan, train
+from services.trainer.training.tuning import choose_passes, tune
 
 _NUM_PROBES = 8
 
@@ -90,28 +92,20 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     _finish(job, trained, before_QK3, after_QK3)
 
 
-def follow_job(job_dir: Path, interrupt: Interrupt) -> None:
+def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     """Train beside the first process of a job, which writes what comes of it.
-
-    Heads on frozen vectors are trained by the first process alone: their steps are short.
 
     Raises:
         Interrupted: asked to stop.
         ServiceError: it cannot succeed.
     """
-    spec = Spec.read(spec_path(job_dir))
-    if spec is None:
-        raise ServiceError("the job's folder has no spec.json")
-    if spec.hyperparameters.method != "full":
-        return
     torch.set_num_threads(spec.threads or torch.get_num_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
-    pairs = _read_data(job_dir, spec).training
-    model = FullModel(
-        TextModel(Path(spec.base_dir), "float32"), pairs, spec.hyperparameters.trained_dims
-    )
-    course = plan(spec.hyperparameters, len(pairs), spec.checkpoint_steps)
-    train(model, course, job_dir / "checkpoints", lambda _: None, interrupt)
+    pairs, hyper = _read_data(job_dir, spec).training, spec.hyperparameters
+    model = TextModel(Path(spec.base_dir), "float32")
+    learned = FullModel(model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model))
+    course = plan(hyper, len(pairs), spec.checkpoint_steps)
+    train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
 
 
 def _read_data(job_dir: Path, spec: Spec) -> Split:
