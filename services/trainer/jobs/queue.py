@@ -136,7 +136,8 @@ class JobQueue:
             job = await asyncio.to_thread(self._leases.claim, tuple(self._running))
             if job is None:
                 break
-            self._metrics.queue_seconds.observe(max(0.0, time.time() - job.queued_at))
+            if job.queued_at is not None:
+                self._metrics.queue_seconds.observe(max(0.0, time.time() - job.queued_at))
             task = asyncio.create_task(self._run(job))
             self._running[job.id] = task
         await self._count()
