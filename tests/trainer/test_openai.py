@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import time
 
 import httpx
@@ -34,7 +35,16 @@ def client(process):
 
 @pytest.fixture(scope="module")
 def file_id(process, tmp_path_factory):
-    path = write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", make_tiny_pairs())
+    return upload(process, tmp_path_factory.mktemp("data"), make_tiny_pairs()[:-8])
+
+
+@pytest.fixture(scope="module")
+def held_out_id(process, tmp_path_factory):
+    return upload(process, tmp_path_factory.mktemp("data"), make_tiny_pairs()[-8:])
+
+
+def upload(process, folder, pairs):
+    path = write_pairs(folder / "pairs.jsonl", pairs)
     with openai.OpenAI(base_url=f"{process.http}/v1", api_key="none") as client:
         return client.files.create(file=path, purpose="fine-tune").id
 
@@ -59,24 +69,26 @@ def first_checkpoint(client, job_id):
     return page.data[0]
 
 
-def test_a_job_from_upload_to_its_results(client, process, file_id, tiny_model):
+def test_a_job_from_upload_to_its_results(client, process, file_id, held_out_id, tiny_model):
     """Every call of client.fine_tuning.jobs and client.files, and each field of its own type."""
     job = create(
-        client, file_id, tiny_model, suffix="docs", seed=7, validation_file=file_id,
+        client, file_id, tiny_model, suffix="docs", seed=7, validation_file=held_out_id,
         metadata={"user": "ann", "team": "a b"},
     )  # fmt: skip
     assert (job.object, job.status, job.seed) == ("fine_tuning.job", "queued", 7)
-    assert (job.training_file, job.validation_file) == (file_id, file_id)
+    assert (job.training_file, job.validation_file) == (file_id, held_out_id)
     assert job.fine_tuned_model is job.finished_at is job.error is None
     job = wait(client, job.id, "succeeded")
     assert job.fine_tuned_model == f"ft:model:docs:{job.id[4:12]}"
     assert [row["dim"] for row in job.quality] == [16, 32]
     assert job.metadata == {"user": "ann", "team": "a b"}
-    table, picture = [client.files.content(id_).read() for id_ in job.result_files]
+    table, picture, page, report = [client.files.content(id_).read() for id_ in job.result_files]
     rows = list(csv.DictReader(io.StringIO(table.decode())))
     assert rows[-1]["step"] == "12"
     assert set(rows[0]) == {"step", "train_loss", "train_loss_16", "train_loss_32"}
     assert picture.startswith(b"\x89PNG")
+    assert page.startswith(b"<!doctype html>")
+    assert json.loads(report)["model_id"] == job.fine_tuned_model
     assert {file.id for file in client.files.list(purpose="fine-tune-results")} >= set(
         job.result_files
     )
