@@ -132,8 +132,9 @@ def test_files_of_a_bucket_are_fetched(tmp_path, store):
     files = list_folder(tmp_path / "all", "training_file")
     assert [file.name for file in files] == ["train-0.jsonl"]
     assert len(read_dataset(files, {}, "training_file").examples) == 4
-    with pytest.raises(InvalidRequest, match="no such file"):
-        buckets.fetch(read_address("s3://bucket/gone"), tmp_path / "y", "training_file")
+    for gone in ("s3://bucket/gone", "s3://bucket/set"):  # the other is a folder
+        with pytest.raises(InvalidRequest, match="no such file"):
+            buckets.fetch(read_address(gone), tmp_path / "y", "training_file")
     with pytest.raises(TooLarge, match="200 bytes"):
         Buckets(200, 10.0, lambda: store).fetch(
             read_address("s3://bucket/set/"), tmp_path / "all", "training_file"
@@ -152,6 +153,22 @@ def test_a_trainer_without_s3fs_says_so(tmp_path):
 
     with pytest.raises(InvalidRequest, match="install s3fs"):
         Buckets(1000, 1.0, missing).fetch(read_address("s3://b/x"), tmp_path / "x", "training_file")
+
+
+def test_an_error_of_the_store_is_told_without_its_words(tmp_path):
+    """As those of botocore, which derive from nothing but Exception."""
+
+    class NoCredentials(Exception):
+        pass
+
+    def without_keys():
+        raise NoCredentials("https://secret")
+
+    with pytest.raises(InvalidRequest, match="cannot be read .NoCredentials.") as caught:
+        Buckets(9, 1.0, without_keys).fetch(
+            read_address("s3://b/x"), tmp_path / "x", "training_file"
+        )
+    assert "secret" not in caught.value.message
 
 
 async def test_an_upload_is_found_by_its_id(tmp_path, sources, files):
