@@ -14,6 +14,8 @@ from services.trainer.data.bucket import Buckets
 from services.trainer.data.dataset import read_dataset
 from services.trainer.data.folder import list_folder
 from services.trainer.data.sources import Sources, without_query
+from services.trainer.jobs.spec import Mining
+from services.trainer.openai_body import read_create
 from services.trainer.settings import TrainerSettings
 from tests.trainer.test_download import answer, serving
 
@@ -190,3 +192,26 @@ def test_what_is_shown_of_an_address_holds_no_signature():
     """Only its path."""
     assert without_query("https://host/a?key=secret") == "https://host/a"
     assert without_query("/sets/what?") == "/sets/what?"
+
+
+def test_openais_body_takes_columns_and_mining():
+    """As OpenAI's SDK sends them from `extra_body`; what is wrong is refused with its field."""
+    body = {"model": "", "training_file": "https://host/a?key=s"}
+    wanted = read_create(
+        body | {"columns": {"q": "anchor", "a": "positive"}, "mine_negatives": {"margin": 0.9}}
+    )
+    assert wanted.columns == {"q": "anchor", "a": "positive"}
+    assert wanted.mining == Mining(negatives=4, margin=0.9)
+    assert read_create(body).mining is None
+    assert read_create(body).digest() != wanted.digest()
+    for field, value in (
+        ("columns", {"q": 1}),
+        ("columns", ["q"]),
+        ("mine_negatives", {"negatives": 0}),
+        ("mine_negatives", {"margin": 1.5}),
+        ("mine_negatives", {"depth": 3}),
+        ("mine_negatives", 4),
+    ):
+        with pytest.raises(InvalidRequest, match=field) as caught:
+            read_create(body | {field: value})
+        assert caught.value.param == field
