@@ -72,11 +72,12 @@ class Packed:
             text_groups=groups,
             **({"token_type_ids": torch.tensor([types], device=device)} if types else {}),
         ).last_hidden_state[0]
-        pooled, start = [], 0
-        for length, count in groups:
-            hidden_BLD = hidden_TD[start : start + length * count].view(count, length, -1)
-            pooled.append(_pool(hidden_BLD, self.pooling).float())
-            start += length * count
+        # Split, not sliced: the gradient of each slice would be as large as the whole.
+        parts = hidden_TD.split([length * count for length, count in groups])
+        pooled = [
+            _pool(part.view(count, length, -1), self.pooling).float()
+            for part, (length, count) in zip(parts, groups, strict=True)
+        ]
         features = {"sentence_embedding": torch.cat(pooled)}
         for module in self._tower.heads:
             features = module(features)

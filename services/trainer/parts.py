@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 
 from services.shared.blobs import Blobs
 from services.shared.database import Database
@@ -10,8 +11,10 @@ from services.shared.files import Files
 from services.trainer.jobs.create import Drafts
 from services.trainer.jobs.intake import Intake
 from services.trainer.jobs.jobs import Jobs
-from services.trainer.jobs.launcher import LocalLauncher
+from services.trainer.jobs.kubernetes import Cluster, KubernetesLauncher
+from services.trainer.jobs.launcher import Launcher, LocalLauncher
 from services.trainer.jobs.leases import Leases
+from services.trainer.jobs.manifest import PodKind
 from services.trainer.jobs.name import hold_name
 from services.trainer.jobs.queue import JobQueue
 from services.trainer.jobs.retention import Retention
@@ -27,6 +30,8 @@ from services.trainer.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 60.0
+# Where Kubernetes mounts what a pod needs to call its API.
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class Parts:
@@ -74,7 +79,7 @@ class Parts:
         self.files = Files(files_database, blobs)
         self.jobs = Jobs(database)
         leases = Leases(database, name, s.lease_s, s.max_jobs_per_owner)
-        launcher = LocalLauncher(s.stop_s, 0.75 * s.lease_s)
+        launcher = self._launcher()
         runner = Runner(
             leases, self.files, self.folder, launcher, metrics, s.lease_s, s.disk_wait_s
         )
@@ -116,6 +121,32 @@ class Parts:
         """Free a deleted file's bytes, if that is for this service to do."""
         if self.owns_files:
             await self.files.remove(file_id)
+
+    def _launcher(self) -> Launcher:
+        s = self._settings
+        if s.launcher == "local":
+            return LocalLauncher(s.stop_s, 0.75 * s.lease_s, s.devices)
+        token, certificates = (_ACCOUNT / name for name in ("token", "ca.crt"))
+        cluster = Cluster(
+            s.kubernetes_url,
+            s.kubernetes_namespace,
+            token if token.exists() else None,
+            certificates if certificates.exists() else None,
+        )
+        self._open.push_async_callback(cluster.close)
+        kind = PodKind(
+            image=s.kubernetes_image or "",
+            claim=s.kubernetes_claim or "",
+            data_dir=self._data_dir,
+            nodes=s.kubernetes_nodes,
+            devices=s.devices,
+            gpus=s.kubernetes_gpus,
+            cpu=s.kubernetes_cpu,
+            memory=s.kubernetes_memory,
+            queue=s.kubernetes_queue or "",
+            stop_s=s.stop_s,
+        )
+        return KubernetesLauncher(cluster, kind)
 
     def _database(self, url: str) -> Database:
         database = Database(url)

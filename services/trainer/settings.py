@@ -1,6 +1,6 @@
 """Settings of the trainer: `MATRYOSHKA_TRAINER_<FIELD>`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -83,6 +83,29 @@ class TrainerSettings(ServerSettings):
     """Sent to the router; unset: nothing is sent."""
     router_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for an answer of the router; a migration takes as long as it takes."""
+    devices: int = Field(default=1, ge=1)
+    """Processes of one job on one machine, each with an accelerator of its own (torchrun)."""
+    kubernetes_image: str | None = None
+    """Image of a Job's pods, with this package in it; needed for the launcher kubernetes."""
+    kubernetes_claim: str | None = None
+    """Volume claim of `data_dir`, which the service and all pods mount; needed for kubernetes."""
+    launcher: Literal["local", "kubernetes"] = "local"
+    """Where jobs run: as processes beside the service, or as Jobs of the cluster it runs in."""
+    kubernetes_namespace: str = "default"
+    """Where Jobs are made."""
+    kubernetes_nodes: int = Field(default=1, ge=1)
+    """Pods of one job."""
+    kubernetes_gpus: int = Field(default=0, ge=0)
+    """GPUs of a pod (nvidia.com/gpu)."""
+    kubernetes_cpu: str = "2"
+    """CPU of a pod, as Kubernetes writes it."""
+    kubernetes_memory: str = "8Gi"
+    """Memory of a pod, as Kubernetes writes it."""
+    kubernetes_queue: str | None = None
+    """Kueue's LocalQueue for the Jobs; unset: they start at once."""
+    kubernetes_url: str = "https://kubernetes.default.svc"
+    """The cluster's API; the service account's token and certificates are read where pods have
+    them."""
     stop_s: float = Field(default=10.0, gt=0)
     """Time for a job's process to write a checkpoint and end before it is killed."""
 
@@ -96,3 +119,11 @@ class TrainerSettings(ServerSettings):
                 f"before its lease is over; got {stop_s:g} and {lease_s:g}"
             )
         return stop_s
+
+    @field_validator("launcher")
+    @classmethod
+    def _has_what_kubernetes_needs(cls, launcher: str, info: ValidationInfo) -> str:
+        needed = ("kubernetes_image", "kubernetes_claim")
+        if launcher == "kubernetes" and not all(info.data.get(name) for name in needed):
+            raise ValueError("kubernetes needs KUBERNETES_IMAGE and KUBERNETES_CLAIM beside it")
+        return launcher

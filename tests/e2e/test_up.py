@@ -69,6 +69,37 @@ async def test_router_and_trainer_answer_on_the_same_grpc_port(process):
         assert list(jobs.jobs) == []
 
 
+async def test_router_and_trainer_see_the_same_files(process):
+    """An upload over HTTP trains over gRPC, what a job makes is listed, one deletion is for all."""
+    line = '{"anchor": "question %s", "positive": "answer %s"}\n'
+    data = "".join(line % (i, i) for i in range(20)).encode()
+    async with (
+        openai.AsyncOpenAI(base_url=f"{process.http}/v1", api_key="none") as client,
+        grpc.aio.insecure_channel(process.grpc) as channel,
+    ):
+        trainer = trainer_pb2_grpc.TrainerServiceStub(channel)
+        file = await client.files.create(file=("pairs.jsonl", data), purpose="fine-tune")
+        asked = tr.CreateJobRequest(
+            training_file=file.id, hyperparameters=tr.Hyperparameters(steps=2)
+        )
+        job = (await trainer.CreateJob(asked)).job
+        async for _ in trainer.WatchJob(tr.WatchJobRequest(id=job.id)):
+            pass
+        ended = await client.fine_tuning.jobs.retrieve(job.id)
+        made = {one.id async for one in client.files.list(purpose="fine-tune-results")}
+        assert made == set(ended.result_files) != set()
+        await trainer.DeleteFile(tr.DeleteFileRequest(file_id=file.id))
+        with pytest.raises(openai.NotFoundError):
+            await client.files.retrieve(file.id)
+        by_grpc = tr.UploadFileRequest(filename="b.jsonl"), tr.UploadFileRequest(data=data)
+        parts = iter([*by_grpc, tr.UploadFileRequest(num_bytes=len(data))])
+        other = (await trainer.UploadFile(parts)).file_id
+        assert (await client.files.retrieve(other)).purpose == "fine-tune"
+        assert (await client.files.delete(other)).deleted
+        with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+            await trainer.CreateJob(tr.CreateJobRequest(training_file=other))
+
+
 async def test_what_was_written_is_there_after_a_kill(tmp_path):
     """kill -9 of the whole process loses nothing that it had acknowledged."""
     process = serve(tmp_path, "up")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import time
 from dataclasses import replace
@@ -133,6 +134,41 @@ def test_a_full_job_lowers_the_loss_and_survives_a_kill(tmp_path, tiny_model, ti
     plain = SentenceTransformer(str(calm / "model"), device="cpu", local_files_only=True)
     ours = TextModel(calm / "model", "float32").encode_texts(texts)
     assert (plain.encode(texts) * ours).sum(axis=1).min() > 0.99999
+
+
+def test_a_job_killed_anywhere_ends_in_the_same_weights(tmp_path, tiny_model, tiny_pairs):
+    """While a checkpoint is written, at any moment, while the model is written: the same bits."""
+    options = {"method": "full", "steps": 60, "batch_size": 16, "checkpoint_steps": 1}
+    calm = make_job(tmp_path / "calm", tiny_model, tiny_pairs, **options)
+    begin = time.monotonic()
+    assert start_job(calm).wait() == 0, (calm / "log.txt").read_text()
+    whole_s = time.monotonic() - begin
+    folder = make_job(tmp_path / "killed", tiny_model, tiny_pairs, **options)
+    places = ("checkpoints/.writing-*", None, ".model-writing")
+    for place in places:
+        process = start_job(folder)
+        moment = time.monotonic() + random.uniform(0.3, 1.0) * whole_s
+        while process.poll() is None:
+            if any(folder.glob(place)) if place else time.monotonic() > moment:
+                process.kill()
+        process.wait()
+    assert start_job(folder).wait() == 0, (folder / "log.txt").read_text()
+    assert same(weights(folder / "model"), weights(calm / "model"))
+    count = len(numbers(folder))
+    assert numbers(folder) == list(range(1, count + 1))
+    assert not list(folder.glob("**/.*writing*"))
+
+
+def test_a_process_that_hears_nothing_of_its_service_ends(tmp_path, tiny_model, tiny_pairs):
+    """Its service hangs, or cannot reach the database: another will begin."""
+    folder = make_job(tmp_path / "job", tiny_model, tiny_pairs, method="full", steps=100_000)
+    (folder / "lease").touch()
+    process = start_job(folder, "--silence", "1.5")
+    for _ in range(8):
+        time.sleep(0.4)
+        (folder / "lease").touch()
+    assert process.poll() is None
+    assert process.wait(timeout=30) == NOT_FINISHED
 
 
 def test_the_process_ends_with_its_parent(tmp_path, tiny_model, tiny_pairs):

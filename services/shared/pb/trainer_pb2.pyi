@@ -745,7 +745,7 @@ class Job(_message.Message):
     validation_file: _builtins.str
     error_code: _builtins.str
     """Why it failed, for programs: "invalid_data", "training_failed", "disk_full", "out_of_memory",
-    "killed" or "internal_error".
+    "killed", "not_started" or "internal_error".
     """
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:

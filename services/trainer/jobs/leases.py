@@ -55,8 +55,10 @@ class Leases:
                 and_(JobRow.service == self._service, JobRow.id.not_in(without)),
             )
             left = select(JobRow).where(JobRow.state == "running", is_left)
-            row = session.scalar(left.order_by(JobRow.number).limit(1)) or self._next(session)
-            if row is None:
+            row = session.scalar(left.order_by(JobRow.number).limit(1))
+            if row is not None:
+                row.queued_at = None
+            elif (row := self._next(session)) is None:
                 return None
             row.state, row.service, row.lease_until = "running", self._service, now + self._lease_s
             row.started_at = row.started_at or time.time()
@@ -71,6 +73,8 @@ class Leases:
                 .group_by(JobRow.owner)
             )
         ]
+        if not waiting:
+            return None
         owners = select(
             JobRow.owner,
             func.max(JobRow.started_at),
@@ -101,6 +105,7 @@ class Leases:
         with self._database.transaction() as session:
             if (row := self._own(session, job_id)) is not None:
                 row.state, row.service, row.lease_until = "queued", None, None
+                row.queued_at = time.time()
 
     def end(
         self,

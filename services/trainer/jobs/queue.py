@@ -15,7 +15,7 @@ from services.shared.errors import WrongState
 from services.trainer.jobs.jobs import Jobs
 from services.trainer.jobs.leases import Leases
 from services.trainer.jobs.rows import Job, Wish
-from services.trainer.jobs.runner import Runner, append_event
+from services.trainer.jobs.runner import Runner, append_event, brief
 from services.trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class JobQueue:
             try:
                 await self._dispatch()
             except Exception as error:  # the database is away, or its disk is full
-                log.error("looking for jobs failed", exc_info=error)
+                log.error("looking for jobs failed: %s", brief(error))
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _LOOK_S)
@@ -136,7 +136,8 @@ class JobQueue:
             job = await asyncio.to_thread(self._leases.claim, tuple(self._running))
             if job is None:
                 break
-            self._metrics.queue_seconds.observe(max(0.0, time.time() - job.queued_at))
+            if job.queued_at is not None:
+                self._metrics.queue_seconds.observe(max(0.0, time.time() - job.queued_at))
             task = asyncio.create_task(self._run(job))
             self._running[job.id] = task
         await self._count()
@@ -146,7 +147,7 @@ class JobQueue:
             await self._runner.run(job)
         except Exception as error:
             # Its lease runs out, or is taken up again: nothing is lost.
-            log.error("job %s could not be run now", job.id, exc_info=error)
+            log.error("job %s could not be run now: %s", job.id, brief(error))
             await asyncio.sleep(_LOOK_S)
         finally:
             del self._running[job.id]

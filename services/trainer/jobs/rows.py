@@ -85,8 +85,8 @@ class Job:
     """What its owner wants of it while it runs."""
     created_at: float = 0.0
     """Unix time, as the others."""
-    queued_at: float = 0.0
-    """Of the last time that it began to wait."""
+    queued_at: float | None = None
+    """Of the last time that it began to wait; None: it did not, it is gone on with."""
     started_at: float | None = None
     finished_at: float | None = None
     error: str = ""
@@ -125,7 +125,7 @@ def to_job(row: JobRow) -> Job:
         state=cast(State, row.state),
         wish=cast("Wish | None", row.wish),
         created_at=row.created_at,
-        queued_at=row.queued_at or row.created_at,
+        queued_at=row.queued_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
         error=row.error,

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.shared.errors import ServiceError
 from services.shared.files import Files
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.launcher import Launcher
@@ -22,6 +23,7 @@ from services.trainer.jobs.spec import (
     CHECKPOINTS,
     LEASE,
     LOCK,
+    RESERVE,
     TRAINING_VECTORS,
     VALIDATION_VECTORS,
     Failure,
@@ -43,6 +45,8 @@ _MAX_STARTS = 3
 # The process of a killed service ends within about a second; a checkpoint may take longer.
 _LOCK_TIMEOUT_S = 60.0
 _LOOK_S = 0.5
+_RESERVE_BYTES = 2**15
+_DISK_LOOKS = 360  # of a job that waits for room: every 10 s of an hour
 
 
 class LeaseLost(Exception):
@@ -98,6 +102,7 @@ class Runner:
     async def forget(self, job_id: str) -> None:
         """Remove what is not needed of a job that has ended."""
         await asyncio.to_thread(drop_vectors, self._folder / job_id)
+        (self._folder / job_id / RESERVE).unlink(missing_ok=True)
         await self._launcher.forget(job_id)
 
     async def run(self, job: Job) -> None:
@@ -141,8 +146,8 @@ class Runner:
             look.clear()
             try:
                 job = await asyncio.to_thread(self._renew, job_id)
-            except Exception:  # the database is away: it may be back in time
-                log.warning("job %s: its lease could not be renewed", job_id, exc_info=True)
+            except Exception as error:  # the database is away: it may be back in time
+                log.warning("job %s: its lease could not be renewed: %s", job_id, brief(error))
                 if time.monotonic() - renewed < self._lease_s / 2:
                     continue
                 job = None
@@ -175,6 +180,7 @@ class Runner:
                 return found
             try:
                 (folder / LEASE).touch()
+                _reserve(folder)
                 code = await self._launcher.run(folder)
             except OSError as error:
                 if not is_disk_full(error):
@@ -197,6 +203,7 @@ class Runner:
     async def _wait_for_room(self, job_id: str) -> None:
         log.warning("job %s waits: the disk with its folder is full", job_id)
         with contextlib.suppress(OSError):
+            (self._folder / job_id / RESERVE).unlink(missing_ok=True)
             message = "the disk is full; the job goes on when there is room"
             await asyncio.to_thread(append_event, self._folder / job_id, "running", message)
         await asyncio.sleep(self._disk_wait_s / _DISK_LOOKS)
@@ -211,6 +218,8 @@ class Runner:
         assert working is not None
         try:
             return working.result()
+        except ServiceError as error:
+            return Outcome("failed", error.message, "not_started")
         except Exception:
             log.exception("job %s could not be run", job.id)
             message = "the job's process could not be run"
@@ -239,7 +248,9 @@ class Runner:
             self._metrics.step_seconds.labels(_method(folder)).observe(1 / rate)
 
 
-_DISK_LOOKS = 360  # of a job that waits for room: every 10 s of an hour
+def brief(error: Exception) -> str:
+    """Name an error in one line, for a log that would else hold its traceback every second."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def append_event(folder: Path, status: State, message: str) -> None:
@@ -249,6 +260,12 @@ def append_event(folder: Path, status: State, message: str) -> None:
         last = events.last
         if last is None or (last.status, last.message) != (status, message):
             events.append(Event(status=status, message=message))
+
+
+def _reserve(folder: Path) -> None:
+    """Keep a little room, so that a job on a full disk can say so."""
+    with contextlib.suppress(OSError):
+        (folder / RESERVE).write_bytes(bytes(_RESERVE_BYTES))
 
 
 def drop_vectors(folder: Path) -> None:

@@ -19,6 +19,7 @@ report.json          what the training changed, for machines; report.html, for p
 step_metrics.csv     the losses of its steps
 result.json          written last: its presence means success
 result_files.json    the ids under which the service stored what can be downloaded
+reserve              room for a message, should the disk become full
 error.json           why it failed
 log.txt              the process's own log
 """
@@ -48,6 +49,7 @@ REPORT_PAGE = "report.html"
 LOG = "log.txt"
 LOCK = "lock"
 LEASE = "lease"
+RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
 VECTORS = ("vectors", "vectors-after")
 
@@ -105,6 +107,16 @@ class Spec(JsonFile):
     threads: int
     """0: one per core."""
     checkpoint_steps: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may train together.
+
+        Where they may not, the first one works alone: heads are soon trained, and what is mined
+        or watched only it has seen.
+        """
+        hyper = self.hyperparameters
+        return hyper.method == "full" and self.mining is None and hyper.early_stopping is None
 
 
 class NestScores(BaseModel):

@@ -31,6 +31,11 @@ class Interrupt:
     def set(self) -> None:
         self._event.set()
 
+    @property
+    def is_set(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._event.is_set()
+
     def check(self) -> None:
         """Stop here if asked to.
 

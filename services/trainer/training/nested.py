@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-# Keeps the norm of a prefix of zeros finite; far below any square that float32 training meets.
-_EPS = 1e-20
-# What blocked places get as a logit; finite, so that a target of zero times it is zero.
-_BLOCKED = -1e4
+EPS = 1e-20
+"""Keeps the norm of a prefix of zeros finite; far below any square that float32 training meets."""
+BLOCKED = -1e4
+"""What blocked places get as a logit; finite, so that a target of zero times it is zero."""
 CHUNK_BYTES = 2**28
 """Most that the matrices of a chunk take; a batch that fits goes in one piece, and once."""
 
@@ -89,11 +89,11 @@ class _Sides:
 
     def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return query_squares_KB and document_squares_KN of the prefixes."""
-        both = []
-        for side in (self.queries_BD, self.documents_ND):
-            blocks = [side[:, block].square().sum(dim=1) for block in self.blocks()]
-            both.append(torch.stack(blocks).cumsum(dim=0) + _EPS)
-        return both[0], both[1]
+        queries_KB, documents_KN = (
+            prefix_sums(side.square(), self.dims) + EPS
+            for side in (self.queries_BD, self.documents_ND)
+        )
+        return queries_KB, documents_KN
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ def _run(
         scale = sides.scale_K[size]
         logits_RN = (dots_RN * (scale * query_factors_R1)).mul_(document_factors_N)
         if blocked_RN is not None:
-            logits_RN.masked_fill_(blocked_RN, _BLOCKED)
+            logits_RN.masked_fill_(blocked_RN, BLOCKED)
         logs_RN = logits_RN.log_softmax(dim=1)
         losses.append(_cross_entropy(logs_RN, asked, rows))
         if not keeps:
@@ -257,6 +257,13 @@ def _descend(
         query_gradient_BD[rows, block].addcmul_(by_query_R[:, None], query_RM, value=-1)
         document_gradient_ND[:, block].addmm_(dots_RN.T, query_RM)
         document_gradient_ND[:, block].addcmul_(by_document_N[:, None], document_NM, value=-1)
+
+
+def prefix_sums(numbers_BD: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    """Return sums_KB of the first numbers of each row, as many as each size has."""
+    edges = pairwise((0, *dims))
+    blocks = [numbers_BD[:, begin:end].sum(dim=1) for begin, end in edges]
+    return torch.stack(blocks).cumsum(dim=0)
 
 
 def as_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:

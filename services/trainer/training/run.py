@@ -5,10 +5,13 @@ Exit codes: 0 done, 1 failed (error.json says why), 74 the disk is full, 75 stop
 """
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -20,9 +23,12 @@ from services.trainer.jobs.spec import (
     LOCK,
     Failure,
     FailureCode,
+    Spec,
     failure_path,
     result_path,
+    spec_path,
 )
+from services.trainer.training import ranks
 from services.trainer.training.disk import is_disk_full
 from services.trainer.training.interrupt import (
     DISK_FULL,
@@ -32,7 +38,7 @@ from services.trainer.training.interrupt import (
     exit_with_parent,
     exit_with_silence,
 )
-from services.trainer.training.work import run_job
+from services.trainer.training.work import follow_job, run_job
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +64,25 @@ def main(arguments: Sequence[str]) -> int:
     if options.silence is not None:
         exit_with_silence(job_dir / LEASE, options.silence)
     try:
-        with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
-            if not result_path(job_dir).exists():
-                run_job(job_dir, interrupt)
+        ranks.begin()
+        is_first = ranks.is_first()
+        spec = Spec.read(spec_path(job_dir))
+        if spec is None or not spec.is_shared:
+            ranks.end()
+        if is_first:
+            with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
+                if not result_path(job_dir).exists():
+                    run_job(job_dir, interrupt)
+        elif spec and spec.is_shared and not result_path(job_dir).exists():
+            follow_job(job_dir, spec, interrupt)
         return 0
     except (Interrupted, TimeoutError) as error:
         log.info("stopped before the end: %s", error or "asked to")
         return NOT_FINISHED
     except Exception as error:
         return _fail(job_dir, error)
+    finally:
+        ranks.end()
 
 
 def _fail(job_dir: Path, error: Exception) -> int:
@@ -95,5 +111,13 @@ def _fail(job_dir: Path, error: Exception) -> int:
     return 1
 
 
+def _leave(code: int) -> NoReturn:
+    """End with this code, also where the log cannot be written: Python's own would be 120."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

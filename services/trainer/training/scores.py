@@ -9,13 +9,10 @@ Shapes: B pairs, D full width, K sizes.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 
-from services.trainer.training.nested import as_dims
-
-_EPS = 1e-20  # keeps the norm of a prefix of zeros finite
+from services.trainer.training.nested import EPS, as_dims, prefix_sums
 
 
 def nested_cosines(
@@ -26,16 +23,11 @@ def nested_cosines(
     Raises:
         ValueError: the sizes are not ascending, or wider than the vectors.
     """
-    edges = list(pairwise((0, *as_dims(dims, first_BD.shape[1]))))
+    dims = as_dims(dims, first_BD.shape[1])
     dtype = torch.promote_types(first_BD.dtype, torch.float32)
     first_BD, second_BD = first_BD.to(dtype), second_BD.to(dtype)
-
-    def sums(product_BD: torch.Tensor) -> torch.Tensor:
-        blocks = [product_BD[:, begin:end].sum(dim=1) for begin, end in edges]
-        return torch.stack(blocks).cumsum(dim=0)
-
-    squares_KB = (sums(first_BD.square()) + _EPS) * (sums(second_BD.square()) + _EPS)
-    return sums(first_BD * second_BD) * squares_KB.rsqrt()
+    first_KB, second_KB = (prefix_sums(side.square(), dims) + EPS for side in (first_BD, second_BD))
+    return prefix_sums(first_BD * second_BD, dims) * (first_KB * second_KB).rsqrt()
 
 
 def nested_cosent(

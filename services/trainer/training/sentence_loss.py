@@ -30,6 +30,8 @@ class NestedLoss(torch.nn.Module):
         weights: what the loss of each size counts for, in the order of `dims`; None: 1 each.
         scale: times the cosine, before the softmax.
         gather_across_devices: whether every anchor meets the documents of all processes.
+        kernel: whether `loss_kernel.py` computes it: on an accelerator, where it is not measured
+            yet, and with the extra `kernel` installed.
 
     Raises:
         ValueError: a size is none of the model's, or there is not one weight for each.
@@ -42,11 +44,13 @@ class NestedLoss(torch.nn.Module):
         weights: Sequence[float] | None = None,
         scale: float = 20.0,
         gather_across_devices: bool = False,
+        kernel: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.scale = scale
         self.gather_across_devices = gather_across_devices
+        self.kernel = kernel
         weights = [1.0] * len(dims) if weights is None else weights
         if len(weights) != len(dims):
             raise ValueError(f"weights must be {len(dims)} numbers, one for each of dims")
@@ -75,12 +79,10 @@ class NestedLoss(torch.nn.Module):
         """Return the same of full vectors_BD of each column.
 
         Raises:
-            ValueError: there are not two columns at least.
+            ValueError: there are fewer than two columns.
         """
         if len(embeddings) < 2:
-            raise ValueError(
-                f"expected anchors and positives at least, got {len(embeddings)} column"
-            )
+            raise ValueError("expected columns of anchors and positives at least")
         anchors_BD, *documents = embeddings
         own_B = torch.arange(len(anchors_BD), device=anchors_BD.device)
         if self.gather_across_devices:
@@ -89,9 +91,16 @@ class NestedLoss(torch.nn.Module):
             # One message for all columns.
             gathered = parallel.gather(torch.cat(documents, dim=1))
             documents = list(torch.split(gathered, width, dim=1))
-        losses_K = nested_loss(
-            anchors_BD, torch.cat(documents), self.dims, None, None, self.scale, own_B
-        )
+        documents_ND = torch.cat(documents)
+        if self.kernel:
+            # Triton is an extra.
+            from services.trainer.training.loss_kernel import kernel_loss
+
+            losses_K = kernel_loss(anchors_BD, documents_ND, self.dims, None, self.scale, own_B)
+        else:
+            losses_K = nested_loss(
+                anchors_BD, documents_ND, self.dims, None, None, self.scale, own_B
+            )
         return losses_K @ losses_K.new_tensor(self.weights)
 
     def get_config_dict(self) -> dict[str, Any]:

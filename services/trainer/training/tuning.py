@@ -11,15 +11,20 @@ from pathlib import Path
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
+from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results import export
 from services.trainer.results.evaluate import evaluate
 from services.trainer.training import start
 from services.trainer.training.adaptor import Vectors
+from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
-from services.trainer.training.full import FullModel
+from services.trainer.training.full import TOKENS_AT_ONCE, FullModel
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.lora import LoraLayers
+from services.trainer.training.passes import Arithmetic, Passes, best_arithmetic
 from services.trainer.training.train import Trainee
+
+_NEVER = 2**62  # more tokens than there are: all at once
 
 
 def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
@@ -37,8 +42,9 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     rows, watched = job.learn_and_watch()
     pairs = [job.data.training[row] for row in rows]
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
+    parameters = lora.parameters if lora else None
     learned = FullModel(
-        model, pairs, hyper.trained_dims, parameters=lora.parameters if lora else None
+        model, pairs, hyper.trained_dims, choose_passes(job.folder, hyper, model), parameters
     )
     trainee: Trainee = learned
     if teacher:
@@ -78,6 +84,17 @@ def _start(job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | No
     # Small steps get lost in bfloat16's 8 bits.
     in_float32 = base.engine.split()[-1] == "float32"
     return base if in_float32 else TextModel(Path(job.spec.base_dir), "float32")
+
+
+def choose_passes(folder: Path, hyper: Hyperparameters, model: TextModel) -> Passes:
+    """Choose how texts go through the model, once in the life of the job in that folder."""
+    if hyper.method == "static" or hyper.student == "static":
+        return Passes(model, _NEVER)  # sums of rows: nothing to multiply, and little to keep
+    kept = folder / "arithmetic.txt"
+    if not kept.exists():
+        write_atomic(kept, best_arithmetic(model.device).encode())
+    arithmetic: Arithmetic = "bfloat16" if kept.read_text() == "bfloat16" else "float32"
+    return Passes(model, TOKENS_AT_ONCE, arithmetic)
 
 
 def _teacher(job: Job, base: TextModel, documents_ND: Array) -> Vectors:

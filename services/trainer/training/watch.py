@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from services.trainer.jobs.hyperparameters import EarlyStopping
+from services.trainer.training import ranks
 from services.trainer.training.checkpoint import Checkpoint, State, load_newest, save
 
 _SCORE = "score"
@@ -52,7 +53,8 @@ class Watch:
             return f"step {step}: nDCG@10 at {dim} is {score:.4f}, {since}"
         weights = {name: tensor.clone() for name, tensor in state().items()}
         self._best = Checkpoint(step, weights | {_SCORE: torch.tensor(score, dtype=torch.float64)})
-        save(self._folder, self._best)
+        if ranks.is_first():  # the others have the same weights, and see the same
+            save(self._folder, self._best)
         return f"step {step}: nDCG@10 at {dim} is {score:.4f}, the best so far"
 
     def is_over(self, step: int) -> bool:

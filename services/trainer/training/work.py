@@ -45,11 +45,14 @@ from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
 from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
-from services.trainer.training.tuning import tune
+from services.trainer.training.passes import best_arithmetic
+from services.trainer.training.train import plan, train
+from services.trainer.training.tuning import choose_passes, tune
 
 _NUM_PROBES = 8
 _CHUNK_TEXTS = 2048
@@ -93,6 +96,22 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     _finish(job, trained, before_QK3, after_QK3)
 
 
+def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
+    """Train beside the first process of a job, which writes what comes of it.
+
+    Raises:
+        Interrupted: asked to stop.
+        ServiceError: it cannot succeed.
+    """
+    torch.set_num_threads(spec.threads or torch.get_num_threads())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    pairs, hyper = _read_data(job_dir, spec).training, spec.hyperparameters
+    model = TextModel(Path(spec.base_dir), "float32")
+    learned = FullModel(model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model))
+    course = plan(hyper, len(pairs), spec.checkpoint_steps)
+    train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
+
+
 def _read_data(job_dir: Path, spec: Spec) -> Split:
     pairs = _read_pairs(job_dir / TRAINING)
     validation = job_dir / VALIDATION
@@ -112,7 +131,8 @@ def _load_base(job: Job) -> TextModel:
     same seed and data shall make the same model. A job that goes on elsewhere keeps to its own.
     """
     kept = job.folder / "precision.txt"
-    wanted = kept.read_text() if kept.exists() else "bfloat16" if has_bfloat16() else "float32"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = kept.read_text() if kept.exists() else best_arithmetic(device)
     folder = Path(job.spec.base_dir)
     try:
         model = TextModel(folder, "bfloat16" if wanted == "bfloat16" else "float32")
@@ -155,13 +175,6 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
         job.progress("mine", "pairs given negatives", 0, len(pairs)),
     )  # fmt: skip
     return replace(job, data=replace(job.data, training=mined))
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; others take far longer than in float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -> None:
