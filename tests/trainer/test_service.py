@@ -441,6 +441,7 @@ def job_processes(job_id: str) -> list[int]:
 async def test_data_is_checked_and_what_was_found_is_told(stub, tiny_pairs, tiny_model, tmp_path):
     """Duplicates and leaks are left out of the job, and said in its first event."""
     lines = [f"{pair.anchor},{pair.positive}" for pair in tiny_pairs]
+    lines[7] += " long" * 60
     table = "\n".join(["frage,antwort", *lines, lines[0].upper(), lines[1], ""])
     training = await upload(stub, table.encode(), "t.csv")
     validation = await upload(stub, "\n".join(["frage,antwort", *lines[:6]]).encode(), "v.csv")
@@ -456,6 +457,9 @@ async def test_data_is_checked_and_what_was_found_is_told(stub, tiny_pairs, tiny
     events = await watch(stub, job.id)
     assert events[0].message.startswith(f"data: {len(lines) - 6} of {len(lines) + 2} examples kept")
     assert events[-1].status == pb.JOB_STATUS_SUCCEEDED
+    assert not job.data.HasField("too_long")
+    assert (await get(stub, job.id)).data.too_long == 1
+    assert any("1 texts are longer" in event.message for event in events)
     bad = await upload(stub, b"text,label\n" + b"a,b\n" * 5, "classes.csv")
     refusal = refused(
         create(stub, bad, tiny_model),

@@ -14,6 +14,8 @@ from services.trainer.data.bucket import Buckets
 from services.trainer.data.dataset import read_dataset
 from services.trainer.data.folder import list_folder
 from services.trainer.data.sources import Sources, without_query
+from services.trainer.jobs.spec import Mining
+from services.trainer.openai_body import read_create
 from services.trainer.settings import TrainerSettings
 from tests.trainer.test_download import answer, serving
 
@@ -132,8 +134,9 @@ def test_files_of_a_bucket_are_fetched(tmp_path, store):
     files = list_folder(tmp_path / "all", "training_file")
     assert [file.name for file in files] == ["train-0.jsonl"]
     assert len(read_dataset(files, {}, "training_file").examples) == 4
-    with pytest.raises(InvalidRequest, match="no such file"):
-        buckets.fetch(read_address("s3://bucket/gone"), tmp_path / "y", "training_file")
+    for gone in ("s3://bucket/gone", "s3://bucket/set"):  # the other is a folder
+        with pytest.raises(InvalidRequest, match="no such file"):
+            buckets.fetch(read_address(gone), tmp_path / "y", "training_file")
     with pytest.raises(TooLarge, match="200 bytes"):
         Buckets(200, 10.0, lambda: store).fetch(
             read_address("s3://bucket/set/"), tmp_path / "all", "training_file"
@@ -152,6 +155,22 @@ def test_a_trainer_without_s3fs_says_so(tmp_path):
 
     with pytest.raises(InvalidRequest, match="install s3fs"):
         Buckets(1000, 1.0, missing).fetch(read_address("s3://b/x"), tmp_path / "x", "training_file")
+
+
+def test_an_error_of_the_store_is_told_without_its_words(tmp_path):
+    """As those of botocore, which derive from nothing but Exception."""
+
+    class NoCredentials(Exception):
+        pass
+
+    def without_keys():
+        raise NoCredentials("https://secret")
+
+    with pytest.raises(InvalidRequest, match="cannot be read .NoCredentials.") as caught:
+        Buckets(9, 1.0, without_keys).fetch(
+            read_address("s3://b/x"), tmp_path / "x", "training_file"
+        )
+    assert "secret" not in caught.value.message
 
 
 async def test_an_upload_is_found_by_its_id(tmp_path, sources, files):
@@ -173,3 +192,26 @@ def test_what_is_shown_of_an_address_holds_no_signature():
     """Only its path."""
     assert without_query("https://host/a?key=secret") == "https://host/a"
     assert without_query("/sets/what?") == "/sets/what?"
+
+
+def test_openais_body_takes_columns_and_mining():
+    """As OpenAI's SDK sends them from `extra_body`; what is wrong is refused with its field."""
+    body = {"model": "", "training_file": "https://host/a?key=s"}
+    wanted = read_create(
+        body | {"columns": {"q": "anchor", "a": "positive"}, "mine_negatives": {"margin": 0.9}}
+    )
+    assert wanted.columns == {"q": "anchor", "a": "positive"}
+    assert wanted.mining == Mining(negatives=4, margin=0.9)
+    assert read_create(body).mining is None
+    assert read_create(body).digest() != wanted.digest()
+    for field, value in (
+        ("columns", {"q": 1}),
+        ("columns", ["q"]),
+        ("mine_negatives", {"negatives": 0}),
+        ("mine_negatives", {"margin": 1.5}),
+        ("mine_negatives", {"depth": 3}),
+        ("mine_negatives", 4),
+    ):
+        with pytest.raises(InvalidRequest, match=field) as caught:
+            read_create(body | {field: value})
+        assert caught.value.param == field

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from services.shared.errors import InvalidRequest, TooSlow
+from services.shared.errors import InvalidRequest, ServiceError, TooSlow
 from services.trainer.data.allowed import Address
 from services.trainer.data.download import too_large
 
@@ -75,7 +75,9 @@ class Buckets:
             raise InvalidRequest(
                 f"{param}: this trainer reads no buckets; its operator can install s3fs", param
             ) from error
-        except (OSError, ValueError) as error:
+        except ServiceError:
+            raise
+        except Exception as error:  # botocore's have no base that fsspec knows
             raise InvalidRequest(
                 f"{param}: the bucket has no such file, or it cannot be read "
                 f"({type(error).__name__})",
@@ -92,7 +94,10 @@ class Buckets:
         param: str,
     ) -> int:
         """Copy a file; return the bytes so far."""
-        if num_bytes + int(store.info(path)["size"]) > self._max_bytes:
+        info = store.info(path)
+        if info["type"] != "file":
+            raise FileNotFoundError
+        if num_bytes + int(info["size"]) > self._max_bytes:
             raise too_large(param, self._max_bytes)
         with store.open(path, "rb") as source, target.open("wb") as file:
             while piece := source.read(_PIECE_BYTES):

@@ -8,6 +8,7 @@ Shapes: Q queries, N documents, D full width.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +18,12 @@ import torch
 
 from services.shared.card import Quality
 from services.shared.errors import InvalidRequest, ServiceError
-from services.shared.model import TextModel
+from services.shared.model import Role, TextModel
 from services.shared.vectors import Array
+from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
-from services.trainer.jobs.events import EventLog, read_events
+from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
     MODEL,
     PLOT,
@@ -53,6 +55,7 @@ from services.trainer.training.train import plan, train
 from services.trainer.training.tuning import choose_passes, tune
 
 _NUM_PROBES = 8
+_CHUNK_TEXTS = 2048
 
 
 def run_job(job_dir: Path, interrupt: Interrupt) -> None:
@@ -79,6 +82,7 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     others = len(job.training_anchors()) if needs_anchors else 0
     queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
     learn = adapt if hyper.method == "adaptor" else tune
+    _count_too_long(job, model)
     trained = learn(_mine(job, model, documents_ND), model, queries_QD, documents_ND)
     dims = hyper.measured_dims
     before_QK3 = score_each(
@@ -136,6 +140,28 @@ def _load_base(job: Job) -> TextModel:
         model = TextModel(folder, "float32")
     write_atomic(kept, model.engine.split()[-1].encode())
     return model
+
+
+def _count_too_long(job: Job, model: TextModel) -> None:
+    """Count the texts whose ends the model never sees, once in the life of the job, and say it."""
+    found = read_report(job.folder)
+    if found is None or found.too_long is not None:
+        return
+    number = 0
+    sides: tuple[tuple[Role, Sequence[str]], ...] = (
+        ("query", (*job.questions.queries, *job.training_anchors())),
+        ("document", job.questions.documents),
+    )
+    for role, texts in sides:
+        limit = model.tower(role).max_tokens
+        for begin in range(0, len(texts), _CHUNK_TEXTS):
+            job.interrupt.check()
+            tokens = model.tokenize(texts[begin : begin + _CHUNK_TEXTS], role)
+            number += sum(len(ids) > limit for ids in tokens)
+    write_report(job.folder, found.model_copy(update={"too_long": number}))
+    if number:
+        message = f"data: {number} texts are longer than the model reads; their ends are not seen"
+        job.events.append(Event(phase="encode", message=message))
 
 
 def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
