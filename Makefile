@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 postgres clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer postgres clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 an
 postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (as root)
 	apt-get update
 	apt-get install --yes --no-install-recommends postgresql
+
+bench-trainer: .venv/.installed  ## Train beside sentence-transformers on this CPU (minutes)
+	$(BIN)/python -m bench.trainer $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -94,5 +94,5 @@ def test_what_cannot_be_trained_is_refused(model, dims, weights, message):
     """Before the first step, with what would be accepted."""
     with pytest.raises(ValueError, match=message):
         NestedLoss(model, dims, weights)
-    with pytest.raises(ValueError, match="expected columns of anchors"):
+    with pytest.raises(ValueError, match="expected anchors and positives"):
         NestedLoss(model, [8]).compute_loss_from_embeddings([torch.ones(2, 32)], None)

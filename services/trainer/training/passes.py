@@ -76,7 +76,14 @@ class Passes:
 
 
 def best_arithmetic(device: str) -> Arithmetic:
-    """Return bfloat16 where the machine multiplies it itself, else float32."""
+    """Return bfloat16 where the machine multiplies it itself, else float32.
+
+    Measured with all-MiniLM-L6-v2 on medquad, on one thread of a CPU with AVX512-BF16: a step of 8
+    pairs of up to 256 tokens takes 1.0 s of CPU instead of 1.65 s, the optimizer's 0.12 included.
+    960 pairs of up to 96 tokens in 60 steps, one seed, nDCG@10 of 400 queries at
+    16/32/64/128/256/384: .788/.861/.883/.893/.901/.901, and in float32 with dropout of attention
+    weights .785/.861/.881/.894/.904/.902.
+    """
     if torch.device(device).type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -79,10 +79,12 @@ class NestedLoss(torch.nn.Module):
         """Return the same of full vectors_BD of each column.
 
         Raises:
-            ValueError: there are fewer than two columns.
+            ValueError: there are not two columns at least.
         """
         if len(embeddings) < 2:
-            raise ValueError("expected columns of anchors and positives at least")
+            raise ValueError(
+                f"expected anchors and positives at least, got {len(embeddings)} column"
+            )
         anchors_BD, *documents = embeddings
         own_B = torch.arange(len(anchors_BD), device=anchors_BD.device)
         if self.gather_across_devices:
