@@ -124,7 +124,7 @@ async def calibrate(
 ) -> Calibration:
     task = progress.add_task("calibrate", total=None)
     recent = Recent(store, 0, 1, 60.0)
-    queries = Queries(store, None, recent, _KNOWN)  # type: ignore[arg-type]  # asks no encoder
+    queries = Queries(store, None, recent, _KNOWN, 1)  # type: ignore[arg-type]  # asks no encoder
     calibrator = Calibrator(store, queries, 10**7, _MAX_CANDIDATES, 1000)
     source = QuerySource(vectors_QD=known_QD, space_id="bench")
     made = await calibrator.run(

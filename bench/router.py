@@ -130,7 +130,7 @@ def single_stage(store: EdgeStore, collection: Collection, num_points: int) -> l
 
 async def calibrate(store: EdgeStore, name: str, known_QD: Array) -> Calibration:
     recent = Recent(store, 0, 1, 60.0)
-    queries = Queries(store, None, recent, _NUM_KNOWN)  # type: ignore[arg-type]  # asks no encoder
+    queries = Queries(store, None, recent, _NUM_KNOWN, 1)  # type: ignore[arg-type]  # asks no encoder
     calibrator = Calibrator(store, queries, 10**7, MAX_CANDIDATES, 1000)
     source = QuerySource(vectors_QD=known_QD, space_id="bench")
     return await calibrator.run(Calibrate(name, LIMIT, 0.99, queries=source), lambda *_: None)
