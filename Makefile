@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-quality clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench-router: .venv/.installed  ## Plans beside single-stage settings, and how o
 
 bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)
+
+bench-quality: .venv/.installed  ## Every training method, size by size, beside sentence-transformers (25 minutes)
+	$(BIN)/python -m bench.quality $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
