@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer postgres clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (a
 
 bench-trainer: .venv/.installed  ## Train beside sentence-transformers on this CPU (minutes)
 	$(BIN)/python -m bench.trainer $(ARGS)
+
+bench-quality: .venv/.installed  ## Every training method, size by size, beside sentence-transformers (25 minutes)
+	$(BIN)/python -m bench.quality $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
