@@ -28,6 +28,28 @@ class TrainerMetrics(ServiceMetrics):
             registry=registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+        self.tokens = Counter(
+            "matryoshka_trainer_tokens_total",
+            "Tokens that went through models in training.",
+            registry=registry,
+        )
+        self.loss = Gauge(
+            "matryoshka_trainer_loss_nats",
+            "Loss of the newest step that was told of, by size.",
+            ["dim"],
+            registry=registry,
+        )
+        self.gradient_norm = Gauge(
+            "matryoshka_trainer_gradient_norm_ratio",
+            "Length of that step's gradient, before it is clipped.",
+            registry=registry,
+        )
+        self.ndcg10 = Gauge(
+            "matryoshka_trainer_ndcg10_ratio",
+            "nDCG@10 on held-out pairs of the newest model, by size, before and after training.",
+            ["dim", "side"],
+            registry=registry,
+        )
         self.queue_seconds = Histogram(
             "matryoshka_trainer_queue_seconds",
             "Time that a job waited before it was started.",

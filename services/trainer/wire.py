@@ -191,6 +191,8 @@ def write_event(event: Event) -> pb.Event:
         loss=event.loss,
         steps_per_second=event.steps_per_second,
         seconds_left=event.seconds_left,
+        gradient_norm=event.gradient_norm,
+        tokens=event.tokens,
     )
 
 

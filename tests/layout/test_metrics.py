@@ -9,7 +9,7 @@ from services.encoder.metrics import EncoderMetrics
 from services.router.metrics import RouterMetrics
 from services.trainer.metrics import TrainerMetrics
 
-UNITS = r"(seconds|bytes|total|tokens|ratio|count|candidates|dimensions)"
+UNITS = r"(seconds|bytes|total|tokens|ratio|nats|count|candidates|dimensions)"
 
 
 @pytest.mark.parametrize("kind", [EncoderMetrics, RouterMetrics, TrainerMetrics])

@@ -1122,6 +1122,8 @@ class Event(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 1 within the job, without gaps."""
     at: _builtins.float
@@ -1135,6 +1137,10 @@ class Event(_message.Message):
     total_steps: _builtins.int
     steps_per_second: _builtins.float
     seconds_left: _builtins.float
+    gradient_norm: _builtins.float
+    """Length of the step's gradient, before it is clipped."""
+    tokens: _builtins.int
+    """That went through a text model in training since the job's process began."""
     @_builtins.property
     def loss(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Mean loss of the step for each size."""
@@ -1152,10 +1158,12 @@ class Event(_message.Message):
         loss: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
         steps_per_second: _builtins.float = ...,
         seconds_left: _builtins.float = ...,
+        gradient_norm: _builtins.float = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "gradient_norm", b"gradient_norm", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "tokens", b"tokens", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,9 @@ class Event:
     step: int = 0
     total_steps: int = 0
     loss: dict[int, float] = field(default_factory=dict)
+    gradient_norm: float = 0.0
+    tokens: int = 0
+    """That went through a text model in training since the process began."""
     steps_per_second: float = 0.0
     seconds_left: float = 0.0
 

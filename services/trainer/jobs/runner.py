@@ -17,6 +17,7 @@ from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.launcher import Launcher
 from services.trainer.jobs.leases import Leases
 from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.progress import Progress
 from services.trainer.jobs.result_files import store_results
 from services.trainer.jobs.rows import Job, State
 from services.trainer.jobs.spec import (
@@ -134,6 +135,7 @@ class Runner:
         """
         renewed = time.monotonic()
         checkpoints = Seen(self._folder / job_id / CHECKPOINTS)
+        progress = await asyncio.to_thread(Progress, self._folder / job_id, self._metrics)
         while not working.done():
             look = self._looks[job_id]
             waiting = asyncio.create_task(look.wait())
@@ -158,8 +160,10 @@ class Runner:
             for saved in await asyncio.to_thread(checkpoints.new):
                 self._metrics.checkpoint_seconds.observe(saved.seconds)
                 self._metrics.checkpoint_size.observe(saved.num_bytes)
+            await asyncio.to_thread(progress.look)
             if job.wish:
                 return job.wish
+        await asyncio.to_thread(progress.show_quality)
         return None
 
     def _renew(self, job_id: str) -> Job | None:

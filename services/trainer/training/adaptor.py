@@ -89,6 +89,8 @@ class Adaptor:
         self._head = make_head(head, principal_axes(torch.cat(used)), seed)
         self.parameters = self._head.parameters
 
+    num_tokens = 0
+
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
         anchors_B, positives_B = self._anchor_rows_P[rows_B], self._positive_rows_P[rows_B]

@@ -41,6 +41,11 @@ class Distill:
         self._dims = tuple(dims)
         self.parameters = student.parameters
 
+    @property
+    def num_tokens(self) -> int:
+        """As `train.Trainee`."""
+        return self._student.num_tokens
+
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs, as `train.Trainee`."""
         queries_BD, documents_BD = self._student.vectors(rows_B)

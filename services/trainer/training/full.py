@@ -68,6 +68,11 @@ class FullModel:
             parameter.requires_grad_(True)
         model.transformer.train()
 
+    @property
+    def num_tokens(self) -> int:
+        """As `train.Trainee`."""
+        return self._passes.num_tokens
+
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of this process's share of the pairs, as `train.Trainee`."""
         share = parallel.share(rows_B)

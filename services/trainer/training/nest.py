@@ -91,6 +91,8 @@ class Nest:
         axes: Array = self._axes_DD.numpy()
         return axes
 
+    num_tokens = 0
+
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the anchors, as `train.Trainee`; the pool is the step's own draw."""
         pool_P = torch.randperm(len(self._documents_ND))[:POOL]

@@ -39,9 +39,11 @@ class Passes:
         self._model = model
         self._tokens_at_once = tokens_at_once
         self._arithmetic = arithmetic
+        self.num_tokens = 0
 
     def __call__(self, texts: Sequence[Tokens]) -> torch.Tensor:
         """Return vectors_BD after the pre-op, float32, with gradients, rows as `texts`."""
+        self.num_tokens += sum(map(len, texts))
         parts = self._split(texts)
         vectors = [self._run_later(part) if len(parts) > 1 else self._run(part) for part in
                    ([texts[row] for row in rows] for rows in parts)]  # fmt: skip

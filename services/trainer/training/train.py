@@ -10,7 +10,7 @@ Shapes: B pairs in the batch, K sizes.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -33,6 +33,10 @@ class Trainee(Protocol):
     """What is trained: a head or a rotation of frozen vectors, or weights of a text model."""
 
     parameters: dict[str, torch.nn.Parameter]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that went through a text model so far; 0: there is none."""
 
     def losses(self, rows_B: torch.Tensor) -> torch.Tensor:
         """Return losses_K of the pairs in `rows_B`, one for each size."""
@@ -135,7 +139,13 @@ def train(
         if done == course.steps or now - last_event >= _EVENT_INTERVAL_S:
             last_event = now
             rate = (done - first) / (now - begin)
-            on_event(_progress(done, course, losses, rate))
+            on_event(
+                replace(
+                    _progress(done, course, losses, rate),
+                    gradient_norm=float(norm),
+                    tokens=trainee.num_tokens,
+                )
+            )
         if watch and (seen := watch.look(done, done == course.steps, lambda: _weights(trainee))):
             on_event(Event(phase="train", message=seen, step=done, total_steps=course.steps))
         is_over = ranks.any_of(interrupt.is_set)
