@@ -71,8 +71,7 @@ def ours(asked: dict[str, Any], dims: Sequence[int]) -> dict[str, float]:
     """Train as a job does, without its checkpoints."""
     steps, batch = asked["steps"] + WARM_STEPS, asked["batch"]
     model = TextModel(locate(DEFAULT_MODEL), "float32", device="cpu")
-    for tower in model.towers.values():
-        tower.max_tokens = asked["max_tokens"]
+    model.max_tokens = asked["max_tokens"]
     taught = pairs(steps * batch)
     passes = Passes(model, TOKENS_AT_ONCE, asked["arithmetic"])
     full = FullModel(model, taught, dims, passes)

@@ -82,8 +82,6 @@ class TextModel:
         self._check_prompts()
         self.space_id = space_id(folder, self.pre_op, self.prompts)
         self._check_card()
-        # What any role may send; each tower has its own bound.
-        self.max_tokens = min(tower.max_tokens for tower in self.towers.values())
         # All oracles first: towers may share a network, which choosing changes.
         probes = {
             tower: ask(self.transformer, tower, self._roles_of(tower), self.needs_role)
@@ -131,6 +129,19 @@ class TextModel:
             InvalidRequest: an id is outside the vocabulary, or as `tower`.
         """
         return self._mark(self.tower(role).wrap(tokens), role)
+
+    @property
+    def max_tokens(self) -> int:
+        """What any role may send; each tower has its own bound. Set it to have texts cut earlier.
+
+        It is no part of the space id: vectors of long texts differ.
+        """
+        return min(tower.max_tokens for tower in self.towers.values())
+
+    @max_tokens.setter
+    def max_tokens(self, at_most: int) -> None:
+        for tower in self.towers.values():
+            tower.max_tokens = min(tower.max_tokens, at_most)
 
     def cut_tokens(self, tokens: Tokens, side: Side = "end") -> Tokens:
         """Drop tokens at one side of the text so that its tower's `max_tokens` are left."""

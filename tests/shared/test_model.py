@@ -1,5 +1,6 @@
 """The text model makes sentence-transformers' vectors, packed, alone or in any company."""
 
+import copy
 import json
 import shutil
 
@@ -100,6 +101,21 @@ def test_token_ids_equal_their_text(model):
     assert model.wrap(ids) == model.tokenize(["nested dolls"])[0]
     with pytest.raises(InvalidRequest, match="between 0 and 30521"):
         model.wrap([30522])
+
+
+def test_a_lower_bound_on_tokens_cuts_texts(oracle):
+    """Set on the model, it counts for its tower, and never lets through more than the tower's."""
+    model = TextModel(locate(DEFAULT_MODEL), "float32", "cpu")
+    whole = model.max_tokens
+    model.max_tokens = whole + 1
+    assert model.max_tokens == whole
+    model.max_tokens = 16
+    text = "nested wooden dolls of many sizes " * 20
+    (cut_ids,) = model.tokenize([text], "document")
+    assert len(model.cut_tokens(cut_ids)) == 16
+    oracle_16 = copy.deepcopy(oracle)
+    oracle_16.max_seq_length = 16
+    assert cosines(model.encode_texts([text], "document"), oracle_16.encode([text])).min() > 0.9999
 
 
 def test_prompts_follow_the_role(tmp_path, oracle):
