@@ -22,7 +22,7 @@ except ImportError:
 
 KINDS = ("HNSW16,Flat", "HNSW32,Flat", "HNSW16,SQ8")
 EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
-_EF_CONSTRUCT = 100
+_EF_CONSTRUCT = 200  # as our full size's graph
 IS_INSTALLED = faiss is not None
 ABSENT = "FAISS is left out, as it is not installed: pip install -c constraints.txt -e '.[bench]'"
 

@@ -11,10 +11,12 @@ Then the promise itself: calibrations on many random choices of questions; how o
 plan keeps its target on the others, and what it costs beside the cheapest plan that does.
 
 --made adds collections of other widths, made of the real ones (`made.py`), as many points as
---made-points says; of them only the comparison is made. A million points are `bench.million`'s.
+--made-points says; of them only the comparison is made. With --only-made the real ones lend their
+vectors and are not measured. A million points are `bench.million`'s.
 The last line of stdout is one JSON object.
 
-    python -m bench.router [--cache FOLDER] [--promises N] [--pool N] [--made D,D [--made-points N]]
+    python -m bench.router [--cache FOLDER] [--promises N] [--pool N] [--made D,D [--made-points N]
+        [--only-made]]
 """
 
 import argparse
@@ -270,12 +272,13 @@ async def run(arguments: argparse.Namespace) -> None:
     model.max_tokens = 128
     texts = [read_collection(folder) for folder in COLLECTIONS if folder.exists()]
     texts = [read_docstrings(), *(t for t in texts if len(t.documents) > 10_000)]
+    texts = texts[:1] if arguments.only_made else texts
     real = [load(one, model, arguments.cache) for one in texts]
     del model
     result: dict[str, object] = {}
     kept: list[dict[str, float]] = []
     with Progress(transient=True) as progress, tempfile.TemporaryDirectory() as folder:
-        for data in real:
+        for data in () if arguments.only_made else real:
             async with opened(Path(folder) / data.name) as store:
                 result[data.name] = await compare(store, data, progress)
                 promise = await promises(store, data, arguments.pool, arguments.promises, progress)
@@ -290,6 +293,9 @@ async def run(arguments: argparse.Namespace) -> None:
             async with opened(Path(folder) / data.name) as store:
                 result[data.name] = await compare(store, data, progress)
             del data
+    if arguments.only_made:
+        print(json.dumps(result))
+        return
     own = overhead()
     result["router_overhead_p50_ms"] = round(own["own_p50_us"] / 1000, 3)
     print(
@@ -325,6 +331,7 @@ def main() -> None:
     parser.add_argument("--promises", type=int, default=200, help="calibrations to simulate")
     parser.add_argument("--pool", type=int, default=6000, help="questions to draw them from")
     parser.add_argument("--made", type=widths, default=[], help="widths of made collections")
+    parser.add_argument("--only-made", action="store_true", help="leave the real ones out")
     parser.add_argument("--made-points", type=int, default=200_000, help="in each of these")
     asyncio.run(run(parser.parse_args()))
 
