@@ -45,7 +45,7 @@ class TrainerMetrics(ServiceMetrics):
             registry=registry,
         )
         self.ndcg10 = Gauge(
-            "matryoshka_trainer_ndcg10_ratio",
+            "matryoshka_trainer_ndcg_ratio",
             "nDCG@10 on held-out pairs of the newest model, by size, before and after training.",
             ["dim", "side"],
             registry=registry,

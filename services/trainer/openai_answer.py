@@ -5,11 +5,13 @@ Source: openai/openai-openapi, `FineTuningJob`, `FineTuningJobEvent`, `FineTunin
 
 import time
 from pathlib import Path
+from typing import Any
 
 from services.shared.card import DimScores
 from services.shared.errors import NotFound
+from services.trainer.data.data_report import read_report
 from services.trainer.jobs.events import Event, last_training
-from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.jobs.hyperparameters import MAX_STEPS, Hyperparameters
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import Result, result_path
 from services.trainer.training.checkpoint import Saved
@@ -21,9 +23,10 @@ _EVENT, _CHECKPOINT = "ftevent-", "ftckpt-"
 def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
     """Write a job, completed from its folder; reads files.
 
-    Beyond OpenAI's fields: the state `paused`, and `quality` once it has succeeded.
+    Beyond OpenAI's fields: the state `paused`, `data` (what was found in the data), and `quality`
+    once it has succeeded.
     """
-    settings = Hyperparameters.model_validate_json(job.hyperparameters).model_dump(mode="json")
+    settings = _settings(job)
     # OpenAI's names, where they mean something here.
     common = {"batch_size": settings["batch_size"], "learning_rate_multiplier": "auto"}
     return {
@@ -39,13 +42,14 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
         "result_files": list(job.result_files),
         "seed": settings["seed"],
         "status": job.state,
-        "trained_tokens": None,
+        "trained_tokens": _trained_tokens(job, folder),
         "training_file": job.training_file,
         "validation_file": job.validation_file or None,
         "estimated_finish": _estimate(job, folder),
         "integrations": [],
         "metadata": job.metadata or None,
         "method": {"type": "matryoshka", "matryoshka": settings},
+        "data": _data(folder),
         "quality": _quality(job, folder),
     }
 
@@ -94,6 +98,25 @@ def write_checkpoint(job: Job, folder: Path, saved: Saved) -> dict[str, object]:
         },
         "step_number": saved.step,
     }
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Return all settings as they were used, in the form in which they can be asked for again."""
+    used = Hyperparameters.model_validate_json(job.hyperparameters)
+    settings = used.model_dump(mode="json", exclude={"full"}, exclude_none=True)
+    # What the full size counts for cannot be asked for.
+    settings["dim_weights"] = settings["dim_weights"][: len(used.matryoshka_dims)]
+    return settings
+
+
+def _data(folder: Path) -> dict[str, object] | None:
+    report = read_report(folder)
+    return report.model_dump(mode="json") if report else None
+
+
+def _trained_tokens(job: Job, folder: Path) -> int | None:
+    last = last_training(folder, MAX_STEPS) if job.state == "succeeded" else None
+    return last.tokens if last and last.tokens else None
 
 
 def event_number(job: Job, event_id: str) -> int:

@@ -167,6 +167,8 @@ async def test_a_version_is_judged_filled_switched_and_undone(world):
         assert {len(one.dims) for one in held.judged} == {3}
         again = await promote(world, second, gate=ANYTHING, hold=True, watch=True)
         assert again.id == held.id
+        with pytest.raises(grpc.aio.AioRpcError, match="collection 'docs' is part of promotion"):
+            await promote(world, second, gate=ANYTHING)
         assert (await world.served())[1] == target
         async with world.stubs() as (_, _, trainer):
             request = tr.CutOverPromotionRequest(id=held.id)
@@ -180,7 +182,9 @@ async def test_a_version_is_judged_filled_switched_and_undone(world):
             back = (await trainer.RollBackPromotion(request)).promotion
             assert back.state == tr.PROMOTION_STATE_ROLLED_BACK, back.error
             assert await world.served() == (first, target, first)
-            with pytest.raises(grpc.aio.AioRpcError, match="is rolled_back"):
+            with pytest.raises(
+                grpc.aio.AioRpcError, match="is rolled back; this is for one that is watching"
+            ):
                 await trainer.FinishPromotion(tr.FinishPromotionRequest(id=held.id))
     assert {"docs-1", target} <= set(answered)
     async with world.stubs() as (_, router, _):

@@ -72,7 +72,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 def _json_row(line: bytes, number: int) -> Row:
     try:
-        values = json.loads(line.decode())
+        values = json.loads(line.decode().rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return Row({}, number, f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:

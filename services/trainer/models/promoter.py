@@ -97,6 +97,7 @@ class Promoter:
         Raises:
             NotFound: there is no such version, or no such collection.
             InvalidRequest: nothing is to be promoted, or a collection is not named by an alias.
+            WrongState: another promotion has to do with the same names.
             Unavailable: the router cannot be reached.
         """
         if not wanted.encoder_alias and not wanted.collections:
@@ -151,10 +152,10 @@ class Promoter:
         return await self._note(promotion, state="done", step="")
 
     async def _move(self, promotion_id: str, before: tuple[State, ...], state: State) -> Promotion:
+        _expect(await asyncio.to_thread(self._promotions.get, promotion_id), before)
         promotion = await asyncio.to_thread(
             self._promotions.update, promotion_id, before, state=state
         )
-        _expect(promotion, (state,))
         self._wake.set()
         while promotion.state in WORKING:
             await asyncio.sleep(_POLL_S)
@@ -251,6 +252,9 @@ class Promoter:
         except (NotFound, WrongState) as error:
             reason = f"what is live, {live!r}, cannot be compared: {error.message}"
             return Verdict(reasons=(reason,), judged=())
+        if not rule.dims:  # what was only measured is not what is served
+            served = tuple(dim for dim in version.hyperparameters.dims if dim in dims)
+            rule = rule.model_copy(update={"dims": served})
         return judge(before_QK3, after_QK3, self._registry.slices(version), dims, rule)
 
     async def _load(self, promotion: Promotion) -> Promotion:
@@ -347,4 +351,10 @@ class Promoter:
 
 def _expect(promotion: Promotion, states: tuple[State, ...]) -> None:
     if promotion.state not in states:
-        raise WrongState(f"promotion {promotion.id} is {promotion.state}, which this does not fit")
+        raise WrongState(
+            f"promotion {promotion.id} is {promotion.said}; this is for one that is {_or(states)}"
+        )
+
+
+def _or(states: tuple[State, ...]) -> str:
+    return " or ".join(state.replace("_", " ") for state in states)

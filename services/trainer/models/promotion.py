@@ -64,6 +64,20 @@ class Promotion(BaseModel):
         wanted = ("version_id", "encoder_alias", "targets", "rule", "holds", "watches")
         return all(getattr(self, name) == getattr(other, name) for name in wanted)
 
+    def shared_with(self, other: "Promotion") -> str:
+        """Name what both would switch; "": nothing."""
+        mine = [target.alias for target in self.targets]
+        both = [target.alias for target in other.targets if target.alias in mine]
+        if both:
+            return f"collection {both[0]!r}"
+        is_shared = self.encoder_alias and self.encoder_alias == other.encoder_alias
+        return f"the encoder's name {self.encoder_alias!r}" if is_shared else ""
+
+    @property
+    def said(self) -> str:
+        """The state, for people."""
+        return self.state.replace("_", " ")
+
 
 class _PromotionRow(Base):
     __tablename__ = "promotions"
@@ -93,13 +107,22 @@ class Promotions:
         self.lease_s = lease_s
 
     def add(self, promotion: Promotion) -> Promotion:
-        """Add a promotion, or return the one that is under way and does the same."""
+        """Add a promotion, or return the one that is under way and does the same.
+
+        Raises:
+            WrongState: another one, that has not ended, has to do with the same names.
+        """
         with self._database.transaction() as session:
             query = select(_PromotionRow).where(_PromotionRow.state.not_in(ENDED))
             for row in session.scalars(query):
                 found = _read(row)
                 if found.asks_for_the_same(promotion):
                     return found
+                if shared := found.shared_with(promotion):
+                    raise WrongState(
+                        f"{shared} is part of {found.id} ({found.version_id}, {found.said}); end "
+                        f"that first: `matryoshka promotions roll-back {found.id}`, or `finish`"
+                    )
             session.add(
                 _PromotionRow(
                     id=promotion.id, version_id=promotion.version_id, state=promotion.state,

@@ -154,8 +154,8 @@ def train(
             save(checkpoints, Checkpoint(done, _state(trainee, optimizer)))
         if is_over:
             raise Interrupted
-    if watch:
-        watch.restore_best(trainee.parameters)
+    if watch and (kept := watch.restore_best(trainee.parameters)):
+        on_event(Event(phase="train", message=kept))
 
 
 def batch_rows(course: Course, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -63,11 +63,14 @@ class Watch:
         return waited >= self._stopping.patience * self._stopping.every_steps
 
     @torch.no_grad()
-    def restore_best(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """Put back the weights of the best look."""
-        if self._best:
-            for name, parameter in parameters.items():
-                parameter.copy_(self._best.state[name])
+    def restore_best(self, parameters: dict[str, torch.nn.Parameter]) -> str:
+        """Put back the weights of the best look; say which, for people."""
+        if self._best is None:
+            return ""
+        for name, parameter in parameters.items():
+            parameter.copy_(self._best.state[name])
+        scored = f"nDCG@10 at {self._stopping.dim} was {self._best_score:.4f}"
+        return f"the weights of step {self._best.step} are kept, where {scored}"
 
     @property
     def _best_score(self) -> float:
