@@ -119,8 +119,12 @@ async def shortlist_recall(router, nested):
     return np.mean([answer.recall for answer in answers])
 
 
+RESULTS = 3
+"""Files that a nest job leaves: a table of its losses, a picture, the rotation."""
+
+
 def kept_by_trainer(tmp_path):
-    """Files and vectors that lie at the trainer; of a job that succeeded its rotation stays."""
+    """Files and vectors that lie at the trainer; of a job that succeeded its results stay."""
     folder = tmp_path / "trainer"
     return len([*(folder / "files").iterdir(), *(folder / "jobs").glob("*/*.npy")])
 
@@ -141,7 +145,7 @@ async def test_a_nested_size_keeps_more_and_full_scores_stay(router, tmp_path):
     steps, last = await nest(router, sizes=NESTED, recall_target=0.9)
     assert steps == ["sample", "learn", "build", "calibrate"]
     assert kinds(last.collection) == BOTH
-    assert kept_by_trainer(tmp_path) == 1
+    assert kept_by_trainer(tmp_path) == RESULTS
     assert not last.collection.HasField("change")
     assert [row.dim for row in last.quality] == [8, 16]
     assert all(row.nested > row.plain + 0.2 for row in last.quality)
@@ -195,7 +199,7 @@ async def test_a_change_that_its_router_left_is_gone_on_with(encoder, tmp_path, 
         await second.stub.GetCalibration(pb.GetCalibrationRequest(collection="docs"))
         jobs = list((tmp_path / "trainer" / "jobs").iterdir())
         assert len([job for job in jobs if job.is_dir()]) == 1
-        assert kept_by_trainer(tmp_path) == 1
+        assert kept_by_trainer(tmp_path) == RESULTS
 
 
 async def test_a_job_that_was_queued_and_not_noted_is_found_again(encoder, tmp_path, trainer):
@@ -223,7 +227,7 @@ async def test_a_job_that_was_queued_and_not_noted_is_found_again(encoder, tmp_p
                 await asyncio.sleep(0.05)
         assert kinds(await get(second)) == BOTH
     assert len(list((tmp_path / "trainer" / "jobs").iterdir())) == 1
-    assert kept_by_trainer(tmp_path) == 1
+    assert kept_by_trainer(tmp_path) == RESULTS
 
 
 async def test_a_caller_that_leaves_does_not_end_a_change(router):

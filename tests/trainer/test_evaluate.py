@@ -65,5 +65,5 @@ def test_chunks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     queries, documents = rng.normal(size=(2, 40, 8)).astype(np.float32)
     whole = rank(queries, documents)
-    monkeypatch.setattr("services.trainer.evaluate._CHUNK_SCORES", 1)  # a bound on memory
+    monkeypatch.setattr("services.trainer.results.evaluate._CHUNK_SCORES", 1)  # a bound on memory
     assert rank(queries, documents) == whole

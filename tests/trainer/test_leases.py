@@ -37,7 +37,7 @@ SHARED = SETTINGS | {
     "MATRYOSHKA_TRAINER_LEASE_S": str(LEASE_S),
     "MATRYOSHKA_TRAINER_STOP_S": "1.5",
 }
-LONG = {"method": pb.METHOD_FULL, "steps": 150, "batch_size": 8}
+LONG = {"method": pb.METHOD_FULL, "steps": 400, "batch_size": 8}
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_another_service_goes_on_and_no_two_processes_work(
     assert len(begun) == 2, "one process of each service"
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     calm = make_job(
-        tmp_path / "calm", tiny_model, tiny_pairs, method="full", steps=150, batch_size=8
+        tmp_path / "calm", tiny_model, tiny_pairs, method="full", steps=400, batch_size=8
     )
     assert start_job(calm).wait() == 0
     assert same(weights(calm / "model"), weights(tmp_path / "data" / "jobs" / job_id / "model"))
@@ -175,7 +175,7 @@ async def test_jobs_are_kept_in_postgresql_by_url(tmp_path, postgres, tiny_pairs
         listed = httpx.get(f"{process.http}/v1/fine_tuning/jobs?metadata[a]=b").json()["data"]
         assert listed == []
         (listed,) = httpx.get(f"{process.http}/v1/fine_tuning/jobs?metadata=null").json()["data"]
-        assert (listed["id"], len(listed["result_files"])) == (job_id, 2)
+        assert (listed["id"], len(listed["result_files"])) == (job_id, 4)
     finally:
         assert process.stop() == 0
     assert not (tmp_path / "serve-trainer" / "jobs.sqlite").exists()
