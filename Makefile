@@ -13,7 +13,7 @@ demo: .venv/.installed  ## The product's whole promise on real text (ARGS=--exit
 	$(BIN)/matryoshka demo $(ARGS)
 
 test: .venv/.installed  ## All tests (ARGS selects some, as for pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.installed  ## Format, lint, types, layout, protos
 	$(BIN)/ruff format --check .
