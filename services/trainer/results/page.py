@@ -1,6 +1,7 @@
 """A job's report as one HTML file: no script, nothing from elsewhere, pictures inside."""
 
 import base64
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -52,8 +53,9 @@ def write_page(summary: Summary) -> str:
     if summary.curve.steps:
         picture = plot_curve(summary.curve.steps, summary.curve.loss)
         parts += ["<h2>Training</h2>", _picture(picture, "Loss at each size by step")]
-    hyper = summary.hyperparameters.model_dump()
-    rows = [[escape(name), escape(str(value))] for name, value in hyper.items()]
+    hyper = summary.hyperparameters.model_dump(mode="json", exclude_none=True)
+    settings = {name: value for name, value in hyper.items() if value not in ("", [])}
+    rows = [[escape(name), escape(json.dumps(value))] for name, value in settings.items()]
     rows.append(["data digest", f"<code>{escape(summary.data_digest)}</code>"])
     parts += ["<h2>Settings</h2>", _table(["setting", "value"], rows)]
     return (
