@@ -98,7 +98,8 @@ def test_a_job_from_upload_to_its_results(client, process, file_id, held_out_id,
     assert events[0].data["quality"] == job.quality
     assert {event.type for event in events} == {"message", "metrics"}
     raw = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}").json()
-    assert set(FineTuningJob.model_fields) | {"quality"} == set(raw)
+    assert set(FineTuningJob.model_fields) | {"quality", "data"} == set(raw)
+    assert (raw["data"]["kind"], raw["data"]["duplicates"]) == ("pairs", 0)
     page = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}/events").json()
     assert set(FineTuningJobEvent.model_fields) == set(page["data"][0])
     kept = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}/checkpoints").json()
