@@ -2,16 +2,21 @@
 
 No labels are used. Learned with the trainer's defaults from a collection's documents alone, and
 from them with questions of its training part; measured with other questions against all
-documents. Then the time it takes, on made vectors of common widths. The last line of stdout is
-one JSON object.
+documents. Then whole jobs in a process of their own, from the file of vectors to the rotation's,
+on 100,000 made vectors of common widths: what they take, and where. The last line of stdout is one
+JSON object.
 
-    python -m bench.nest [--max-tokens N] [--cache FOLDER] [--no-made]
+    python -m bench.nest [--max-tokens N] [--cache FOLDER] [--longer WIDTH] [--only collections]
+    python -m bench.nest --only jobs
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,21 +27,30 @@ import numpy as np
 import torch
 
 from bench.adaptor import COLLECTIONS, encode, read_lines
+from bench.made import Longer
 from services.cli.corpus import read_corpus
 from services.router.rotation import Rotation
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.sample import Sample
+from services.trainer.jobs.events import read_events
 from services.trainer.jobs.hyperparameters import Wanted, fill
-from services.trainer.jobs.spec import NestScores
+from services.trainer.jobs.spec import (
+    TRAINING_VECTORS,
+    NestScores,
+    Result,
+    Spec,
+    result_path,
+    spec_path,
+)
 from services.trainer.results.shortlist import compare
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.nest import Nest
 from services.trainer.training.train import plan, train
 
 DIMS = (16, 32, 64, 128, 256)
-MADE = ((100_000, 384), (20_000, 1536), (10_000, 3072))
+MADE, MADE_WIDTHS = 100_000, (384, 1536, 3072)
 _NUM_QUERIES = 1000
 _MAX_DOCSTRINGS = 100_000
 _ASKED = 5  # of the docstrings' first sentences every fifth is a question
@@ -116,12 +130,20 @@ def learn_rotation(documents_ND: Array, queries_QD: Array, dims: Sequence[int]) 
     return Rotation.of(nest.rotation()[: max(dims)].copy())
 
 
-def measure(texts: Texts, model: TextModel, cache: Path | None) -> dict[str, object]:
-    """Nest a collection, from its documents alone and with questions."""
+def measure(
+    texts: Texts, model: TextModel, cache: Path | None, longer: int | None
+) -> dict[str, object]:
+    """Nest a collection, from its documents alone and with questions.
+
+    With `longer` of vectors of that width, see `made.py`.
+    """
     documents_ND = normalize(encode(model, texts.documents, cache))
     known = sorted({*texts.training, *texts.questions})
     rows = {text: row for row, text in enumerate(known)}
     vectors = normalize(encode(model, known, cache))
+    if longer:
+        lengthen = Longer(documents_ND, longer)
+        documents_ND, vectors = lengthen(documents_ND), lengthen(vectors)
     questions_QD = vectors[[rows[text] for text in texts.questions[:_NUM_QUERIES]]]
     asked_QD = vectors[[rows[text] for text in texts.training]]
     alone, seconds = learn(Sample(documents_ND, None, questions_QD))
@@ -129,29 +151,35 @@ def measure(texts: Texts, model: TextModel, cache: Path | None) -> dict[str, obj
     result = {
         "collection": texts.name,
         "documents": len(documents_ND),
+        "full": documents_ND.shape[1],
         "training_questions": len(asked_QD),
         "questions": len(questions_QD),
-        "plain": {row.dim: round(row.plain, 4) for row in alone},
-        "pca": {row.dim: round(row.pca, 4) for row in alone},
-        "nested": {row.dim: round(row.nested, 4) for row in alone},
-        "nested with questions": {row.dim: round(row.nested, 4) for row in asked},
+        **kept(alone),
+        "nested with questions": kept(asked)["nested"],
         "seconds": seconds,
         "seconds with questions": seconds_asked,
     }
     print(
-        f"\n{texts.name}: {len(documents_ND)} documents, {len(questions_QD)} questions; learned "
-        f"in {seconds['all_s']} s from documents alone, in {seconds_asked['all_s']} s with "
-        f"{len(asked_QD)} other questions"
+        f"\n{texts.name}: {len(documents_ND)} documents of {documents_ND.shape[1]} numbers, "
+        f"{len(questions_QD)} questions; learned in {seconds['all_s']} s from documents alone, in "
+        f"{seconds_asked['all_s']} s with {len(asked_QD)} other questions"
     )
     show(result)
     return result
 
 
+def kept(rows: Sequence[NestScores]) -> dict[str, dict[int, float]]:
+    """Return what each size keeps, by the way to cut."""
+    ways = ("plain", "pca", "nested")
+    return {way: {row.dim: round(getattr(row, way), 4) for row in rows} for way in ways}
+
+
 def show(result: dict[str, object]) -> None:
-    print("recall@10 of 50".ljust(24) + "".join(f"{dim:>8}" for dim in DIMS))
     for key in ("plain", "pca", "nested", "nested with questions"):
         if isinstance(scores := result.get(key), dict):
-            print(key.ljust(24) + "".join(f"{scores[dim]:8.3f}" for dim in DIMS))
+            if key == "plain":
+                print("recall@10 of 50".ljust(24) + "".join(f"{dim:>8}" for dim in scores))
+            print(key.ljust(24) + "".join(f"{share:8.3f}" for share in scores.values()))
 
 
 def make_vectors(count: int, full: int) -> Array:
@@ -167,45 +195,70 @@ def make_vectors(count: int, full: int) -> Array:
     return normalize(drawn @ mix.astype(np.float32))
 
 
-def time_made(count: int, full: int) -> dict[str, object]:
-    vectors = make_vectors(count + 500, full)
-    rows, seconds = learn(Sample(vectors[:-500], None, vectors[-500:]))
-    print(
-        f"\n{count} made vectors of {full} numbers: axes {seconds['axes_s']} s, training "
-        f"{seconds['train_s']} s, all {seconds['all_s']} s"
-    )
-    result: dict[str, object] = {"made": count, "full": full, "seconds": seconds}
-    for key in ("plain", "pca", "nested"):
-        result[key] = {row.dim: round(getattr(row, key), 4) for row in rows}
-    show(result)
-    return result
+def time_job(full: int) -> dict[str, object]:
+    """Run a job with the defaults, as the trainer does."""
+    with tempfile.TemporaryDirectory() as folder:
+        job_dir = Path(folder)
+        np.save(job_dir / TRAINING_VECTORS, make_vectors(MADE, full))
+        hyper = fill(Wanted(method="nest"), full, MADE)
+        Spec(
+            base_dir="", base_model="", model_id="nest:made", data_name="made", threads=0,
+            hyperparameters=hyper, checkpoint_steps=50,
+        ).write(spec_path(job_dir))  # fmt: skip
+        used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+        command = [sys.executable, "-m", "services.trainer.training.run", str(job_dir)]
+        subprocess.run(command, check=True)
+        ended, use = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = Result.read(result_path(job_dir))
+        events, _ = read_events(job_dir, 0)
+    assert result
+    trained_at = max(event.at for event in events if event.phase == "train")
+    seconds = {
+        "start_and_read": events[0].at - began,
+        "axes": trained_at - result.train_seconds - events[0].at,
+        "train": result.train_seconds,
+        "measure_and_write": ended - trained_at,
+        "job": ended - began,
+        "cpu": use.ru_utime + use.ru_stime - used.ru_utime - used.ru_stime,
+    }
+    seconds = {part: round(value, 1) for part, value in seconds.items()}
+    parts = ", ".join(f"{part} {value}" for part, value in seconds.items())
+    print(f"\n{MADE} made vectors of {full} numbers, whole job, seconds: {parts}")
+    made = {"made": MADE, "full": full, "seconds": seconds, **kept(result.nest_quality)}
+    made["memory_gb"] = round(use.ru_maxrss / 2**20, 2)  # of the largest job so far
+    show(made)
+    return made
+
+
+def measure_collections(options: argparse.Namespace) -> list[dict[str, object]]:
+    model = TextModel(locate(DEFAULT_MODEL))
+    model.max_tokens = min(model.max_tokens, options.max_tokens or model.max_tokens)
+    print(f"model {DEFAULT_MODEL}, engine {model.engine}, max_tokens {model.max_tokens}")
+    folders = [folder for folder in COLLECTIONS if folder.is_dir()]
+    collections = [*map(read_collection, folders), read_docstrings()]
+    return [measure(texts, model, options.cache, options.longer) for texts in collections]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--max-tokens", type=int, help="cut texts earlier than the model does")
     parser.add_argument("--cache", type=Path, help="keep vectors here, and use those kept")
-    parser.add_argument("--no-made", action="store_true", help="leave out the made vectors")
+    parser.add_argument("--longer", type=int, help="make the real vectors so wide")
+    parser.add_argument("--only", choices=("collections", "jobs"), help="leave out the others")
     options = parser.parse_args()
-    model = TextModel(locate(DEFAULT_MODEL))
-    model.max_tokens = min(model.max_tokens, options.max_tokens or model.max_tokens)
     conditions = {
-        "model": DEFAULT_MODEL,
-        "engine": model.engine,
-        "max_tokens": model.max_tokens,
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
     print("conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items()))
-    folders = [folder for folder in COLLECTIONS if folder.is_dir()]
-    collections = [*map(read_collection, folders), read_docstrings()]
-    results = [measure(texts, model, options.cache) for texts in collections]
-    if not options.no_made:
-        results += [time_made(count, full) for count, full in MADE]
+    results = [] if options.only == "jobs" else measure_collections(options)
+    if options.only != "collections":
+        results += [time_job(full) for full in MADE_WIDTHS]
     print(json.dumps({"bench": "nest", **conditions, "results": results}))
 
 

@@ -73,6 +73,17 @@ def test_short_sizes_gain_on_pairs_not_seen(tmp_path, head):
     assert (after > ndcg(axes.numpy())).all()
 
 
+def test_principal_axes_are_those_of_all_vectors_and_numbers():
+    """Also of more than are multiplied at a time: no product of two is left, the largest first."""
+    falling = torch.arange(1, 601) ** -0.5
+    vectors = torch.randn(9000, 600, generator=torch.Generator().manual_seed(0)) * falling
+    turned = (vectors @ principal_axes(vectors).T).double()
+    products = turned.T @ turned / len(turned)
+    shares = products.diagonal()
+    assert (shares[:-1] >= shares[1:] - 1e-6).all()
+    torch.testing.assert_close(products, torch.diag(shares), atol=1e-6, rtol=0)
+
+
 def test_fewer_vectors_than_numbers_still_give_axes():
     """Four pairs leave most axes open; they are orthogonal all the same."""
     axes = principal_axes(torch.randn(4, FULL, generator=torch.Generator().manual_seed(0)))

@@ -24,7 +24,7 @@ from services.trainer.jobs.spec import (
 )
 from services.trainer.results.shortlist import compare
 from services.trainer.training.interrupt import Interrupt
-from services.trainer.training.nest import Nest
+from services.trainer.training.nest import MAX_TURNED, Nest
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.train import plan, train
 from tests.trainer.conftest import start_job
@@ -78,6 +78,40 @@ def test_any_rotation_is_orthogonal_and_keeps_every_cosine(tmp_path_factory, ful
     assert np.array_equal(rotation, again)
 
 
+@pytest.fixture
+def _whole_way(monkeypatch):
+    """No part of what was trained is taken back, however little the few steps of a test gain."""
+    monkeypatch.setattr("services.trainer.training.nest._PARTS", (1.0,))
+
+
+@pytest.mark.usefixtures("_whole_way")
+def test_of_wide_vectors_the_first_axes_are_turned_and_the_others_stay(tmp_path):
+    """The rotation is orthogonal all the same, and no full-width score changes."""
+    full = MAX_TURNED + 64
+    data = Sample(make(1200, 0, full), None, make(20, 1, full))
+    nest, rotation = learn(data, tmp_path, steps=3, batch_size=64, learning_rate=0.01)
+    wide = rotation.astype(np.float64)
+    np.testing.assert_allclose(wide @ wide.T, np.eye(full), atol=1e-6)
+    # In float64: the sums of so many numbers are rounded as much as the rotation is.
+    before = data.held_out_QD.astype(np.float64) @ data.documents_ND.T
+    after = (data.held_out_QD @ wide.T) @ (data.documents_ND @ wide.T).T
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    np.testing.assert_allclose(rotation[MAX_TURNED:], nest.axes_DD[MAX_TURNED:], atol=1e-5)
+    turned = rotation[:MAX_TURNED] - nest.axes_DD[:MAX_TURNED]
+    assert (np.abs(turned).max(axis=1) > 1e-3).all()
+
+
+@pytest.mark.usefixtures("_whole_way")
+def test_what_is_trained_are_the_first_rows_of_the_rotation(tmp_path):
+    """The short way to them, which each step takes, leads where the whole rotation ends."""
+    data = Sample(make(1200, 0), None, make(20, 1))
+    nest, rotation = learn(data, tmp_path, **QUICK | {"steps": 8})
+    trained = nest.turn().detach().numpy() @ nest.axes_DD
+    assert trained.shape == (DIMS[-1], FULL)
+    assert np.abs(trained - nest.axes_DD[: DIMS[-1]]).max() > 0.01
+    np.testing.assert_allclose(trained, rotation[: DIMS[-1]], atol=1e-5)
+
+
 QUICK = {"steps": 60, "batch_size": 128, "learning_rate": 1e-2, "matryoshka_dims": DIMS}
 
 
@@ -111,6 +145,17 @@ def test_the_shortlist_is_counted_as_by_hand():
     short = np.argsort(-(queries[:, :8] @ normalize(documents[:, :8]).T), axis=1)[:, :50]
     kept = [len(set(e) & set(s)) / 10 for e, s in zip(exact, short, strict=True)]
     assert row.plain == row.pca == row.nested == pytest.approx(np.mean(kept))
+
+
+def test_at_full_size_only_a_rotation_keeps_all():
+    """All ten of each query where the matrix is one; fewer where it stretches the vectors."""
+    queries, documents = make(60, 1), make(400, 0)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(FULL, FULL)))
+    stretched = rotation * np.geomspace(0.01, 1, FULL)
+    matrices = rotation.astype(np.float32), stretched.astype(np.float32)
+    (row,) = compare(queries, documents, *matrices, (FULL,))
+    assert row.plain == row.pca == 1
+    assert row.nested < 0.99
 
 
 def test_default_sizes_stay_below_half_of_the_full_one():

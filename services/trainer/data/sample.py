@@ -25,6 +25,7 @@ MIN_QUERIES = 20
 MIN_WIDTH, MAX_WIDTH = 16, 4096  # beyond, the principal axes alone take minutes
 MAX_HELD_OUT = 500
 _CHUNK_ROWS = 8192
+_READ_ROWS = 512  # they stay in the processor's cache while they are scaled
 # Of the format's versions those that a matrix of floats is written in.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -77,19 +78,33 @@ def read_sample(documents: Path, queries: Path | None, seed: int) -> Sample:
     Of the queries half is held out, 500 at most; without queries, a tenth of the documents, 500
     at most, stands in for them. The same files and seed always give the same split.
     """
-    documents_ND = normalize(np.ascontiguousarray(_open(documents)))
-    random = np.random.default_rng(seed)
+    documents_ND = _open(documents)
     if queries is None:
-        order = random.permutation(len(documents_ND))
-        count = min(len(documents_ND) // 10, MAX_HELD_OUT)
-        kept = np.sort(order[count:])
-        return Sample(documents_ND[kept], None, documents_ND[np.sort(order[:count])])
-    queries_QD = normalize(np.ascontiguousarray(_open(queries)))
-    order = random.permutation(len(queries_QD))
-    count = min(len(queries_QD) // 2, MAX_HELD_OUT)
+        kept, held_out = _hold_out(len(documents_ND), 10, seed)
+        return Sample(_read_rows(documents_ND, kept), None, _read_rows(documents_ND, held_out))
+    queries_QD = _open(queries)
+    kept, held_out = _hold_out(len(queries_QD), 2, seed)
     return Sample(
-        documents_ND, queries_QD[np.sort(order[count:])], queries_QD[np.sort(order[:count])]
+        _read_rows(documents_ND, np.arange(len(documents_ND))),
+        _read_rows(queries_QD, kept),
+        _read_rows(queries_QD, held_out),
     )
+
+
+def _hold_out(count: int, share: int, seed: int) -> tuple[Rows, Rows]:
+    """Return the rows to keep and those to hold out, one of `share`, each ascending."""
+    order = np.random.default_rng(seed).permutation(count)
+    num_held_out = min(count // share, MAX_HELD_OUT)
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _read_rows(vectors_ND: Array, rows: Rows) -> Array:
+    """Return some rows at unit length; in chunks, as each pass over all of them takes a second."""
+    read_ND = np.empty((len(rows), vectors_ND.shape[1]), dtype=np.float32)
+    for begin in range(0, len(rows), _READ_ROWS):
+        chunk = slice(begin, begin + _READ_ROWS)
+        read_ND[chunk] = normalize(vectors_ND[rows[chunk]])
+    return read_ND
 
 
 def digest(documents: Path) -> str:

@@ -16,6 +16,7 @@ from services.trainer.jobs.spec import NestScores
 
 TOP, SHORTLIST = 10, 50
 _CHUNK_SCORES = 2**24  # 64 MiB of float32 scores at a time
+_UNCUT_QUERIES = 50  # all scores are the same there, so a few show whether something broke
 
 
 def compare(
@@ -33,18 +34,22 @@ def compare(
         documents_ND: of unit length.
         axes_DD: applied as `vectors @ axes.T`.
         rotation_DD: the same.
-        dims: sizes to measure.
+        dims: sizes to measure, ascending; the full one on few of the queries, as none is lost.
         on_progress: called with the number of the three that are done.
     """
     queries, documents = torch.from_numpy(queries_QD), torch.from_numpy(documents_ND)
     exact_QN = best(queries, documents, TOP)
+    cut = [dim for dim in dims if dim < documents.shape[1]]
     rows = []
-    for done, turn_DD in enumerate((None, axes_DD, rotation_DD), start=1):
+    for done, turn in enumerate((None, axes_DD, rotation_DD), start=1):
         sides = queries, documents
-        if turn_DD is not None:
-            turned_MD = torch.from_numpy(turn_DD[: max(dims)])
-            sides = queries @ turned_MD.T, documents @ turned_MD.T
-        rows.append([recall(*sides, dim, exact_QN) for dim in dims])
+        turn_DD = None if turn is None else torch.from_numpy(turn)
+        if turn_DD is not None and cut:
+            sides = queries @ turn_DD[: cut[-1]].T, documents @ turn_DD[: cut[-1]].T
+        shares = [recall(*sides, dim, exact_QN) for dim in cut]
+        if len(cut) < len(dims):
+            shares.append(_recall_uncut(queries, documents, turn_DD, exact_QN))
+        rows.append(shares)
         on_progress(done)
     return tuple(
         NestScores(dim=dim, plain=plain, pca=pca, nested=nested)
@@ -58,6 +63,27 @@ def recall(
     """Return the share of `exact_QN` in the shortlists of the first `dim` numbers."""
     cut_NM = functional.normalize(documents_ND[:, :dim])
     short_QK = best(queries_QD[:, :dim].contiguous(), cut_NM, SHORTLIST)
+    return _share(exact_QN, short_QK)
+
+
+def _recall_uncut(
+    queries_QD: torch.Tensor,
+    documents_ND: torch.Tensor,
+    turn_DD: torch.Tensor | None,
+    exact_QN: torch.Tensor,
+) -> float:
+    """Return what all numbers keep, which is all, unless a rotation is none.
+
+    (T q) (T d) is (T^T T q) d: so the queries are turned there and back, and documents stay.
+    """
+    some_QD = queries_QD[:_UNCUT_QUERIES]
+    if turn_DD is not None:
+        some_QD = some_QD @ turn_DD.T @ turn_DD
+    short_QK = best(some_QD, documents_ND, SHORTLIST)
+    return _share(exact_QN[: len(some_QD)], short_QK)
+
+
+def _share(exact_QN: torch.Tensor, short_QK: torch.Tensor) -> float:
     return float((exact_QN[:, :, None] == short_QK[:, None, :]).any(dim=2).float().mean())
 
 

@@ -27,7 +27,7 @@ from services.trainer.training.negatives import Negatives
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
-_CHUNK_ROWS = 8192
+_CHUNK_ROWS, _BLOCK_COLUMNS = 8192, 512
 SCALE = 20.0  # sentence-transformers' scale of cosines in this loss
 
 
@@ -123,8 +123,11 @@ def principal_axes(vectors_ND: torch.Tensor) -> torch.Tensor:
     full = vectors_ND.shape[1]
     products_DD = torch.zeros(full, full, dtype=torch.float64)
     for chunk_CD in torch.split(vectors_ND, _CHUNK_ROWS):
-        chunk_CD = chunk_CD.double()
-        products_DD.addmm_(chunk_CD.T, chunk_CD)
-    _, axes_DD = torch.linalg.eigh(products_DD)
+        # Products of 8192 numbers in float32, their sums in float64; of the symmetric matrix the
+        # upper half.
+        for begin in range(0, full, _BLOCK_COLUMNS):
+            end = begin + _BLOCK_COLUMNS
+            products_DD[begin:end, begin:] += chunk_CD[:, begin:end].T @ chunk_CD[:, begin:]
+    _, axes_DD = torch.linalg.eigh(products_DD, UPLO="U")
     ordered_DD: torch.Tensor = axes_DD.flip(1).T.float().contiguous()
     return ordered_DD
