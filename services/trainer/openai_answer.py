@@ -61,7 +61,7 @@ def write_event(job: Job, folder: Path, event: Event) -> dict[str, object]:
         data = {
             "step": event.step,
             "total_steps": event.total_steps,
-            "train_loss": sum(event.loss.values()),
+            "train_loss": _hyperparameters(job).total(event.loss),
             "loss": {str(dim): loss for dim, loss in event.loss.items()},
         }
     elif event.status == "succeeded":
@@ -80,7 +80,7 @@ def write_event(job: Job, folder: Path, event: Event) -> dict[str, object]:
 def write_checkpoint(job: Job, folder: Path, saved: Saved) -> dict[str, object]:
     """Write a checkpoint; its loss is of the last step that an event told of; reads files."""
     near = last_training(folder, saved.step)
-    loss = sum(near.loss.values()) if near and near.loss else None
+    loss = _hyperparameters(job).total(near.loss) if near and near.loss else None
     return {
         "id": f"{_CHECKPOINT}{job.id}-{saved.step}",
         "object": "fine_tuning.job.checkpoint",
@@ -102,11 +102,15 @@ def write_checkpoint(job: Job, folder: Path, saved: Saved) -> dict[str, object]:
 
 def _settings(job: Job) -> dict[str, Any]:
     """Return all settings as they were used, in the form in which they can be asked for again."""
-    used = Hyperparameters.model_validate_json(job.hyperparameters)
+    used = _hyperparameters(job)
     settings = used.model_dump(mode="json", exclude={"full"}, exclude_none=True)
     # What the full size counts for cannot be asked for.
     settings["dim_weights"] = settings["dim_weights"][: len(used.matryoshka_dims)]
     return settings
+
+
+def _hyperparameters(job: Job) -> Hyperparameters:
+    return Hyperparameters.model_validate_json(job.hyperparameters)
 
 
 def _data(folder: Path) -> dict[str, object] | None:
