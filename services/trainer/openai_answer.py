@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.shared.card import DimScores
 from services.shared.errors import NotFound
 from services.trainer.data.data_report import read_report
 from services.trainer.jobs.events import Event, last_training
@@ -162,10 +161,6 @@ def _quality(job: Job, folder: Path) -> list[dict[str, object]] | None:
     if result.quality is None:
         return [row.model_dump() for row in result.nest_quality]
     return [
-        {"dim": before.dim, "before": _scores(before), "after": _scores(after)}
+        {"dim": before.dim, "before": before.values, "after": after.values}
         for before, after in zip(result.quality.before, result.quality.after, strict=True)
     ]
-
-
-def _scores(scores: DimScores) -> dict[str, float]:
-    return {"ndcg10": scores.ndcg10, "recall10": scores.recall10, "mrr10": scores.mrr10}

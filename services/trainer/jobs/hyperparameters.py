@@ -61,7 +61,7 @@ class EarlyStopping(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = 0
-    """Whose nDCG@10 counts."""
+    """Whose nDCG@10 counts; of scored pairs, Spearman's correlation."""
     every_steps: int = 0
     patience: int = 0
     """Looks without a gain that end the training."""
