@@ -112,13 +112,20 @@ def _read_text(name: str, number: int, line: str) -> str:
 def _show(card: Card, folder: Path) -> None:
     quality = card.quality
     assert quality
-    full = quality.after[-1].ndcg10
+    full = quality.after[-1].score
     table = Table(title=f"{card.id} on {quality.data}, judged by {_JUDGED_BY[quality.judged_by]}")
-    for column in ("dimensions", "nDCG@10", "retained", "bytes as float", "as int8", "as bits"):
+    for column in (
+        "dimensions",
+        quality.metric,
+        "retained",
+        "bytes as float",
+        "as int8",
+        "as bits",
+    ):
         table.add_column(column, justify="right")
     for score in quality.after:
         table.add_row(
-            str(score.dim), f"{score.ndcg10:.3f}", f"{score.ndcg10 / full:.3f}" if full else "",
+            str(score.dim), f"{score.score:.3f}", f"{score.score / full:.3f}" if full > 0 else "",
             str(4 * score.dim), str(score.dim), str(score.dim // 8) if score.dim % 8 == 0 else "",
         )  # fmt: skip
     Console().print(table)

@@ -78,7 +78,8 @@ def start(
         str, typer.Option(help="The encoder's name that shall mean the version; empty: none.")
     ] = "default",
     max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Most that nDCG@10 may fall at a served size.")
+        float,
+        typer.Option(min=0, max=1, help="Most that nDCG@10 or Spearman may fall at a served size."),
     ] = 0.01,
     dim: Annotated[
         list[int] | None, typer.Option(help="A served size; unset: all measured ones.")

@@ -37,7 +37,7 @@ class Trainer:
 
 
 def list_versions(trainer: Trainer, name: str) -> None:
-    """Show versions in a table: nDCG@10 before and after at each size."""
+    """Show versions in a table: nDCG@10 or Spearman before and after at each size."""
     request = pb.ListVersionsRequest(name=name, limit=_MOST)
     answer: pb.ListVersionsResponse = trainer.ask("ListVersions", request)
     console = Console()
@@ -48,13 +48,19 @@ def list_versions(trainer: Trainer, name: str) -> None:
     table.add_column("version", no_wrap=True)
     table.add_column("names", overflow="fold")
     table.add_column("method")
-    table.add_column("nDCG@10 at each size, before and after", overflow="fold")
+    table.add_column("quality at each size, before and after", overflow="fold")
     for version in answer.versions:
         method = pb.Method.Name(version.hyperparameters.method).removeprefix("METHOD_").lower()
         quality = "  ".join(
-            f"{row.dim}: {row.before.ndcg10:.3f}→{row.after.ndcg10:.3f}" for row in version.quality
+            f"{row.dim}: {_score(row.before):.3f}→{_score(row.after):.3f}"
+            for row in version.quality
         )
-        table.add_row(escape(version.id), escape(", ".join(version.aliases)), method, quality)
+        table.add_row(
+            escape(version.id),
+            escape(", ".join(version.aliases)),
+            method,
+            f"{_metric(version.quality)}  {quality}",
+        )
     console.print(table)
     if answer.has_more:
         console.print(f"and more than {_MOST}; give a name")
@@ -80,7 +86,7 @@ def delete(trainer: Trainer, version: str) -> None:
 
 
 def comparison(slices: Sequence[pb.SliceComparison], title: str) -> Table:
-    """Return a table of nDCG@10 and its change at each size, one row a slice."""
+    """Return a table of the score that decides and its change at each size, one row a slice."""
     table = Table(title=escape(title))
     table.add_column("slice", overflow="fold")
     table.add_column("queries", justify="right")
@@ -95,5 +101,16 @@ def comparison(slices: Sequence[pb.SliceComparison], title: str) -> Table:
 def _change(row: pb.DimComparison) -> str:
     """Write a change; beyond chance, in color."""
     color = "red" if row.high < 0 else "green" if row.low > 0 else ""
-    text = f"{row.after.ndcg10:.3f} ({row.change:+.3f})"
+    text = f"{_score(row.after):.3f} ({row.change:+.3f})"
     return f"[{color}]{text}[/{color}]" if color else text
+
+
+def _score(scores: pb.Scores) -> float:
+    """Return the score that decides."""
+    return scores.spearman if scores.HasField("spearman") else scores.ndcg10
+
+
+def _metric(quality: Sequence[pb.DimQuality]) -> str:
+    """Name the score that decides."""
+    is_similarity = any(row.after.HasField("spearman") for row in quality)
+    return "Spearman" if is_similarity else "nDCG@10"

@@ -17,7 +17,8 @@ class Auto:
     """What the size must satisfy; at least one of the two.
 
     Args:
-        min_retention: share of the full size's nDCG@10 to keep, 0..1.
+        min_retention: share of the full size's quality to keep, 0..1: nDCG@10 or Spearman,
+            whichever its card holds.
         max_bytes: of each vector, in the dtype asked for.
     """
 
@@ -30,7 +31,7 @@ class Choice:
     """A size, and why it was chosen.
 
     Args:
-        retained: its nDCG@10 divided by the full size's.
+        retained: its quality divided by the full size's.
         measured: (size, retained) of every size that was measured, ascending.
     """
 
@@ -49,8 +50,8 @@ def choose(auto: Auto, quality: Quality | None, model_id: str, full: int, dtype:
         InvalidRequest: neither or wrong bounds, nothing was measured, or no size satisfies both.
     """
     _check(auto)
-    scores = {score.dim: score.ndcg10 for score in quality.after} if quality else {}
-    if quality is None or not scores.get(full):
+    scores = {score.dim: score.score for score in quality.after} if quality else {}
+    if quality is None or not scores.get(full, 0.0) > 0:
         raise InvalidRequest(
             f"dimensions 'auto' needs measured quality and {model_id} has none; measure it with "
             "'matryoshka card <model> <texts> --output <folder>' and load that folder, or give a "
@@ -70,7 +71,8 @@ def choose(auto: Auto, quality: Quality | None, model_id: str, full: int, dtype:
         reason = f"the largest measured size of at most {auto.max_bytes} bytes"
     else:
         dim, retained = _smallest(usable, fitting, auto, dtype)
-        reason = f"the smallest measured size that keeps at least {auto.min_retention:g} of nDCG@10"
+        least = f"{auto.min_retention:g} of {quality.metric}"
+        reason = f"the smallest measured size that keeps at least {least}"
         if auto.max_bytes is not None:
             reason += f", and takes at most {auto.max_bytes} bytes"
     return Choice(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -28,15 +28,56 @@ FILENAME = "matryoshka.json"
 _NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
 
 
-class DimScores(BaseModel):
-    """Retrieval quality at one size, each score 0..1."""
+class _SizeScores(BaseModel):
+    """What was measured at one size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    NAMES: ClassVar[Mapping[str, str]]
+    """The scores and what people call them, the one that decides first."""
+    COUNTED: ClassVar[str]
+    """What the scores are of, for people."""
+
     dim: int = Field(ge=1)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each score, the one that decides first."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    @property
+    def score(self) -> float:
+        """The one that decides: whether a model is better, and what a size keeps."""
+        return next(iter(self.values.values()))
+
+    @property
+    def metric(self) -> str:
+        """What people call it."""
+        return next(iter(self.NAMES.values()))
+
+
+class DimScores(_SizeScores):
+    """Retrieval quality at one size, each score 0..1."""
+
+    NAMES = {"ndcg10": "nDCG@10", "recall10": "recall@10", "mrr10": "MRR@10"}
+    COUNTED = "queries"
+
     ndcg10: float = Field(ge=0, le=1)
     recall10: float = Field(ge=0, le=1)
     mrr10: float = Field(ge=0, le=1)
+
+
+class SimilarityScores(_SizeScores):
+    """How the cosines of pairs at one size go with their scores: correlations, -1..1."""
+
+    NAMES = {"spearman": "Spearman", "pearson": "Pearson"}
+    COUNTED = "pairs"
+
+    spearman: float = Field(ge=-1, le=1)
+    pearson: float = Field(ge=-1, le=1)
+
+
+AnyScores = DimScores | SimilarityScores
 
 
 class Quality(BaseModel):
@@ -47,13 +88,27 @@ class Quality(BaseModel):
     data: str
     """Name and kind of the data, for people."""
     num_queries: int = Field(ge=1)
+    """Or scored pairs."""
     num_documents: int = Field(ge=1)
-    before: tuple[DimScores, ...]
+    """Or texts that the first ones of scored pairs are compared with."""
+    before: tuple[AnyScores, ...]
     """The base model."""
-    after: tuple[DimScores, ...]
-    """This model."""
+    after: tuple[AnyScores, ...]
+    """This model; of the same kind."""
     judged_by: Literal["labels", "neighbours"] = "labels"
     """What a right answer is: a labelled pair, or what the full size itself ranks first."""
+
+    @property
+    def metric(self) -> str:
+        """What people call the score that decides."""
+        return self.after[0].metric
+
+    @property
+    def counts(self) -> str:
+        """How much it was measured on, for people."""
+        if isinstance(self.after[0], SimilarityScores):
+            return f"{self.num_queries:,} held-out pairs"
+        return f"{self.num_queries:,} held-out queries against {self.num_documents:,} documents"
 
 
 class DimRanges(BaseModel):

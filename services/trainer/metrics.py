@@ -46,7 +46,15 @@ class TrainerMetrics(ServiceMetrics):
         )
         self.ndcg10 = Gauge(
             "matryoshka_trainer_ndcg_ratio",
-            "nDCG@10 on held-out pairs of the newest model, by size, before and after training.",
+            "nDCG@10 on held-out pairs or labelled texts of the newest model that has learned from "
+            "such, by size, before and after training.",
+            ["dim", "side"],
+            registry=registry,
+        )
+        self.spearman = Gauge(
+            "matryoshka_trainer_spearman_ratio",
+            "Spearman on held-out scored pairs of the newest model that has learned from such, by "
+            "size, before and after training.",
             ["dim", "side"],
             registry=registry,
         )

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.shared.card import DimScores
 from services.shared.errors import NotFound
 from services.trainer.data.data_report import read_report
 from services.trainer.jobs.events import Event, last_training
@@ -61,7 +60,7 @@ def write_event(job: Job, folder: Path, event: Event) -> dict[str, object]:
         data = {
             "step": event.step,
             "total_steps": event.total_steps,
-            "train_loss": sum(event.loss.values()),
+            "train_loss": _hyperparameters(job).total(event.loss),
             "loss": {str(dim): loss for dim, loss in event.loss.items()},
         }
     elif event.status == "succeeded":
@@ -80,7 +79,7 @@ def write_event(job: Job, folder: Path, event: Event) -> dict[str, object]:
 def write_checkpoint(job: Job, folder: Path, saved: Saved) -> dict[str, object]:
     """Write a checkpoint; its loss is of the last step that an event told of; reads files."""
     near = last_training(folder, saved.step)
-    loss = sum(near.loss.values()) if near and near.loss else None
+    loss = _hyperparameters(job).total(near.loss) if near and near.loss else None
     return {
         "id": f"{_CHECKPOINT}{job.id}-{saved.step}",
         "object": "fine_tuning.job.checkpoint",
@@ -102,11 +101,15 @@ def write_checkpoint(job: Job, folder: Path, saved: Saved) -> dict[str, object]:
 
 def _settings(job: Job) -> dict[str, Any]:
     """Return all settings as they were used, in the form in which they can be asked for again."""
-    used = Hyperparameters.model_validate_json(job.hyperparameters)
+    used = _hyperparameters(job)
     settings = used.model_dump(mode="json", exclude={"full"}, exclude_none=True)
     # What the full size counts for cannot be asked for.
     settings["dim_weights"] = settings["dim_weights"][: len(used.matryoshka_dims)]
     return settings
+
+
+def _hyperparameters(job: Job) -> Hyperparameters:
+    return Hyperparameters.model_validate_json(job.hyperparameters)
 
 
 def _data(folder: Path) -> dict[str, object] | None:
@@ -158,10 +161,6 @@ def _quality(job: Job, folder: Path) -> list[dict[str, object]] | None:
     if result.quality is None:
         return [row.model_dump() for row in result.nest_quality]
     return [
-        {"dim": before.dim, "before": _scores(before), "after": _scores(after)}
+        {"dim": before.dim, "before": before.values, "after": after.values}
         for before, after in zip(result.quality.before, result.quality.after, strict=True)
     ]
-
-
-def _scores(scores: DimScores) -> dict[str, float]:
-    return {"ndcg10": scores.ndcg10, "recall10": scores.recall10, "mrr10": scores.mrr10}

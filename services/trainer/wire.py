@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.shared.card import DimScores, Quality
+from services.shared.card import AnyScores, Quality
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
 from services.trainer.data.data_report import read_report
@@ -237,5 +237,5 @@ def write_quality(quality: Quality) -> list[pb.DimQuality]:
     ]
 
 
-def write_scores(scores: DimScores) -> pb.Scores:
-    return pb.Scores(ndcg10=scores.ndcg10, recall10=scores.recall10, mrr10=scores.mrr10)
+def write_scores(scores: AnyScores) -> pb.Scores:
+    return pb.Scores(**scores.values)

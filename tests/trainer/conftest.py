@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from services.shared.folder import DEFAULT_MODEL, locate
-from services.trainer.data.examples import write_examples
-from services.trainer.data.pairs import Pair
+from services.trainer.data.examples import Example, write_examples
+from services.trainer.data.pairs import Kind, Pair
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.jobs.spec import TRAINING, Spec, spec_path
 from services.trainer.results.layout import full_width
@@ -54,7 +55,7 @@ def stdlib_pairs(wanted: int) -> list[Pair]:
     return list(pairs.values())[:wanted]
 
 
-def write_pairs(path: Path, pairs: list[Pair]) -> Path:
+def write_pairs(path: Path, pairs: Sequence[Example]) -> Path:
     write_examples(path, pairs)
     return path
 
@@ -116,7 +117,12 @@ def make_tiny_pairs() -> list[Pair]:
 
 
 def make_job(
-    folder: Path, base: Path, pairs: list[Pair], checkpoint_steps: int = 5, **wanted
+    folder: Path,
+    base: Path,
+    pairs: Sequence[Example],
+    checkpoint_steps: int = 5,
+    kind: Kind = "pairs",
+    **wanted,
 ) -> Path:
     """Write a job's folder as the service does."""
     folder.mkdir(parents=True)
@@ -124,7 +130,7 @@ def make_job(
     hyper = fill(Wanted(**wanted), full_width(base), len(pairs) - len(pairs) // 10)
     Spec(
         base_dir=str(base), base_model=base.name, model_id="ft:base:test:0001",
-        data_name="pairs.jsonl", hyperparameters=hyper, threads=1,
+        data_name="pairs.jsonl", kind=kind, hyperparameters=hyper, threads=1,
         checkpoint_steps=checkpoint_steps,
     ).write(spec_path(folder))  # fmt: skip
     return folder

@@ -4,6 +4,7 @@ import pytest
 
 from services.shared.errors import InvalidRequest
 from services.shared.pb import trainer_pb2 as pb
+from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import (
     EarlyStopping,
     Hyperparameters,
@@ -12,6 +13,7 @@ from services.trainer.jobs.hyperparameters import (
     default_dims,
     fill,
 )
+from services.trainer.jobs.result_files import step_metrics
 from services.trainer.wire import read_request, write_hyperparameters
 
 
@@ -120,3 +122,13 @@ def test_jobs_of_older_releases_can_still_be_read():
     )
     assert old.trained_weights == (1.0, 1.0)
     assert old.measured_dims == (16, 384)
+
+
+def test_the_loss_in_all_is_what_is_minimised():
+    """In the table of the steps too: each size by its weight, sizes themselves without."""
+    wanted = {"method": "full", "matryoshka_dims": (16, 64), "dim_weights": (3.0, 0.5)}
+    hyper = fill(Wanted(**wanted), 384, 1000)
+    losses = {16: 1.0, 64: 2.0, 384: 4.0}
+    assert hyper.total(losses) == 3.0 + 1.0 + 4.0
+    table = step_metrics([Event(phase="train", step=5, loss=losses)], hyper).decode()
+    assert table.splitlines()[1] == "5,8.0,1.0,2.0,4.0"

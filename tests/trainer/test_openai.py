@@ -13,6 +13,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from tests.conftest import serve
 from tests.trainer.conftest import make_tiny_pairs, write_pairs
+from tests.trainer.test_graded import scored_pairs
 from tests.trainer.test_service import SETTINGS, job_processes
 
 TINY = {"method": "full", "steps": 12, "batch_size": 8}
@@ -257,3 +258,24 @@ def test_a_key_makes_one_job(client, file_id, tiny_model):
         create, client, file_id, tiny_model, suffix="other", extra_headers=headers, status=409,
         part="different request",
     )  # fmt: skip
+
+
+def test_scored_pairs_are_trained_on(client, tiny_model):
+    """Their own two correlations at each size; the loss in all has the weights of the sizes."""
+    rows = [
+        json.dumps({"text1": pair.first, "text2": pair.second, "similarity": pair.score})
+        for pair in scored_pairs()[:80]
+    ]
+    file = client.files.create(
+        file=("likeness.jsonl", "\n".join(rows).encode()), purpose="fine-tune"
+    )
+    settings = TINY | {"matryoshka_dims": [16, 32], "dim_weights": [3.0, 0.5]}
+    job = wait(client, create(client, file.id, tiny_model, settings).id, "succeeded")
+    assert [set(row["after"]) for row in job.quality] == [{"spearman", "pearson"}] * 2
+    table = client.files.content(job.result_files[0]).read()
+    rows = list(csv.DictReader(io.StringIO(table.decode())))
+    for row in rows:
+        in_all = 3 * float(row["train_loss_16"]) + 0.5 * float(row["train_loss_32"])
+        assert float(row["train_loss"]) == pytest.approx(in_all)
+    (checkpoint, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert checkpoint.metrics.train_loss == pytest.approx(float(rows[-1]["train_loss"]))

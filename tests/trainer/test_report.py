@@ -2,7 +2,7 @@
 
 import struct
 
-from services.shared.card import DimScores, Quality
+from services.shared.card import DimScores, Quality, SimilarityScores
 from services.trainer.jobs.spec import NestScores
 from services.trainer.results.report import markdown_table, plot, plot_nest
 
@@ -20,6 +20,16 @@ def test_the_table_has_a_row_a_size():
     lines = markdown_table(quality((16, 0.25, 0.5), (384, 0.75, 0.75))).splitlines()
     assert lines[2] == "| 16 | 0.250 → 0.500 | 0.250 → 0.250 | 1.000 → 1.000 |"
     assert len(lines) == 4
+
+
+def test_scored_pairs_have_a_table_and_a_picture_of_their_own():
+    """Two correlations; below zero too."""
+    scores = tuple(SimilarityScores(dim=dim, spearman=-0.25, pearson=0.5) for dim in (16, 32))
+    found = Quality(data="x", num_queries=10, num_documents=9, before=scores, after=scores)
+    lines = markdown_table(found).splitlines()
+    assert lines[0] == "| size | Spearman | Pearson |"
+    assert lines[2] == "| 16 | -0.250 → -0.250 | 0.500 → 0.500 |"
+    assert plot(found, "ft:a:b:c").startswith(b"\x89PNG")
 
 
 def test_the_picture_is_drawn_for_any_scores():

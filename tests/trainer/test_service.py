@@ -18,6 +18,7 @@ from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 from tests.conftest import serve
 from tests.trainer.conftest import write_pairs
+from tests.trainer.test_graded import labelled_texts, scored_pairs
 
 SLOW = {"method": pb.METHOD_FULL, "steps": 100_000, "batch_size": 8}
 QUICK = {"method": pb.METHOD_FULL, "steps": 12, "batch_size": 8}
@@ -460,14 +461,6 @@ async def test_data_is_checked_and_what_was_found_is_told(stub, tiny_pairs, tiny
     assert not job.data.HasField("too_long")
     assert (await get(stub, job.id)).data.too_long == 1
     assert any("1 texts are longer" in event.message for event in events)
-    bad = await upload(stub, b"text,label\n" + b"a,b\n" * 5, "classes.csv")
-    refusal = refused(
-        create(stub, bad, tiny_model),
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "must hold pairs",
-        "labelled texts",
-    )
-    await refusal
     await refused(
         create(stub, training, tiny_model, columns={"frage": "anker"}),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -478,4 +471,49 @@ async def test_data_is_checked_and_what_was_found_is_told(stub, tiny_pairs, tiny
             create(stub, training_file, tiny_model),
             grpc.StatusCode.PERMISSION_DENIED,
             "MATRYOSHKA_TRAINER_SOURCES",
+        )
+
+
+async def test_scored_pairs_and_labelled_texts_are_trained_on(stub, process, tiny_model, tmp_path):
+    """Each told by its own metric, also in the metrics; two of different ones are not compared."""
+    rows = [f"{pair.first},{pair.second},{pair.score}" for pair in scored_pairs()[:120]]
+    table = "\n".join(["sentence1,sentence2,score", *rows])
+    likeness = await upload(stub, table.encode(), "likeness.csv")
+    classes = write_pairs(tmp_path / "classes", labelled_texts()).read_bytes()
+    stopping = pb.EarlyStopping(dim=16, every_steps=2, patience=1)
+    scored = await create(stub, likeness, tiny_model, QUICK | {"early_stopping": stopping})
+    labelled = await create(stub, await upload(stub, classes), tiny_model, {"steps": 4})
+    assert scored.data.kind == pb.DATA_KIND_SCORED
+    assert labelled.data.kind == pb.DATA_KIND_LABELLED
+    events = await watch(stub, scored.id)
+    assert any("Spearman at 16 is" in event.message for event in events)
+    await watch(stub, labelled.id)
+    scored, labelled = await get(stub, scored.id), await get(stub, labelled.id)
+    assert scored.status == labelled.status == pb.JOB_STATUS_SUCCEEDED
+    assert [row.dim for row in scored.quality] == [16, 32]
+    after = scored.quality[0].after
+    assert 0 < abs(after.spearman) <= 1
+    assert after.HasField("pearson")
+    assert after.ndcg10 == 0
+    assert labelled.quality[0].after.ndcg10 > 0
+    assert not labelled.quality[0].after.HasField("spearman")
+    page = httpx.get(f"{process.http}/metrics").text
+    assert 'matryoshka_trainer_spearman_ratio{dim="16",side="after"}' in page
+    await refused(
+        stub.CompareVersions(
+            pb.CompareVersionsRequest(before=labelled.model_id, after=scored.model_id)
+        ),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "was measured by nDCG@10",
+        "by Spearman",
+    )
+    mining = {"mine_negatives": pb.Mining(negatives=2)}
+    for wanted, fields, part in (
+        ({"method": pb.METHOD_DISTILL}, {}, "must hold pairs for METHOD_DISTILL"),
+        ({}, mining, "only pairs have negatives"),
+    ):
+        await refused(
+            create(stub, likeness, tiny_model, wanted, **fields),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            part,
         )

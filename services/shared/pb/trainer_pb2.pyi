@@ -387,7 +387,7 @@ Global___Lora: _TypeAlias = Lora  # noqa: Y015
 
 @_typing.final
 class EarlyStopping(_message.Message):
-    """Stop when nothing is gained any more. A tenth of the training pairs is not learned from but asked;
+    """Stop when nothing is gained any more. A tenth of the training data is not learned from but asked;
     the weights that answered best are those of the finished model.
     """
 
@@ -397,7 +397,7 @@ class EarlyStopping(_message.Message):
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
-    """Whose nDCG@10 counts; 0: the smallest."""
+    """Whose nDCG@10 counts, or of scored pairs Spearman's correlation; 0: the smallest."""
     every_steps: _builtins.int
     """Steps between two looks; 0: a tenth of all steps."""
     patience: _builtins.int
@@ -582,7 +582,7 @@ class CreateJobRequest(_message.Message):
     finite, no row of zeros.
     """
     validation_file: _builtins.str
-    """Of the same kind. Empty: a tenth of the training pairs (1000 at most) is held out. METHOD_NEST:
+    """Of the same kind. Empty: a tenth of the training examples (1000 at most) is held out. METHOD_NEST:
     an .npy file of recent queries' vectors, of the same D; empty: documents stand in for them.
     """
     suffix: _builtins.str
@@ -753,7 +753,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___DimQuality]:
-        """Quality on the held-out pairs; empty until it succeeded, and for METHOD_NEST."""
+        """Quality on the held-out examples; empty until it succeeded, and for METHOD_NEST."""
 
     @_builtins.property
     def nest_quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___NestQuality]:
@@ -838,7 +838,7 @@ class DataReport(_message.Message):
     leaks: _builtins.int
     """Training examples left out: the validation data asks with a text of theirs."""
     shared_documents: _builtins.int
-    """Positives of the validation data that training has too; kept."""
+    """Positives of the validation data, or texts of its scored pairs, that training has too; kept."""
     too_long: _builtins.int
     """Texts that are longer than the model reads; unset until the job has counted them."""
     @_builtins.property
@@ -907,22 +907,36 @@ class Scores(_message.Message):
     NDCG10_FIELD_NUMBER: _builtins.int
     RECALL10_FIELD_NUMBER: _builtins.int
     MRR10_FIELD_NUMBER: _builtins.int
+    SPEARMAN_FIELD_NUMBER: _builtins.int
+    PEARSON_FIELD_NUMBER: _builtins.int
     ndcg10: _builtins.float
-    """Each 0..1."""
+    """Each 0..1; 0 where the job learned from scored pairs."""
     recall10: _builtins.float
     mrr10: _builtins.float
+    spearman: _builtins.float
+    """How cosines go with the scores of pairs, each -1..1; unset where it learned from anything else."""
+    pearson: _builtins.float
     def __init__(
         self,
         *,
         ndcg10: _builtins.float = ...,
         recall10: _builtins.float = ...,
         mrr10: _builtins.float = ...,
+        spearman: _builtins.float | None = ...,
+        pearson: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pearson", b"_pearson", "_spearman", b"_spearman", "pearson", b"pearson", "spearman", b"spearman"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mrr10", b"mrr10", "ndcg10", b"ndcg10", "recall10", b"recall10"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pearson", b"_pearson", "_spearman", b"_spearman", "mrr10", b"mrr10", "ndcg10", b"ndcg10", "pearson", b"pearson", "recall10", b"recall10", "spearman", b"spearman"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__pearson: _TypeAlias = _typing.Literal["pearson"]  # noqa: Y015
+    _WhichOneofArgType__pearson: _TypeAlias = _typing.Literal["_pearson", b"_pearson"]  # noqa: Y015
+    _WhichOneofReturnType__spearman: _TypeAlias = _typing.Literal["spearman"]  # noqa: Y015
+    _WhichOneofArgType__spearman: _TypeAlias = _typing.Literal["_spearman", b"_spearman"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pearson) -> _WhichOneofReturnType__pearson | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spearman) -> _WhichOneofReturnType__spearman | None: ...
 
 Global___Scores: _TypeAlias = Scores  # noqa: Y015
 
@@ -1531,7 +1545,9 @@ class DimComparison(_message.Message):
     HIGH_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     change: _builtins.float
-    """How far the mean nDCG@10 moved, and where it lies in 95 of 100 draws of as many such queries."""
+    """How far the mean nDCG@10, or Spearman, moved, and where it lies in 95 of 100 draws of as many
+    such queries or pairs.
+    """
     low: _builtins.float
     high: _builtins.float
     @_builtins.property
@@ -1567,11 +1583,11 @@ class Gate(_message.Message):
     SLICES_FIELD_NUMBER: _builtins.int
     MIN_QUERIES_FIELD_NUMBER: _builtins.int
     max_drop: _builtins.float
-    """Most that the mean nDCG@10 may fall at any served size, of all queries and of each slice, 0..1;
-    absent: 0.01.
+    """Most that the mean nDCG@10, or Spearman, may fall at any served size, of all queries and of each
+    slice, 0..1; absent: 0.01.
     """
     min_queries: _builtins.int
-    """Fewer held-out queries say nothing; 0: 30."""
+    """Fewer held-out queries or pairs say nothing; 0: 30."""
     @_builtins.property
     def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes that are served; empty: all that were measured."""

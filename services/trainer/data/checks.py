@@ -149,4 +149,11 @@ def _told(example: Example) -> tuple[Hashable, ...]:
 
 
 def _answers(items: Sequence[_Kept]) -> set[bytes]:
-    return {text_key(item.example.positive) for item in items if isinstance(item.example, Pair)}
+    """Return the positives, or the texts of scored pairs: they may be on both sides."""
+    return {
+        text_key(text)
+        for item in items
+        for text in (
+            (item.example.positive,) if isinstance(item.example, Pair) else item.example.texts
+        )
+    }

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from services.shared.errors import InvalidRequest
-from services.trainer.data.examples import Example, Kind, Labelled, Scored
-from services.trainer.data.pairs import Pair
+from services.trainer.data.examples import Example, Labelled, Scored
+from services.trainer.data.pairs import Kind, Pair
 
 Role = Literal[
     "anchor", "positive", "negatives", "first", "second", "score", "text", "label", "slice"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from services.trainer.data.examples import Kind
+from services.trainer.data.pairs import Kind
 from services.trainer.training.checkpoint import write_atomic
 
 FILENAME = "data.json"
@@ -38,8 +38,8 @@ class DataReport(BaseModel):
     leak_places: tuple[str, ...] = ()
     """Where the first of them stand, as `file:line is in file:line`."""
     shared_documents: int = 0
-    """Texts of the validation data's positives that training has too; kept, as both search one
-    collection."""
+    """Texts of the validation data's positives, or scored pairs, that training has too; kept, as
+    both search one collection."""
     too_long: int | None = None
     """Texts longer than the model reads, whose ends are never seen; None: not counted yet."""
 

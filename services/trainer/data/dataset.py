@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 
 from services.shared.errors import InvalidRequest
 from services.trainer.data.columns import ACCEPTED, Columns
-from services.trainer.data.examples import Example, Kind
-from services.trainer.data.pairs import MIN_PAIRS, Pair
+from services.trainer.data.examples import Example
+from services.trainer.data.pairs import MIN_PAIRS, Kind, Pair
 from services.trainer.data.rows import read_rows
 
 _MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read

@@ -10,15 +10,15 @@ labelled  {"text": "...", "label": "..."}
 see `columns.py`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from services.trainer.data.pairs import Pair
-
-Kind = Literal["pairs", "scored", "labelled"]
+from services.trainer.data import pairs
+from services.trainer.data.pairs import Kind, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class Scored:
     score: float
     """Any finite number, greater for nearer: only the order counts, so 0..1 and 0..5 both do."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Both."""
+        return self.first, self.second
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -38,6 +43,11 @@ class Labelled:
     text: str
     label: str
     """Numbers are kept as their digits."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.text,)
 
 
 Example = Pair | Scored | Labelled
@@ -57,6 +67,17 @@ def read_examples(path: Path, kind: Kind) -> tuple[Example, ...]:
     make = makers[kind]
     with path.open("rb") as lines:
         return tuple(make(json.loads(line)) for line in lines if line.strip())
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """Return the sha256 of examples of one kind in their order, as 64 hexadecimal digits."""
+    listed = list(examples)
+    if chosen := [example for example in listed if isinstance(example, Pair)]:
+        return pairs.digest(chosen)
+    state = hashlib.sha256()
+    for example in listed:
+        state.update(json.dumps(_values(example)).encode() + b"\n")
+    return state.hexdigest()
 
 
 def _values(example: Example) -> dict[str, Any]:

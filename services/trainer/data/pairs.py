@@ -1,6 +1,6 @@
 """Training pairs: what is asked and what should be found, and a split that is held out.
 
-Knows nothing of files, models or jobs.
+The split is that of other examples too, see `examples.py`. Knows nothing of files, models or jobs.
 """
 
 import hashlib
@@ -9,11 +9,14 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from services.shared.errors import InvalidRequest
 
 T = TypeVar("T", str, bytes)
+
+Kind = Literal["pairs", "scored", "labelled"]
+"""What is learned from."""
 
 MIN_PAIRS = 4
 _MAX_HELD_OUT = 1000
@@ -30,25 +33,57 @@ class Pair:
     slice: str = ""
     """Group of queries that the anchor belongs to, a language or a tenant for example; or empty."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those that tie it to other pairs."""
+        return self.anchor, self.positive
+
+
+class Tied(Protocol):
+    """An example that shared texts tie to others."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those that count."""
+
+
+E = TypeVar("E", bound=Tied)
+
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Pairs to train on and pairs to measure on; no text is in both."""
+class Split(Generic[E]):
+    """Examples to train on and examples to measure on; no text is in both."""
 
-    training: tuple[Pair, ...]
-    held_out: tuple[Pair, ...]
+    training: tuple[E, ...]
+    held_out: tuple[E, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What quality is measured on: each query against all documents."""
+    """What quality is measured on: each query against all documents.
+
+    Of scored pairs only those that have a score: the first texts are the queries.
+    """
 
     queries: tuple[str, ...]
     documents: tuple[str, ...]
     relevant: tuple[dict[int, float], ...]
-    """For each query: rows of `documents` that answer it, with their grades."""
+    """For each query: rows of `documents` that answer it, with their grades; or the scores."""
     slices: tuple[str, ...] = ()
     """For each query, the slice that it was first named with; empty: nobody knows."""
+    kind: Kind = "pairs"
+    """Of what was learned from."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is scored, for people: each query, or each pair in the order of the grades."""
+        if self.kind != "scored":
+            return self.queries
+        return tuple(
+            f"{query} ↔ {self.documents[row]}"
+            for query, scores in zip(self.queries, self.relevant, strict=True)
+            for row in scores
+        )
 
 
 def digest(pairs: Iterable[Pair]) -> str:
@@ -65,16 +100,22 @@ def digest_questions(asked: Questions) -> str:
     state = hashlib.sha256()
     for part in (asked.queries, asked.documents, asked.slices):
         state.update(json.dumps(part).encode() + b"\n")
+    # Texts of one class share their grades, which may be many.
+    written: dict[int, bytes] = {}
     for grades in asked.relevant:
-        state.update(json.dumps(sorted(grades.items())).encode() + b"\n")
+        if id(grades) not in written:
+            written[id(grades)] = json.dumps(sorted(grades.items())).encode() + b"\n"
+        state.update(written[id(grades)])
+    if asked.kind != "pairs":
+        state.update(asked.kind.encode())
     return state.hexdigest()
 
 
-def split(pairs: Sequence[Pair], seed: int) -> Split:
+def split(pairs: Sequence[E], seed: int) -> Split[E]:
     """Hold out a tenth of the pairs, 1000 at most, so that no text is on both sides.
 
     Pairs that share a text, directly or through others, stay together. The same pairs and seed
-    always give the same split.
+    always give the same split. Other examples are split the same way.
 
     Raises:
         InvalidRequest: every pair is tied to most others by shared texts.
@@ -86,7 +127,7 @@ def split(pairs: Sequence[Pair], seed: int) -> Split:
     )
 
 
-def split_rows(pairs: Sequence[Pair], seed: int) -> set[int]:
+def split_rows(pairs: Sequence[Tied], seed: int) -> set[int]:
     """Return the rows that `split` holds out.
 
     Raises:
@@ -108,7 +149,7 @@ def split_rows(pairs: Sequence[Pair], seed: int) -> set[int]:
     return held_out
 
 
-def _tied(pairs: Sequence[Pair]) -> list[list[int]]:
+def _tied(pairs: Sequence[Tied]) -> list[list[int]]:
     """Group the rows of pairs that share a text, directly or through others (union-find)."""
     parent = list(range(len(pairs)))
 
@@ -120,7 +161,7 @@ def _tied(pairs: Sequence[Pair]) -> list[list[int]]:
 
     first: dict[str, int] = {}
     for row, pair in enumerate(pairs):
-        for text in (pair.anchor, pair.positive):
+        for text in pair.texts:
             parent[find(row)] = find(first.setdefault(text, row))
     groups: dict[int, list[int]] = defaultdict(list)
     for row in range(len(pairs)):
@@ -128,7 +169,7 @@ def _tied(pairs: Sequence[Pair]) -> list[list[int]]:
     return list(groups.values())
 
 
-def questions(data: Split) -> Questions:
+def questions(data: Split[Pair]) -> Questions:
     """Ask the held-out anchors against every positive and negative, those of training pairs too.
 
     A small corpus of held-out positives alone would make each question too easy.

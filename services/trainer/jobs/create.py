@@ -18,8 +18,9 @@ from services.trainer.data.checks import Checked, check
 from services.trainer.data.columns import check_columns
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES, Dataset, read_dataset
-from services.trainer.data.examples import write_examples
-from services.trainer.data.pairs import MIN_PAIRS, Pair, split
+from services.trainer.data.examples import Example, write_examples
+from services.trainer.data.pairs import MIN_PAIRS, Kind, Split, split
+from services.trainer.data.questions import ask, check_asked, check_learnable, keep_aside
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
 from services.trainer.data.sources import Sources, without_query
 from services.trainer.jobs.events import Event, EventLog
@@ -174,9 +175,9 @@ class Drafts:
         _check_method(request.hyperparameters, base)
         teacher = _locate_teacher(request.hyperparameters.teacher, full)
         checked = self._read_data(request, folder)
-        pairs = _training_pairs(request, checked)
+        examples = _training_examples(request, checked)
         if request.hyperparameters.early_stopping:
-            _check_watchable(pairs, request.hyperparameters.seed)
+            _check_watchable(examples, request.hyperparameters.seed)
         card = read_card(base)
         base_model = card.id if card else default_id(base, source)
         root = (card and card.base_model) or base_model
@@ -188,7 +189,7 @@ class Drafts:
             data_name=self._sources.name(request.training_file, "training_file"),
             kind=checked.report.kind,
             mining=request.mining,
-            hyperparameters=fill(request.hyperparameters, full, len(pairs)),
+            hyperparameters=fill(request.hyperparameters, full, len(examples)),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
@@ -232,13 +233,7 @@ class Drafts:
     def _read_data(self, request: JobRequest, folder: Path) -> Checked:
         """Read, check and keep the examples, with a report of what was found in them."""
         training = self._read(request, folder, "training_file")
-        if training.kind != "pairs":
-            method = request.hyperparameters.method.upper()
-            raise InvalidRequest(
-                f"training_file must hold pairs, which METHOD_{method} learns from; it has "
-                f"{NAMES[training.kind]}",
-                "training_file",
-            )
+        _check_kind(request, training.kind)
         validation = None
         if request.validation_file:
             validation = self._read(request, folder, "validation_file")
@@ -277,12 +272,32 @@ class Drafts:
             shutil.rmtree(fetched)
 
 
-def _training_pairs(request: JobRequest, checked: Checked) -> Sequence[Pair]:
-    """Return what is trained on; InvalidRequest if none can be held out."""
-    pairs = [example for example in checked.training if isinstance(example, Pair)]
-    if checked.validation:
-        return pairs
-    return split(pairs, request.hyperparameters.seed).training
+def _check_kind(request: JobRequest, kind: Kind) -> None:
+    """Refuse examples that the request has no use for."""
+    if kind == "pairs":
+        return
+    if request.hyperparameters.method == "distill":
+        raise InvalidRequest(
+            "training_file must hold pairs for METHOD_DISTILL, which learns a teacher's vectors of "
+            f"them; it has {NAMES[kind]}, which METHOD_ADAPTOR, METHOD_LORA, METHOD_FULL and "
+            "METHOD_STATIC learn from",
+            "training_file",
+        )
+    if request.mining:
+        raise InvalidRequest(
+            f"mine_negatives must be left out for {NAMES[kind]}: only pairs have negatives",
+            "mine_negatives",
+        )
+
+
+def _training_examples(request: JobRequest, checked: Checked) -> Sequence[Example]:
+    """Return what is trained on; InvalidRequest if none can be held out, or nothing be told."""
+    data = Split(checked.training, checked.validation)
+    if not checked.validation:
+        data = split(checked.training, request.hyperparameters.seed)
+    check_learnable(data.training)
+    check_asked(ask(data))
+    return data.training
 
 
 def _short(folder: Path) -> str:
@@ -320,14 +335,15 @@ def _locate_teacher(source: str, full: int) -> str:
     return str(folder)
 
 
-def _check_watchable(pairs: Sequence[Pair], seed: int) -> None:
+def _check_watchable(examples: Sequence[Example], seed: int) -> None:
     """Refuse early stopping where nothing can be kept aside to ask."""
     try:
-        split(pairs, seed)
+        learned, _ = keep_aside(examples, seed)
+        check_learnable([examples[row] for row in learned])
     except InvalidRequest as error:
         raise InvalidRequest(
-            "hyperparameters.early_stopping must be left out: shared texts tie all training pairs "
-            "together, so that none can be kept aside to ask",
+            "hyperparameters.early_stopping must be left out: of the training data no part can be "
+            "kept aside to ask, as shared texts tie all of it together, or a part tells nothing",
             "hyperparameters.early_stopping",
         ) from error
 

@@ -1,6 +1,7 @@
 """How a job trains: what the caller left open is filled in, what cannot work is refused."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -60,7 +61,7 @@ class EarlyStopping(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = 0
-    """Whose nDCG@10 counts."""
+    """Whose nDCG@10 counts; of scored pairs, Spearman's correlation."""
     every_steps: int = 0
     patience: int = 0
     """Looks without a gain that end the training."""
@@ -145,6 +146,11 @@ class Hyperparameters(BaseModel):
         """What each of `trained_dims` counts for."""
         weights = dict(zip(self.dims, self.dim_weights or (1.0,) * len(self.dims), strict=True))
         return tuple(weights[dim] for dim in self.trained_dims)
+
+    def total(self, losses: Mapping[int, float]) -> float:
+        """Return what is minimised of the losses by size: their sum, each by its weight."""
+        weights = dict(zip(self.trained_dims, self.trained_weights, strict=True))
+        return sum(weights[dim] * loss for dim, loss in losses.items())
 
 
 @dataclass(frozen=True, slots=True)

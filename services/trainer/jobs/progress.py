@@ -5,6 +5,7 @@ Sizes are the only label: at most 64 of each job, and those of ended jobs stay a
 
 from pathlib import Path
 
+from services.shared.card import SimilarityScores
 from services.trainer.jobs.events import read_events
 from services.trainer.jobs.spec import Result, result_path
 from services.trainer.metrics import TrainerMetrics
@@ -46,4 +47,6 @@ class Progress:
         sides = {"before": result.quality.before, "after": result.quality.after}
         for side, scores in sides.items():
             for one in scores:
-                self._metrics.ndcg10.labels(str(one.dim), side).set(one.ndcg10)
+                is_similarity = isinstance(one, SimilarityScores)
+                gauge = self._metrics.spearman if is_similarity else self._metrics.ndcg10
+                gauge.labels(str(one.dim), side).set(one.score)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from services.shared.files import File, Files
 from services.trainer.jobs.events import Event, read_events
+from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     METRICS,
@@ -33,7 +34,8 @@ async def store_results(files: Files, job: Job, folder: Path) -> tuple[str, ...]
     of them once more, and the first copy is never named.
     """
     path = result_files_path(folder)
-    write_atomic(folder / METRICS, step_metrics(read_events(folder, 0)[0]))
+    hyper = Hyperparameters.model_validate_json(job.hyperparameters)
+    write_atomic(folder / METRICS, step_metrics(read_events(folder, 0)[0], hyper))
     stored = ResultFiles.read(path) or ResultFiles()
     for name in (METRICS, PLOT, REPORT_PAGE, REPORT, RESULT_FILE):
         if name in stored.ids or not (folder / name).exists():
@@ -50,8 +52,11 @@ async def store_results(files: Files, job: Job, folder: Path) -> tuple[str, ...]
     return tuple(stored.ids.values())
 
 
-def step_metrics(events: list[Event]) -> bytes:
-    """Return the losses of the steps that events tell of, as CSV: in all, and of each size."""
+def step_metrics(events: list[Event], hyper: Hyperparameters) -> bytes:
+    """Return the losses of the steps that events tell of, as CSV: in all, and of each size.
+
+    In all is what is minimised, with the weights of the sizes; those of each size are without.
+    """
     trained = [event for event in events if event.phase == "train" and event.loss]
     dims = sorted({dim for event in trained for dim in event.loss})
     text = io.StringIO()
@@ -59,5 +64,5 @@ def step_metrics(events: list[Event]) -> bytes:
     table.writerow(["step", "train_loss", *(f"train_loss_{dim}" for dim in dims)])
     for event in trained:
         losses = [event.loss.get(dim, "") for dim in dims]
-        table.writerow([event.step, sum(event.loss.values()), *losses])
+        table.writerow([event.step, hyper.total(event.loss), *losses])
     return text.getvalue().encode()

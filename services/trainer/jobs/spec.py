@@ -30,7 +30,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
-from services.trainer.data.examples import Kind
+from services.trainer.data.pairs import Kind
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.training.checkpoint import write_atomic
 
@@ -112,11 +112,12 @@ class Spec(JsonFile):
     def is_shared(self) -> bool:
         """Whether several processes may train together.
 
-        Where they may not, the first one works alone: heads are soon trained, and what is mined
-        or watched only it has seen.
+        Where they may not, the first one works alone: heads are soon trained, what is mined or
+        watched only it has seen, and losses of other kinds of examples are not shared.
         """
         hyper = self.hyperparameters
-        return hyper.method == "full" and self.mining is None and hyper.early_stopping is None
+        is_alone = self.kind != "pairs" or self.mining or hyper.early_stopping
+        return hyper.method == "full" and not is_alone
 
 
 class NestScores(BaseModel):
@@ -142,7 +143,7 @@ class Result(JsonFile):
     quality: Quality | None = None
     """Of the model."""
     data_digest: str = ""
-    """sha256 of the training pairs."""
+    """sha256 of the training examples."""
     questions_digest: str = ""
     """sha256 of what the quality was measured on: only equal ones can be compared in pairs."""
     code_version: str = ""
@@ -150,7 +151,7 @@ class Result(JsonFile):
     nest_quality: tuple[NestScores, ...] = ()
     """Of the rotation of a nest job."""
     num_pairs: int
-    """Or vectors of documents."""
+    """Or other examples, or vectors of documents."""
     train_seconds: float
     """Of the last process; one that only resumed a finished training has almost none."""
     steps_per_second: float

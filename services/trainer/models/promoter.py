@@ -248,14 +248,14 @@ class Promoter:
 
     def _judge(self, version: Version, live: str, rule: Rule) -> Verdict:
         try:
-            before_QK3, after_QK3, dims = self._registry.paired_scores(live, version)
+            before_QKS, after_QKS, dims = self._registry.paired_scores(live, version)
         except (NotFound, WrongState) as error:
             reason = f"what is live, {live!r}, cannot be compared: {error.message}"
             return Verdict(reasons=(reason,), judged=())
         if not rule.dims:  # what was only measured is not what is served
             served = tuple(dim for dim in version.hyperparameters.dims if dim in dims)
             rule = rule.model_copy(update={"dims": served})
-        return judge(before_QK3, after_QK3, self._registry.slices(version), dims, rule)
+        return judge(before_QKS, after_QKS, self._registry.slices(version), dims, rule)
 
     async def _load(self, promotion: Promotion) -> Promotion:
         version = await asyncio.to_thread(self._registry.get, promotion.version_id)

@@ -187,11 +187,11 @@ class Registry:
             WrongState: they were measured on different questions.
         """
         version = self.get(after)
-        before_QK3, after_QK3, dims = self.paired_scores(before, version)
+        before_QKS, after_QKS, dims = self.paired_scores(before, version)
         slices_Q = self.slices(version)
-        is_judged_Q = ~np.isnan(before_QK3[:, 0, 0])
-        together = compare("", before_QK3[is_judged_Q], after_QK3[is_judged_Q], dims)
-        return (together, *compare_slices(before_QK3, after_QK3, slices_Q, dims))
+        is_judged_Q = ~np.isnan(before_QKS[:, 0, 0])
+        together = compare("", before_QKS[is_judged_Q], after_QKS[is_judged_Q], dims)
+        return (together, *compare_slices(before_QKS, after_QKS, slices_Q, dims))
 
     def paired_scores(self, before: str, version: Version) -> tuple[Scores, Scores, list[int]]:
         """Return what each question scored with another model and with this one.
@@ -201,17 +201,22 @@ class Registry:
             version: see there.
 
         Returns:
-            before_QK3, after_QK3, and the sizes that both were measured at.
+            before_QKS, after_QKS, and the sizes that both were measured at.
 
         Raises:
             NotFound: there is no such version.
             WrongState: the two were measured on different questions.
         """
-        after_QK3 = self._scores(version.job_id, SCORES_AFTER)
+        after_QKS = self._scores(version.job_id, SCORES_AFTER)
         dims = [scores.dim for scores in version.quality.after]
         if before == version.base_model:
-            return self._scores(version.job_id, SCORES_BEFORE), after_QK3, dims
+            return self._scores(version.job_id, SCORES_BEFORE), after_QKS, dims
         other = self.get(before)
+        if other.quality.metric != version.quality.metric:
+            raise WrongState(
+                f"{other.id} was measured by {other.quality.metric} and {version.id} by "
+                f"{version.quality.metric}: train both from data of one kind to compare them"
+            )
         if other.questions_digest != version.questions_digest:
             raise WrongState(
                 f"{other.id} and {version.id} were measured on different questions; train both "
@@ -219,10 +224,10 @@ class Registry:
             )
         others = [scores.dim for scores in other.quality.after]
         both = [dim for dim in dims if dim in others]
-        before_QK3 = self._scores(other.job_id, SCORES_AFTER)
+        before_QKS = self._scores(other.job_id, SCORES_AFTER)
         return (
-            before_QK3[:, [others.index(dim) for dim in both]],
-            after_QK3[:, [dims.index(dim) for dim in both]],
+            before_QKS[:, [others.index(dim) for dim in both]],
+            after_QKS[:, [dims.index(dim) for dim in both]],
             both,
         )
 

@@ -17,7 +17,7 @@ from services.shared import card as cards
 from services.shared.card import Card, Quality
 from services.shared.errors import ServiceError
 from services.shared.folder import space_id
-from services.shared.model import TextModel
+from services.shared.model import Role, TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
 from services.trainer.results.layout import (
@@ -141,6 +141,7 @@ def finish(
     max_tokens: int,
     probe: tuple[Sequence[str], Array],
     vector_sets: Sequence[Array] = (),
+    role: Role = "document",
 ) -> Card:
     """Complete a folder with configs, card and README, check it, and move it to its place.
 
@@ -153,6 +154,7 @@ def finish(
         max_tokens: longest text.
         probe: documents and the vectors that the evaluation used for them.
         vector_sets: full vectors of queries and of documents, for the card's byte ranges.
+        role: of the probe's documents.
 
     Raises:
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
@@ -176,7 +178,7 @@ def finish(
     cards.write_card(folder, card)
     (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")
     check_folder(folder)
-    _check_vectors(folder, *probe)
+    _check_vectors(folder, *probe, role)
     if target.exists():
         shutil.rmtree(target)
     publish(folder, target)
@@ -197,9 +199,9 @@ def _declare(folder: Path, dims: tuple[int, ...]) -> None:
     write_json(path, config | {"similarity_fn_name": "cosine"})
 
 
-def _check_vectors(folder: Path, texts: Sequence[str], expected_BD: Array) -> None:
+def _check_vectors(folder: Path, texts: Sequence[str], expected_BD: Array, role: Role) -> None:
     model = TextModel(folder, precision="float32")
-    found_BD = normalize(model.encode_texts(texts, "document"))
+    found_BD = normalize(model.encode_texts(texts, role))
     cosine = float((found_BD * normalize(expected_BD)).sum(axis=1).min())
     if not cosine >= _MIN_COSINE:
         raise ServiceError(
@@ -226,7 +228,7 @@ model = SentenceTransformer("path/to/this/folder", truncate_dim={card.dims[0]})
 vectors = model.encode(["a text"], normalize_embeddings=True)
 ```
 
-Retrieval quality on {quality.data}: {quality.num_queries} queries against
-{quality.num_documents} documents, before and after training.
+Quality on {quality.data}: {quality.counts},
+before and after training.
 
 {markdown_table(quality)}"""

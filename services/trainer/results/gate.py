@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.trainer.results.evaluate import Scores
+from services.trainer.results.evaluate import Scores, kind_of
 from services.trainer.results.slices import SliceQuality, compare
 
 ALL = ""
@@ -23,13 +23,14 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_drop: float = Field(default=0.01, ge=0, le=1)
-    """Most that the mean nDCG@10 may fall at any served size, of all queries and of each slice."""
+    """Most that the score that decides, nDCG@10 or Spearman, may fall on the mean at any served
+    size, of all queries and of each slice."""
     dims: tuple[int, ...] = ()
     """Sizes that are served; empty: all that were measured."""
     slices: tuple[str, ...] = ()
     """Slices that must not lose either, beside all queries together."""
     min_queries: int = Field(default=30, ge=1)
-    """Fewer held-out queries of a slice say nothing about it."""
+    """Fewer held-out queries of a slice say nothing about it; or scored pairs."""
 
 
 class Verdict(BaseModel):
@@ -48,8 +49,8 @@ class Verdict(BaseModel):
 
 
 def judge(
-    before_QK3: Scores,
-    after_QK3: Scores,
+    before_QKS: Scores,
+    after_QKS: Scores,
     slices_Q: Sequence[str],
     dims: Sequence[int],
     rule: Rule,
@@ -57,8 +58,8 @@ def judge(
     """Judge a new model by the queries of both.
 
     Args:
-        before_QK3: of the live model, as `evaluate.score_each`.
-        after_QK3: of the new one, of the same queries.
+        before_QKS: of the live model, as `evaluate.measure`.
+        after_QKS: of the new one, of the same queries and the same kind.
         slices_Q: the slice of each query; empty: nobody knows.
         dims: the sizes, ascending.
         rule: see there.
@@ -69,15 +70,16 @@ def judge(
         if dim not in dims
     ]
     served = [dim for dim in dims if not rule.dims or dim in rule.dims]
-    is_judged_Q = ~np.isnan(before_QK3[:, 0, 0])
-    names_Q = np.array(slices_Q or [""] * len(before_QK3), dtype=object)
+    is_judged_Q = ~np.isnan(before_QKS[:, 0, 0])
+    names_Q = np.array(slices_Q or [""] * len(before_QKS), dtype=object)
+    counted = kind_of(after_QKS).COUNTED
     judged = []
     for name in (ALL, *rule.slices):
         rows = np.flatnonzero(is_judged_Q & ((names_Q == name) | (name == ALL)))
         if len(rows) < rule.min_queries:
-            reasons.append(_too_few(name, len(rows), rule.min_queries))
+            reasons.append(_too_few(name, len(rows), rule.min_queries, counted))
             continue
-        quality = compare(name, before_QK3[rows], after_QK3[rows], dims)
+        quality = compare(name, before_QKS[rows], after_QKS[rows], dims)
         judged.append(quality)
         reasons += _falls(quality, served, rule.max_drop)
     return Verdict(reasons=tuple(reasons), judged=tuple(judged))
@@ -85,21 +87,22 @@ def judge(
 
 def _falls(quality: SliceQuality, served: Sequence[int], max_drop: float) -> Iterator[str]:
     for before, change in zip(quality.before, quality.changes, strict=True):
+        counted = before.COUNTED
         if change.dim in served and change.mean < -max_drop:
             yield (
-                f"{_named(quality.name)}: nDCG@10 at {change.dim} falls by {-change.mean:.3f}, "
-                f"from {before.ndcg10:.3f} to {before.ndcg10 + change.mean:.3f} "
-                f"({quality.num_queries} queries, 95% between {change.low:+.3f} and "
+                f"{_named(quality.name, counted)}: {quality.metric} at {change.dim} falls by "
+                f"{-change.mean:.3f}, from {before.score:.3f} to {before.score + change.mean:.3f} "
+                f"({quality.num_queries} {counted}, 95% between {change.low:+.3f} and "
                 f"{change.high:+.3f}); at most {max_drop:g} was allowed"
             )
 
 
-def _too_few(name: str, count: int, at_least: int) -> str:
+def _too_few(name: str, count: int, at_least: int, counted: str) -> str:
     return (
-        f"{_named(name)}: {count} held-out queries are too few to judge by; give at least "
-        f"{at_least}, or lower min_queries"
+        f"{_named(name, counted)}: {count} held-out {counted} are too few to judge by; give "
+        f"at least {at_least}, or lower min_queries"
     )
 
 
-def _named(name: str) -> str:
-    return f"slice {name!r}" if name else "all queries"
+def _named(name: str, counted: str) -> str:
+    return f"slice {name!r}" if name else f"all {counted}"

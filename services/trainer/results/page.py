@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from services.shared.card import DimScores
-from services.trainer.results.report import plot, plot_curve, plot_slices
+from services.trainer.data.dataset import NAMES
+from services.trainer.results.report import moves, plot, plot_curve, plot_slices
 from services.trainer.results.slices import SliceQuality
 from services.trainer.results.summary import Summary
 
@@ -33,23 +33,25 @@ def write_page(summary: Summary) -> str:
     title = f"{escape(summary.model_id)}"
     about = (
         f"{escape(summary.base_model)}, method {summary.hyperparameters.method}, "
-        f"{summary.num_pairs:,} pairs of {escape(summary.data)}, trained in "
-        f"{summary.train_seconds:,.0f} s; {quality.num_queries:,} held-out queries against "
-        f"{quality.num_documents:,} documents"
+        f"{summary.num_pairs:,} {NAMES[summary.kind]} of {escape(summary.data)}, trained in "
+        f"{summary.train_seconds:,.0f} s; {quality.counts}"
     )
     parts = [
         f"<h1>{title}</h1><p class='soft'>{about}</p>",
-        _picture(plot(quality, summary.model_id), "nDCG@10 at each size, before and after"),
+        _picture(
+            plot(quality, summary.model_id), f"{quality.metric} at each size, before and after"
+        ),
         "<h2>Each size</h2>",
         _sizes(summary),
     ]
     if len(summary.slices) > 1:
         parts += [
             "<h2>Whose queries got worse</h2>",
-            _picture(plot_slices(summary.slices), "Change of nDCG@10 by slice"),
+            _picture(plot_slices(summary.slices), f"Change of {quality.metric} by slice"),
             _slices(summary.slices),
         ]
-    parts += ["<h2>The queries that lost most</h2>", _losers(summary)]
+    counted = quality.after[0].COUNTED
+    parts += [f"<h2>The {counted} that lost most</h2>", _losers(summary, counted)]
     if summary.curve.steps:
         picture = plot_curve(summary.curve.steps, summary.curve.loss)
         parts += ["<h2>Training</h2>", _picture(picture, "Loss at each size by step")]
@@ -68,32 +70,25 @@ def write_page(summary: Summary) -> str:
 
 def _sizes(summary: Summary) -> str:
     quality = summary.quality
-    full_before, full_after = quality.before[-1].ndcg10, quality.after[-1].ndcg10
+    full_before, full_after = quality.before[-1].score, quality.after[-1].score
     rows = []
     for before, after, size in zip(
         quality.before, quality.after, summary.bytes_per_vector, strict=True
     ):
+        decides, *others = moves(before, after)
         rows.append(
             [
-                str(after.dim), *_moved(before, after),
-                _kept(before.ndcg10, full_before), _kept(after.ndcg10, full_after),
+                str(after.dim), decides, _change(after.score - before.score), *others,
+                _kept(before.score, full_before), _kept(after.score, full_after),
                 f"{size.float32:,}", f"{size.int8:,}", f"{size.binary:,}",
             ]
         )  # fmt: skip
+    name, *names = quality.after[0].NAMES.values()
     head = [
-        "size", "nDCG@10", "change", "recall@10", "MRR@10", "kept before", "kept after",
+        "size", name, "change", *names, "kept before", "kept after",
         "bytes, float32", "int8", "binary",
     ]  # fmt: skip
     return _table(head, rows)
-
-
-def _moved(before: DimScores, after: DimScores) -> list[str]:
-    return [
-        f"{before.ndcg10:.3f} → {after.ndcg10:.3f}",
-        _change(after.ndcg10 - before.ndcg10),
-        f"{before.recall10:.3f} → {after.recall10:.3f}",
-        f"{before.mrr10:.3f} → {after.mrr10:.3f}",
-    ]
 
 
 def _slices(slices: Sequence[SliceQuality]) -> str:
@@ -107,22 +102,26 @@ def _slices(slices: Sequence[SliceQuality]) -> str:
                 _change(one.changes[-1].mean),
             ]
         )  # fmt: skip
-    head = ["slice", "queries", "worst at", "change of nDCG@10", "95%", "at full size"]
+    head = ["slice", "queries", "worst at", f"change of {slices[0].metric}", "95%", "at full size"]
     return _table(head, rows)
 
 
-def _losers(summary: Summary) -> str:
+def _losers(summary: Summary, counted: str) -> str:
     if not summary.losers:
-        return "<p>No held-out query is answered worse at any size.</p>"
+        return f"<p>None of the held-out {counted} is worse at any size.</p>"
     rows = [
         [escape(one.query), escape(one.slice), str(one.dim), f"{one.before:.3f} → {one.after:.3f}"]
         for one in summary.losers
     ]
-    return _table(["query", "slice", "at size", "nDCG@10"], rows)
+    metric = summary.quality.metric
+    table = _table([counted, "slice", "at size", metric], rows)
+    if summary.kind == "scored":
+        table += f"<p class='soft'>{metric} of a pair is its part in that of all: their mean.</p>"
+    return table
 
 
 def _kept(score: float, full: float) -> str:
-    return f"{score / full:.1%}" if full else ""
+    return f"{score / full:.1%}" if full > 0 else ""
 
 
 def _change(value: float) -> str:

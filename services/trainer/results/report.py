@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from services.shared.card import Quality
+from services.shared.card import AnyScores, Quality
 from services.trainer.jobs.spec import NestScores
 from services.trainer.results.shortlist import SHORTLIST, TOP
 from services.trainer.results.slices import SliceQuality
@@ -19,24 +19,26 @@ _MOST_SLICES = 30
 
 def markdown_table(quality: Quality) -> str:
     """Return one row a size: each score before and after."""
-    lines = ["| size | nDCG@10 | recall@10 | MRR@10 |", "|---:|---|---|---|"]
+    names = quality.after[0].NAMES.values()
+    lines = [f"| size | {' | '.join(names)} |", f"|---:|{'---|' * len(names)}"]
     for before, after in zip(quality.before, quality.after, strict=True):
-        cells = (
-            f"{before.ndcg10:.3f} → {after.ndcg10:.3f}",
-            f"{before.recall10:.3f} → {after.recall10:.3f}",
-            f"{before.mrr10:.3f} → {after.mrr10:.3f}",
-        )
-        lines.append(f"| {before.dim} | {' | '.join(cells)} |")
+        lines.append(f"| {before.dim} | {' | '.join(moves(before, after))} |")
     return "\n".join(lines) + "\n"
 
 
+def moves(before: AnyScores, after: AnyScores) -> list[str]:
+    """Return each score before and after, for people."""
+    sides = zip(before.values.values(), after.values.values(), strict=True)
+    return [f"{old:.3f} → {new:.3f}" for old, new in sides]
+
+
 def plot(quality: Quality, model_id: str) -> bytes:
-    """Draw nDCG@10 against the size, before and after; return a PNG."""
+    """Draw the score that decides against the size, before and after; return a PNG."""
     dims = [scores.dim for scores in quality.after]
-    before = [scores.ndcg10 for scores in quality.before]
-    after = [scores.ndcg10 for scores in quality.after]
-    counts = f"{quality.num_queries} held-out queries, {quality.num_documents} documents"
-    figure, axes = _frame(dims, "nDCG@10", "What each size keeps", f"{model_id}: {counts}")
+    before = [scores.score for scores in quality.before]
+    after = [scores.score for scores in quality.after]
+    about = f"{model_id}: {quality.counts}"
+    figure, axes = _frame(dims, quality.metric, "What each size keeps", about)
     _draw_lines(axes, dims, (before, after), ("before", "after"))
     return _png(figure)
 
@@ -56,7 +58,7 @@ def plot_slices(slices: Sequence[SliceQuality]) -> bytes:
     shown = slices[:_MOST_SLICES]
     left_out = len(slices) - len(shown)
     figure, axes = _plain_frame(
-        "change of nDCG@10 at the size that lost most, with 95% of it",
+        f"change of {shown[0].metric} at the size that lost most, with 95% of it",
         "",
         "Whose queries got worse",
         f"and {left_out} slices that lost less" if left_out else "",

@@ -1,6 +1,6 @@
 """Whose queries got better or worse: scores before and after, per slice, the losers first.
 
-Shapes: Q queries, K sizes; 3: `evaluate.METRICS`.
+Shapes: Q queries, or scored pairs; K sizes; S scores, as `evaluate.py`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.shared.card import DimScores
+from services.shared.card import AnyScores
 from services.trainer.results.evaluate import Scores, means
 
 _RESAMPLES = 1000
@@ -16,7 +16,7 @@ _INTERVAL = (2.5, 97.5)
 
 
 class Change(BaseModel):
-    """How far nDCG@10 moved at one size: the mean over the queries, in pairs."""
+    """How far the score that decides moved at one size: the mean over the queries, in pairs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,8 +35,8 @@ class SliceQuality(BaseModel):
 
     name: str
     num_queries: int = Field(ge=1)
-    before: tuple[DimScores, ...]
-    after: tuple[DimScores, ...]
+    before: tuple[AnyScores, ...]
+    after: tuple[AnyScores, ...]
     changes: tuple[Change, ...]
 
     @property
@@ -44,30 +44,35 @@ class SliceQuality(BaseModel):
         """The size that lost most, or gained least."""
         return min(self.changes, key=lambda change: change.mean)
 
+    @property
+    def metric(self) -> str:
+        """What people call the score that moved."""
+        return self.after[0].metric
+
 
 def compare_slices(
-    before_QK3: Scores, after_QK3: Scores, slices_Q: Sequence[str], dims: Sequence[int]
+    before_QKS: Scores, after_QKS: Scores, slices_Q: Sequence[str], dims: Sequence[int]
 ) -> tuple[SliceQuality, ...]:
     """Compare each slice's queries before and after, the slices that lost most first.
 
     Args:
-        before_QK3: as `evaluate.score_each`.
-        after_QK3: of the same queries.
+        before_QKS: as `evaluate.measure`.
+        after_QKS: of the same queries.
         slices_Q: the slice of each; empty: all are of the slice "".
         dims: the sizes.
     """
-    is_judged_Q = ~np.isnan(before_QK3[:, 0, 0])
-    names_Q = np.array(slices_Q or [""] * len(before_QK3), dtype=object)
+    is_judged_Q = ~np.isnan(before_QKS[:, 0, 0])
+    names_Q = np.array(slices_Q or [""] * len(before_QKS), dtype=object)
     found = []
     for name in dict.fromkeys(names_Q[is_judged_Q]):
         rows = np.flatnonzero(is_judged_Q & (names_Q == name))
-        found.append(compare(name, before_QK3[rows], after_QK3[rows], dims))
+        found.append(compare(name, before_QKS[rows], after_QKS[rows], dims))
     return tuple(sorted(found, key=lambda one: (one.worst.mean, one.name)))
 
 
-def compare(name: str, before_QK3: Scores, after_QK3: Scores, dims: Sequence[int]) -> SliceQuality:
+def compare(name: str, before_QKS: Scores, after_QKS: Scores, dims: Sequence[int]) -> SliceQuality:
     """Compare some queries before and after; each of them has a relevant document."""
-    moved_QK = after_QK3[:, :, 0] - before_QK3[:, :, 0]
+    moved_QK = after_QKS[:, :, 0] - before_QKS[:, :, 0]
     draws_RQ = np.random.default_rng(0).integers(len(moved_QK), size=(_RESAMPLES, len(moved_QK)))
     # One size at a time: all at once would take a gigabyte for some ten thousand queries.
     changes = []
@@ -79,7 +84,7 @@ def compare(name: str, before_QK3: Scores, after_QK3: Scores, dims: Sequence[int
     return SliceQuality(
         name=name,
         num_queries=len(moved_QK),
-        before=means(before_QK3, dims),
-        after=means(after_QK3, dims),
+        before=means(before_QKS, dims),
+        after=means(after_QKS, dims),
         changes=tuple(changes),
     )

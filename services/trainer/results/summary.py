@@ -1,6 +1,6 @@
 """What a training changed, as one JSON object: each size, each slice, the queries that lost most.
 
-Shapes: Q queries, K sizes; 3: `evaluate.METRICS`.
+Shapes: Q queries, or scored pairs; K sizes; S scores, as `evaluate.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
+from services.trainer.data.pairs import Kind
 from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.jobs.spec import JsonFile
@@ -23,14 +24,14 @@ class _Part(BaseModel):
 
 
 class Loser(_Part):
-    """A held-out query that is answered worse than before."""
+    """A held-out query that is answered worse than before, or a scored pair that fits worse."""
 
     query: str
     slice: str
     dim: int
     """The size at which it lost most."""
     before: float
-    """nDCG@10."""
+    """The score that decides; of a pair, its part in it."""
     after: float
 
 
@@ -60,28 +61,30 @@ class Summary(JsonFile):
     data: str
     """What the user calls the training data."""
     data_digest: str
+    kind: Kind = "pairs"
     num_pairs: int = Field(ge=1)
+    """Examples of that kind."""
     quality: Quality
     slices: tuple[SliceQuality, ...]
     """Those that lost most first."""
     slice_of_query: tuple[str, ...]
     """Of each held-out query, in the order of the scores; empty: none has one."""
     losers: tuple[Loser, ...]
-    """The queries that lost most, at most 20."""
+    """Those that lost most, at most 20."""
     curve: Curve
     bytes_per_vector: tuple[BytesPerVector, ...]
     train_seconds: float
 
 
 def find_losers(
-    before_QK3: Scores,
-    after_QK3: Scores,
-    queries: Sequence[str],
+    before_QKS: Scores,
+    after_QKS: Scores,
+    names_Q: Sequence[str],
     slices_Q: Sequence[str],
     dims: Sequence[int],
 ) -> tuple[Loser, ...]:
-    """Return the queries whose nDCG@10 fell most at some size."""
-    moved_QK = np.nan_to_num(after_QK3[:, :, 0] - before_QK3[:, :, 0])
+    """Return the queries, or scored pairs, that lost most at some size."""
+    moved_QK = np.nan_to_num(after_QKS[:, :, 0] - before_QKS[:, :, 0])
     worst_Q = moved_QK.min(axis=1)
     found = []
     for row in np.argsort(worst_Q, kind="stable")[:_NUM_LOSERS]:
@@ -90,11 +93,11 @@ def find_losers(
         place = int(moved_QK[row].argmin())
         found.append(
             Loser(
-                query=queries[row],
+                query=names_Q[row],
                 slice=slices_Q[row] if slices_Q else "",
                 dim=dims[place],
-                before=float(before_QK3[row, place, 0]),
-                after=float(after_QK3[row, place, 0]),
+                before=float(before_QKS[row, place, 0]),
+                after=float(after_QKS[row, place, 0]),
             )
         )
     return tuple(found)

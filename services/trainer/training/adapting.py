@@ -1,20 +1,26 @@
 """What an adaptor job does between encoding and evaluation: choose the target, train the head."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
-from services.trainer.data.pairs import Pair, Questions, number_texts
+from services.trainer.data.pairs import Pair, Questions
 from services.trainer.jobs.events import Event
 from services.trainer.results import export
-from services.trainer.results.evaluate import evaluate
 from services.trainer.training.adaptor import Adaptor, Vectors
 from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.graded import distinct_texts, learn_grades
 from services.trainer.training.job import Job, Trained
-from services.trainer.training.layers import turn
+from services.trainer.training.layers import Layer, turn
 from services.trainer.training.pilot import choose_label_weight
+from services.trainer.training.texts import TurnedTexts
+from services.trainer.training.train import Trainee
+
+Sides = tuple[dict[str, Array], dict[str, Array]]
+"""The base's vectors of queries and of documents by their texts, of unit length."""
 
 
 def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
@@ -26,24 +32,22 @@ def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> 
         queries_QD: its vectors of the held-out queries.
         documents_ND: and of all documents.
     """
-    hyper = job.spec.hyperparameters
-    vectors = job.encode_pairs(base, "vectors", documents_ND)
     rows, watched = job.learn_and_watch()
-    learned = vectors.take(rows)
-    head = hyper.head or "rotation"
-    weight = _label_weight(job, learned, [job.data.training[row] for row in rows])
-    adaptor = Adaptor(learned, head, hyper.trained_dims, weight, hyper.seed)
-    asked = _vectors_of(job, vectors, watched) if watched else None
+    sides = _known(job, job.encode_anchors(base, "vectors"), documents_ND)
+    trainee, layers_now = (
+        _learn_pairs(job, job.encode_pairs(base, "vectors", documents_ND), rows)
+        if job.spec.kind == "pairs"
+        else _learn_grades(job, sides[0], rows)
+    )
 
-    def score() -> float:
-        if not (watched and asked and hyper.early_stopping):
-            raise RuntimeError("nothing to watch")
-        layers, dim = adaptor.layers(), hyper.early_stopping.dim
-        sides = turn(asked[0], layers), turn(asked[1], layers)
-        return evaluate(*sides, watched.relevant, [dim])[0].ndcg10
+    def encode(asked: Questions) -> tuple[Array, Array]:
+        layers = layers_now()
+        queries_QD = np.stack([sides[0][text] for text in asked.queries])
+        documents_ND = np.stack([sides[1][text] for text in asked.documents])
+        return turn(queries_QD, layers), turn(documents_ND, layers)
 
-    seconds, rate = job.train(adaptor, len(rows), score)
-    layers = adaptor.layers()
+    seconds, rate = job.train(trainee, len(rows), watched, encode)
+    layers = layers_now()
     return Trained(
         queries_QD=turn(normalize(queries_QD), layers),
         documents_ND=turn(normalize(documents_ND), layers),
@@ -63,6 +67,29 @@ def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> 
     )
 
 
+def _learn_pairs(
+    job: Job, vectors: Vectors, rows: Sequence[int]
+) -> tuple[Trainee, Callable[[], tuple[Layer, ...]]]:
+    """Return what learns from some of the pairs, and what tells its head."""
+    hyper, pairs = job.spec.hyperparameters, job.pairs
+    learned = vectors.take(rows)
+    weight = _label_weight(job, learned, [pairs[row] for row in rows])
+    head = hyper.head or "rotation"
+    adaptor = Adaptor(learned, head, hyper.trained_dims, weight, hyper.seed)
+    return adaptor, adaptor.layers
+
+
+def _learn_grades(
+    job: Job, known: dict[str, Array], rows: Sequence[int]
+) -> tuple[Trainee, Callable[[], tuple[Layer, ...]]]:
+    """Return what learns from some of the scored pairs or labelled texts, and tells its head."""
+    hyper = job.spec.hyperparameters
+    examples = [job.data.training[row] for row in rows]
+    vectors_ND = np.stack([known[text] for text in distinct_texts(examples)])
+    texts = TurnedTexts(vectors_ND, hyper.head or "rotation", hyper.seed)
+    return learn_grades(examples, texts, hyper.trained_dims), texts.layers
+
+
 def _label_weight(job: Job, vectors: Vectors, pairs: list[Pair]) -> float:
     """Choose the share of the labels, once in the life of the job."""
     kept = job.folder / "label_weight.txt"
@@ -77,13 +104,9 @@ def _label_weight(job: Job, vectors: Vectors, pairs: list[Pair]) -> float:
     return float(kept.read_text())
 
 
-def _vectors_of(job: Job, vectors: Vectors, watched: Questions) -> tuple[Array, Array]:
-    """Return the vectors of the watched queries and documents, of unit length."""
-    anchors = {text: row for row, text in enumerate(job.training_anchors())}
-    documents = number_texts(job.questions.documents)
-    query_rows = np.array([anchors[text] for text in watched.queries])
-    document_rows = np.array([documents[text] for text in watched.documents])
-    return (
-        normalize(vectors.anchors_ND[query_rows]),
-        normalize(vectors.positives_ND[document_rows]),
-    )
+def _known(job: Job, anchors_AD: Array, documents_ND: Array) -> Sides:
+    anchors = dict(zip(job.training_anchors(), normalize(anchors_AD), strict=True))
+    documents = dict(zip(job.questions.documents, normalize(documents_ND), strict=True))
+    if job.spec.kind == "pairs":
+        return anchors, documents
+    return anchors | documents, anchors | documents  # a text is the same on both sides

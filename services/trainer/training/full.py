@@ -26,6 +26,17 @@ TOKENS_AT_ONCE = 16_384
 """Tokens of a batch that go through the model at the same time; more go in parts, twice."""
 
 
+def begin_training(
+    model: TextModel, parameters: dict[str, torch.nn.Parameter] | None
+) -> dict[str, torch.nn.Parameter]:
+    """Set a model to training; return what is trained of it, None: all weights."""
+    chosen = parameters or dict(model.transformer.named_parameters())
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    model.transformer.train()
+    return chosen
+
+
 class FullModel:
     """A text model in training (a `train.Trainee`).
 
@@ -63,10 +74,7 @@ class FullModel:
         texts = {numbers[keys[text]]: text for pair in pairs for text in pair.negatives}
         tokens = self._tokenize(list(texts.values()), "document")
         self._negative_tokens = dict(zip(texts, tokens, strict=True))
-        self.parameters = parameters or dict(model.transformer.named_parameters())
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        model.transformer.train()
+        self.parameters = begin_training(model, parameters)
 
     @property
     def num_tokens(self) -> int:

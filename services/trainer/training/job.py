@@ -1,6 +1,6 @@
 """One job at work: its data, how far it is, and what training leaves of it.
 
-Shapes: Q queries, N documents, P pairs, D full width.
+Shapes: Q queries, N documents, A other texts, P pairs, D full width.
 """
 
 import time
@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from services.shared.model import TextModel
+from services.shared.card import DimScores, SimilarityScores
+from services.shared.model import Role, TextModel
 from services.shared.vectors import Array, PreOp
-from services.trainer.data.pairs import Questions, Split, number_texts, questions, split_rows
+from services.trainer.data.examples import Example
+from services.trainer.data.pairs import Pair, Questions, Split, number_texts
+from services.trainer.data.questions import keep_aside
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.spec import Spec
+from services.trainer.results.evaluate import means, measure
 from services.trainer.training.adaptor import Rows, Vectors
 from services.trainer.training.encode import encode_kept
 from services.trainer.training.interrupt import Interrupt
@@ -22,7 +26,6 @@ from services.trainer.training.train import Trainee, plan, train
 from services.trainer.training.watch import Watch
 
 _EVENT_INTERVAL_S = 0.5
-_MAX_WATCHED, _MAX_WATCHED_DOCUMENTS = 200, 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,26 @@ class Job:
 
     folder: Path
     spec: Spec
-    data: Split
+    data: Split[Example]
     questions: Questions
     events: EventLog
     interrupt: Interrupt
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The training pairs; empty: the examples are of another kind."""
+        return tuple(example for example in self.data.training if isinstance(example, Pair))
+
+    @property
+    def roles(self) -> tuple[Role, Role]:
+        """Whose prompts queries and documents get: no side of the other kinds is either."""
+        return ("query", "document") if self.spec.kind == "pairs" else ("none", "none")
+
+    @property
+    def metric(self) -> str:
+        """What people call the score that decides."""
+        scores = SimilarityScores if self.spec.kind == "scored" else DimScores
+        return next(iter(scores.NAMES.values()))
 
     def progress(self, phase: str, what: str, begin: int, total: int) -> Callable[[int], None]:
         """Return a callback that reports progress, not too often, and stops if asked to.
@@ -77,9 +96,10 @@ class Job:
         first = self.progress(phase, "texts encoded", 0, total)
         second = self.progress(phase, "texts encoded", len(queries), total)
         kept = self.folder / name
+        asking, asked = self.roles
         return (
-            encode_kept(model, queries, "query", kept / "queries", first),
-            encode_kept(model, documents, "document", kept / "documents", second),
+            encode_kept(model, queries, asking, kept / "queries", first),
+            encode_kept(model, documents, asked, kept / "documents", second),
         )
 
     def encode_pairs(self, model: TextModel, name: str, documents_ND: Array) -> Vectors:
@@ -91,7 +111,7 @@ class Job:
             documents_ND: the model's, from there.
         """
         anchors, anchors_ND = self.training_anchors(), self.encode_anchors(model, name)
-        pairs = self.data.training
+        pairs = self.pairs
         return Vectors(
             anchors_ND,
             documents_ND,
@@ -105,46 +125,58 @@ class Job:
         anchors = self.training_anchors()
         begin = len(self.questions.queries) + len(self.questions.documents)
         on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
-        return encode_kept(model, anchors, "query", self.folder / name / "anchors", on_progress)
+        kept = self.folder / name / "anchors"
+        return encode_kept(model, anchors, self.roles[0], kept, on_progress)
 
     def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
         numbers = number_texts(self.questions.documents)
-        return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.data.training)
+        return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.pairs)
 
     def training_anchors(self) -> tuple[str, ...]:
-        return tuple(number_texts(pair.anchor for pair in self.data.training))
+        """Return the training texts that are not among the documents; of pairs, the anchors."""
+        match self.spec.kind:
+            case "pairs":
+                return tuple(number_texts(pair.anchor for pair in self.pairs))
+            case "scored":
+                texts = (text for example in self.data.training for text in example.texts)
+                return tuple(number_texts(texts))
+            case "labelled":
+                return ()
 
     def learn_and_watch(self) -> tuple[list[int], Questions | None]:
-        """Return the rows of the training pairs to learn from, and what to ask to see when to stop.
+        """Return the rows of the examples to learn from, and what to ask to see when to stop.
 
         What is asked is no part of what is learned from, nor of what the result is measured on.
         """
-        pairs = self.data.training
+        examples = self.data.training
         if self.spec.hyperparameters.early_stopping is None:
-            return list(range(len(pairs))), None
-        held_out = split_rows(pairs, self.spec.hyperparameters.seed)
-        learned = [row for row in range(len(pairs)) if row not in held_out]
-        watched = tuple(pairs[row] for row in sorted(held_out)[:_MAX_WATCHED])
-        others = tuple(pairs[row] for row in learned[: _MAX_WATCHED_DOCUMENTS - len(watched)])
-        return learned, questions(Split(others, watched))
+            return list(range(len(examples))), None
+        return keep_aside(examples, self.spec.hyperparameters.seed)
 
     def train(
-        self, trainee: Trainee, num_pairs: int, score: Callable[[], float]
+        self,
+        trainee: Trainee,
+        num_pairs: int,
+        watched: Questions | None,
+        encode: Callable[[Questions], tuple[Array, Array]],
     ) -> tuple[float, float]:
         """Train to the end; return the seconds it took and the last event's steps per second.
 
         Args:
             trainee: see there.
             num_pairs: that it learns from.
-            score: of the trainee as it is, the higher the better; asked where the job stops early.
+            watched: what it is asked to see when to stop; None: it does not stop early.
+            encode: returns the vectors of queries and documents by the trainee as it is.
         """
         hyper = self.spec.hyperparameters
         checkpoints = self.folder / "checkpoints"
-        watch = (
-            Watch(hyper.early_stopping, score, checkpoints / "best")
-            if (hyper.early_stopping)
-            else None
-        )
+        watch = None
+        if watched and (stopping := hyper.early_stopping):
+
+            def score(asked: Questions = watched, dim: int = stopping.dim) -> float:
+                return means(measure(*encode(asked), asked, [dim]), [dim])[0].score
+
+            watch = Watch(stopping, score, checkpoints / "best", self.metric)
         begin = time.monotonic()
         course = plan(hyper, num_pairs, self.spec.checkpoint_steps)
         train(trainee, course, checkpoints, self.events.append, self.interrupt, watch)

@@ -4,24 +4,27 @@ They differ in the folder that they start from, in the weights that may change, 
 learned from; the rest is the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results import export
-from services.trainer.results.evaluate import evaluate
 from services.trainer.training import start
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
 from services.trainer.training.full import TOKENS_AT_ONCE, FullModel
+from services.trainer.training.graded import distinct_texts, learn_grades
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.lora import LoraLayers
 from services.trainer.training.passes import Arithmetic, Passes, best_arithmetic
+from services.trainer.training.texts import ModelTexts
 from services.trainer.training.train import Trainee
 
 _NEVER = 2**62  # more tokens than there are: all at once
@@ -40,16 +43,17 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     teacher = _teacher(job, base, documents_ND) if hyper.student else None
     model = _start(job, base, documents_ND, teacher)
     rows, watched = job.learn_and_watch()
-    pairs = [job.data.training[row] for row in rows]
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
-    parameters = lora.parameters if lora else None
-    learned = FullModel(
-        model, pairs, hyper.trained_dims, choose_passes(job.folder, hyper, model), parameters
-    )
-    trainee: Trainee = learned
-    if teacher:
-        trainee = Distill(learned, teacher.take(rows), hyper.trained_dims)
-    seconds, rate = job.train(trainee, len(pairs), _scorer(job, model, watched))
+    trainee = _trainee(job, model, teacher, rows, lora.parameters if lora else None)
+
+    def encode(asked: Questions) -> tuple[Array, Array]:
+        model.transformer.eval()
+        queries_QD = model.encode_texts(asked.queries, job.roles[0])
+        documents_ND = model.encode_texts(asked.documents, job.roles[1])
+        model.transformer.train()
+        return queries_QD, documents_ND
+
+    seconds, rate = job.train(trainee, len(rows), watched, encode)
     if lora:
         lora.merge()
     model.transformer.eval()
@@ -66,6 +70,26 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
         train_seconds=seconds,
         steps_per_second=rate,
     )
+
+
+def _trainee(
+    job: Job,
+    model: TextModel,
+    teacher: Vectors | None,
+    rows: Sequence[int],
+    parameters: dict[str, torch.nn.Parameter] | None,
+) -> Trainee:
+    """Return what learns from some of the training examples."""
+    hyper = job.spec.hyperparameters
+    passes = choose_passes(job.folder, hyper, model)
+    if job.spec.kind != "pairs":
+        examples = [job.data.training[row] for row in rows]
+        texts = ModelTexts(model, distinct_texts(examples), passes, parameters)
+        return learn_grades(examples, texts, hyper.trained_dims)
+    all_pairs = job.pairs
+    pairs = [all_pairs[row] for row in rows]
+    learned = FullModel(model, pairs, hyper.trained_dims, passes, parameters)
+    return Distill(learned, teacher.take(rows), hyper.trained_dims) if teacher else learned
 
 
 def _start(job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | None) -> TextModel:
@@ -110,18 +134,3 @@ def _teacher(job: Job, base: TextModel, documents_ND: Array) -> Vectors:
         anchors_ND=normalize(vectors.anchors_ND) @ axes_TT.T,
         positives_ND=normalize(vectors.positives_ND) @ axes_TT.T,
     )
-
-
-def _scorer(job: Job, model: TextModel, watched: Questions | None) -> Callable[[], float]:
-    def score() -> float:
-        stopping = job.spec.hyperparameters.early_stopping
-        if not (watched and stopping):
-            raise RuntimeError("nothing to watch")
-        model.transformer.eval()
-        queries_QD = model.encode_texts(watched.queries, "query")
-        documents_ND = model.encode_texts(watched.documents, "document")
-        model.transformer.train()
-        scores = evaluate(queries_QD, documents_ND, watched.relevant, [stopping.dim])
-        return scores[0].ndcg10
-
-    return score

@@ -21,13 +21,17 @@ class Watch:
 
     Args:
         stopping: when to look, and how long to wait.
-        score: of the trainee as it is, 0..1; the same weights give the same.
+        score: of the trainee as it is, -1..1; the same weights give the same.
         folder: keeps the best weights.
+        metric: what people call the score.
     """
 
-    def __init__(self, stopping: EarlyStopping, score: Callable[[], float], folder: Path) -> None:
+    def __init__(
+        self, stopping: EarlyStopping, score: Callable[[], float], folder: Path, metric: str
+    ) -> None:
         self._stopping = stopping
         self._score = score
+        self._metric = metric
         self._folder = folder
         self._best = load_newest(folder)
 
@@ -50,12 +54,12 @@ class Watch:
         dim = self._stopping.dim
         if self._best and score <= self._best_score:
             since = f"at step {self._best.step} it was {self._best_score:.4f}"
-            return f"step {step}: nDCG@10 at {dim} is {score:.4f}, {since}"
+            return f"step {step}: {self._metric} at {dim} is {score:.4f}, {since}"
         weights = {name: tensor.clone() for name, tensor in state().items()}
         self._best = Checkpoint(step, weights | {_SCORE: torch.tensor(score, dtype=torch.float64)})
         if ranks.is_first():  # the others have the same weights, and see the same
             save(self._folder, self._best)
-        return f"step {step}: nDCG@10 at {dim} is {score:.4f}, the best so far"
+        return f"step {step}: {self._metric} at {dim} is {score:.4f}, the best so far"
 
     def is_over(self, step: int) -> bool:
         """Whether nothing was gained for as long as was to be waited."""
@@ -69,7 +73,7 @@ class Watch:
             return ""
         for name, parameter in parameters.items():
             parameter.copy_(self._best.state[name])
-        scored = f"nDCG@10 at {self._stopping.dim} was {self._best_score:.4f}"
+        scored = f"{self._metric} at {self._stopping.dim} was {self._best_score:.4f}"
         return f"the weights of step {self._best.step} are kept, where {scored}"
 
     @property

@@ -4,7 +4,7 @@ A nest job has neither texts nor a model: `nesting.py` does it.
 In: a job's folder, see `spec.py`. Out: the finished model in it, its picture, its result. Each
 step keeps what it has made in the folder, so that a killed job goes on where it was.
 
-Shapes: Q queries, N documents, D full width.
+Shapes: Q queries, or scored pairs; N documents, K sizes, S scores of `evaluate.py`, D full width.
 """
 
 import io
@@ -18,11 +18,13 @@ import torch
 
 from services.shared.card import Quality
 from services.shared.errors import InvalidRequest, ServiceError
-from services.shared.model import Role, TextModel
+from services.shared.model import TextModel
 from services.shared.vectors import Array
 from services.trainer.data.data_report import read_report, write_report
-from services.trainer.data.examples import read_examples
-from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
+from services.trainer.data.dataset import NAMES
+from services.trainer.data.examples import Example, digest, read_examples
+from services.trainer.data.pairs import Pair, Split, digest_questions, split
+from services.trainer.data.questions import ask
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
     MODEL,
@@ -39,7 +41,7 @@ from services.trainer.jobs.spec import (
     spec_path,
 )
 from services.trainer.results import export, report
-from services.trainer.results.evaluate import Scores, means, score_each
+from services.trainer.results.evaluate import Scores, means, measure
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
@@ -74,7 +76,7 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
         run_nest(job_dir, spec, interrupt)
         return
     data = _read_data(job_dir, spec)
-    job = Job(job_dir, spec, data, questions(data), EventLog(job_dir), interrupt)
+    job = Job(job_dir, spec, data, ask(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
     model = _load_base(job)
     # Only what learns from frozen vectors, or mines with them, needs those of training questions.
@@ -85,15 +87,15 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     _count_too_long(job, model)
     trained = learn(_mine(job, model, documents_ND), model, queries_QD, documents_ND)
     dims = hyper.measured_dims
-    before_QK3 = score_each(
-        queries_QD, documents_ND, job.questions.relevant, dims,
+    before_QKS = measure(
+        queries_QD, documents_ND, job.questions, dims,
         job.progress("evaluate", "sizes measured", 0, 2 * len(dims)),
     )  # fmt: skip
-    after_QK3 = score_each(
-        trained.queries_QD, trained.documents_ND, job.questions.relevant, dims,
+    after_QKS = measure(
+        trained.queries_QD, trained.documents_ND, job.questions, dims,
         job.progress("evaluate", "sizes measured", len(dims), 2 * len(dims)),
     )  # fmt: skip
-    _finish(job, trained, before_QK3, after_QK3)
+    _finish(job, trained, before_QKS, after_QKS)
 
 
 def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
@@ -105,23 +107,20 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     """
     torch.set_num_threads(spec.threads or torch.get_num_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
-    pairs, hyper = _read_data(job_dir, spec).training, spec.hyperparameters
+    hyper = spec.hyperparameters
+    pairs = [example for example in _read_data(job_dir, spec).training if isinstance(example, Pair)]
     model = TextModel(Path(spec.base_dir), "float32")
     learned = FullModel(model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model))
     course = plan(hyper, len(pairs), spec.checkpoint_steps)
     train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
 
 
-def _read_data(job_dir: Path, spec: Spec) -> Split:
-    pairs = _read_pairs(job_dir / TRAINING)
+def _read_data(job_dir: Path, spec: Spec) -> Split[Example]:
+    examples = read_examples(job_dir / TRAINING, spec.kind)
     validation = job_dir / VALIDATION
     if validation.exists():
-        return Split(pairs, _read_pairs(validation))
-    return split(pairs, spec.hyperparameters.seed)
-
-
-def _read_pairs(path: Path) -> tuple[Pair, ...]:
-    return tuple(item for item in read_examples(path, "pairs") if isinstance(item, Pair))
+        return Split(examples, read_examples(validation, spec.kind))
+    return split(examples, spec.hyperparameters.seed)
 
 
 def _load_base(job: Job) -> TextModel:
@@ -148,11 +147,11 @@ def _count_too_long(job: Job, model: TextModel) -> None:
     if found is None or found.too_long is not None:
         return
     number = 0
-    sides: tuple[tuple[Role, Sequence[str]], ...] = (
-        ("query", (*job.questions.queries, *job.training_anchors())),
-        ("document", job.questions.documents),
+    sides: tuple[Sequence[str], ...] = (
+        (*job.questions.queries, *job.training_anchors()),
+        job.questions.documents,
     )
-    for role, texts in sides:
+    for role, texts in zip(job.roles, sides, strict=True):
         limit = model.tower(role).max_tokens
         for begin in range(0, len(texts), _CHUNK_TEXTS):
             job.interrupt.check()
@@ -168,7 +167,7 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     """Return the job with mined negatives in its training pairs, if they are wanted."""
     if job.spec.mining is None:
         return job
-    pairs = job.data.training
+    pairs = job.pairs
     mined = mine(
         pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
         job.spec.mining, job.folder / "vectors" / "mined",
@@ -177,15 +176,15 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     return replace(job, data=replace(job.data, training=mined))
 
 
-def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -> None:
+def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -> None:
     """Write the model's folder, what it scored, the report, and last the result."""
     spec, hyper, dims = job.spec, job.spec.hyperparameters, job.spec.hyperparameters.measured_dims
     quality = Quality(
-        data=f"held-out pairs of {spec.data_name}",
-        num_queries=len(job.questions.queries),
+        data=f"held-out {NAMES[spec.kind]} of {spec.data_name}",
+        num_queries=len(before_QKS),
         num_documents=len(job.questions.documents),
-        before=means(before_QK3, dims),
-        after=means(after_QK3, dims),
+        before=means(before_QKS, dims),
+        after=means(after_QKS, dims),
     )
     data_digest = digest(job.data.training)
     origin = export.Origin(
@@ -202,10 +201,10 @@ def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -
     probe = job.questions.documents[:_NUM_PROBES], trained.documents_ND[:_NUM_PROBES]
     card = export.finish(
         folder, job.folder / MODEL, origin, quality, trained.pre_op, trained.max_tokens, probe,
-        [trained.queries_QD, trained.documents_ND],
+        [trained.queries_QD, trained.documents_ND], job.roles[1],
     )  # fmt: skip
-    write_atomic(job.folder / SCORES_BEFORE, _npy(before_QK3))
-    write_atomic(job.folder / SCORES_AFTER, _npy(after_QK3))
+    write_atomic(job.folder / SCORES_BEFORE, _npy(before_QKS))
+    write_atomic(job.folder / SCORES_AFTER, _npy(after_QKS))
     write_atomic(job.folder / PLOT, report.plot(quality, spec.model_id))
     asked = job.questions
     summary = Summary(
@@ -214,11 +213,12 @@ def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -
         hyperparameters=hyper,
         data=spec.data_name,
         data_digest=data_digest,
+        kind=spec.kind,
         num_pairs=len(job.data.training),
         quality=quality,
-        slices=compare_slices(before_QK3, after_QK3, asked.slices, dims),
+        slices=compare_slices(before_QKS, after_QKS, asked.slices, dims),
         slice_of_query=asked.slices if any(asked.slices) else (),
-        losers=find_losers(before_QK3, after_QK3, asked.queries, asked.slices, dims),
+        losers=find_losers(before_QKS, after_QKS, asked.names, asked.slices, dims),
         curve=read_curve(read_events(job.folder, 0)[0]),
         bytes_per_vector=bytes_of(dims),
         train_seconds=trained.train_seconds,
