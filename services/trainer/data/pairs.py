@@ -1,19 +1,20 @@
 """Training pairs: what is asked and what should be found, and a split that is held out.
 
-Knows nothing of files, models or jobs.
+Knows nothing of files, models or jobs. What is said of texts holds for pictures too.
 """
 
 import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from services.shared.errors import InvalidRequest
+from services.trainer.data.pictures import Item, as_json
 
-T = TypeVar("T", str, bytes)
+T = TypeVar("T", bound=Hashable)
 
 MIN_PAIRS = 4
 _MAX_HELD_OUT = 1000
@@ -23,9 +24,9 @@ _MAX_HELD_OUT = 1000
 class Pair:
     """What is asked, and what should be found."""
 
-    anchor: str
-    positive: str
-    negatives: tuple[str, ...] = ()
+    anchor: Item
+    positive: Item
+    negatives: tuple[Item, ...] = ()
     """What should not be found, though it looks as if it might."""
     slice: str = ""
     """Group of queries that the anchor belongs to, a language or a tenant for example; or empty."""
@@ -43,8 +44,8 @@ class Split:
 class Questions:
     """What quality is measured on: each query against all documents."""
 
-    queries: tuple[str, ...]
-    documents: tuple[str, ...]
+    queries: tuple[Item, ...]
+    documents: tuple[Item, ...]
     relevant: tuple[dict[int, float], ...]
     """For each query: rows of `documents` that answer it, with their grades."""
     slices: tuple[str, ...] = ()
@@ -56,7 +57,8 @@ def digest(pairs: Iterable[Pair]) -> str:
     state = hashlib.sha256()
     for pair in pairs:
         more = [list(pair.negatives), pair.slice] if pair.negatives or pair.slice else []
-        state.update(json.dumps([pair.anchor, pair.positive, *more]).encode() + b"\n")
+        values = [pair.anchor, pair.positive, *more]
+        state.update(json.dumps(values, default=as_json).encode() + b"\n")
     return state.hexdigest()
 
 
@@ -64,7 +66,7 @@ def digest_questions(asked: Questions) -> str:
     """Return the sha256 of what quality is measured on, as 64 hexadecimal digits."""
     state = hashlib.sha256()
     for part in (asked.queries, asked.documents, asked.slices):
-        state.update(json.dumps(part).encode() + b"\n")
+        state.update(json.dumps(part, default=as_json).encode() + b"\n")
     for grades in asked.relevant:
         state.update(json.dumps(sorted(grades.items())).encode() + b"\n")
     return state.hexdigest()
@@ -118,7 +120,7 @@ def _tied(pairs: Sequence[Pair]) -> list[list[int]]:
             row = parent[row]
         return row
 
-    first: dict[str, int] = {}
+    first: dict[Item, int] = {}
     for row, pair in enumerate(pairs):
         for text in (pair.anchor, pair.positive):
             parent[find(row)] = find(first.setdefault(text, row))

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
+from services.trainer.data.pictures import Item
 from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.jobs.spec import JsonFile
@@ -76,7 +77,7 @@ class Summary(JsonFile):
 def find_losers(
     before_QK3: Scores,
     after_QK3: Scores,
-    queries: Sequence[str],
+    queries: Sequence[Item],
     slices_Q: Sequence[str],
     dims: Sequence[int],
 ) -> tuple[Loser, ...]:
@@ -90,7 +91,7 @@ def find_losers(
         place = int(moved_QK[row].argmin())
         found.append(
             Loser(
-                query=queries[row],
+                query=str(queries[row]),
                 slice=slices_Q[row] if slices_Q else "",
                 dim=dims[place],
                 before=float(before_QK3[row, place, 0]),

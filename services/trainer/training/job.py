@@ -13,6 +13,7 @@ import numpy as np
 from services.shared.model import TextModel
 from services.shared.vectors import Array, PreOp
 from services.trainer.data.pairs import Questions, Split, number_texts, questions, split_rows
+from services.trainer.data.pictures import Item
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.spec import Spec
 from services.trainer.training.adaptor import Rows, Vectors
@@ -74,8 +75,8 @@ class Job:
         """
         queries, documents = self.questions.queries, self.questions.documents
         total = len(queries) + len(documents) + others
-        first = self.progress(phase, "texts encoded", 0, total)
-        second = self.progress(phase, "texts encoded", len(queries), total)
+        first = self.progress(phase, "encoded", 0, total)
+        second = self.progress(phase, "encoded", len(queries), total)
         kept = self.folder / name
         return (
             encode_kept(model, queries, "query", kept / "queries", first),
@@ -104,14 +105,14 @@ class Job:
         """Return vectors of `training_anchors`; see `encode_pairs`."""
         anchors = self.training_anchors()
         begin = len(self.questions.queries) + len(self.questions.documents)
-        on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
+        on_progress = self.progress("encode", "encoded", begin, begin + len(anchors))
         return encode_kept(model, anchors, "query", self.folder / name / "anchors", on_progress)
 
     def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
         numbers = number_texts(self.questions.documents)
         return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.data.training)
 
-    def training_anchors(self) -> tuple[str, ...]:
+    def training_anchors(self) -> tuple[Item, ...]:
         return tuple(number_texts(pair.anchor for pair in self.data.training))
 
     def learn_and_watch(self) -> tuple[list[int], Questions | None]:
@@ -172,6 +173,6 @@ class Trained:
     steps_per_second: float
 
 
-def _rows(texts: Sequence[str], wanted: Sequence[str]) -> Rows:
+def _rows(texts: Sequence[Item], wanted: Sequence[Item]) -> Rows:
     numbers = number_texts(texts)
     return np.array([numbers[text] for text in wanted], dtype=np.int64)

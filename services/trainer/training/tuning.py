@@ -18,6 +18,7 @@ from services.trainer.training import start
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
+from services.trainer.training.encode import encode
 from services.trainer.training.full import TOKENS_AT_ONCE, FullModel
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.lora import LoraLayers
@@ -118,8 +119,8 @@ def _scorer(job: Job, model: TextModel, watched: Questions | None) -> Callable[[
         if not (watched and stopping):
             raise RuntimeError("nothing to watch")
         model.transformer.eval()
-        queries_QD = model.encode_texts(watched.queries, "query")
-        documents_ND = model.encode_texts(watched.documents, "document")
+        queries_QD = encode(model, watched.queries, "query")
+        documents_ND = encode(model, watched.documents, "document")
         model.transformer.train()
         scores = evaluate(queries_QD, documents_ND, watched.relevant, [stopping.dim])
         return scores[0].ndcg10

@@ -23,6 +23,7 @@ from services.shared.vectors import Array
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
+from services.trainer.data.pictures import Item
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
     MODEL,
@@ -148,11 +149,12 @@ def _count_too_long(job: Job, model: TextModel) -> None:
     if found is None or found.too_long is not None:
         return
     number = 0
-    sides: tuple[tuple[Role, Sequence[str]], ...] = (
+    sides: tuple[tuple[Role, Sequence[Item]], ...] = (
         ("query", (*job.questions.queries, *job.training_anchors())),
         ("document", job.questions.documents),
     )
-    for role, texts in sides:
+    for role, items in sides:
+        texts = [item for item in items if isinstance(item, str)]
         limit = model.tower(role).max_tokens
         for begin in range(0, len(texts), _CHUNK_TEXTS):
             job.interrupt.check()
