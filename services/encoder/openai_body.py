@@ -4,7 +4,6 @@ JSON in, `EmbedInput` out, or an error that names the first wrong field and says
 Source: openai/openai-openapi, `CreateEmbeddingRequest`.
 """
 
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from services.encoder.body import check_body
 from services.encoder.embed import EmbedInput
 from services.encoder.tokens import Truncation
 from services.shared.errors import InvalidRequest
+from services.shared.images import from_base64
 from services.shared.model import Role
 from services.shared.quantization import Dtype
 
@@ -170,24 +170,11 @@ def _are_ids(value: Sequence[object]) -> bool:
 
 
 def _decode(place: int, image: str) -> bytes:
-    """Read an image's base64, or the data URL around it."""
-    head, comma, data = image.partition(",")
-    if comma:
-        if not (head.startswith("data:image/") and head.endswith(";base64")):
-            raise _not_an_image(place)
-        image = data
     try:
-        file = binascii.a2b_base64(image, strict_mode=True)
+        return from_base64(image)
     except ValueError as error:
-        raise _not_an_image(place) from error
-    if not file:
-        raise _not_an_image(place)
-    return file
-
-
-def _not_an_image(place: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"input {place} must hold an image as base64 or as a data URL "
-        "(data:image/png;base64,...); images are never fetched from other URLs",
-        "input",
-    )
+        raise InvalidRequest(
+            f"input {place} must hold an image as base64 or as a data URL "
+            "(data:image/png;base64,...); images are never fetched from other URLs",
+            "input",
+        ) from error

@@ -6,6 +6,7 @@ is its number of tokens, so that token budgets hold for pictures too. Never fetc
 Shapes: D full width.
 """
 
+import binascii
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def read_image(tower: Tower, data: bytes, prompt: str = "", role: Role = "none")
         InvalidRequest: it is not a whole PNG, JPEG or WebP file, moves, is too large, or gives
             more tokens than the model reads.
     """
-    image = _decode(data)
+    image = decode(data)
     try:
         features = tower.modules[0].preprocess(
             [image], prompt=prompt or None, processing_kwargs={"text": {"truncation": False}}
@@ -80,11 +81,22 @@ def embed_image(tower: Tower, image: ImageTokens) -> torch.Tensor:
     return vector_D
 
 
-def _decode(data: bytes) -> Image.Image:
+def from_base64(image: str) -> bytes:
+    """Read a file's base64, or the data URL around it; ValueError if it is neither."""
+    head, comma, data = image.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ValueError("another kind of URL")
+    file = binascii.a2b_base64(data if comma else image, strict_mode=True)
+    if not file:
+        raise ValueError("empty")
+    return file
+
+
+def decode(data: bytes) -> Image.Image:
     """Decode a file's first and only picture to RGB.
 
     Raises:
-        InvalidRequest: see `read_image`.
+        InvalidRequest: it is not a whole PNG, JPEG or WebP file, moves, or has too many pixels.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)

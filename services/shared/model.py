@@ -215,7 +215,7 @@ class TextModel:
         return vectors_BD
 
     def forward(self, batch: Sequence[Tokens]) -> torch.Tensor:
-        """Run a model of one tower with gradients, if they are on, over texts sorted by length.
+        """Run a model of one tower with gradients, if they are on, over inputs sorted by length.
 
         Returns:
             vectors_BD: float32 on the model's device, before the pre-op.
@@ -223,7 +223,14 @@ class TextModel:
         Raises:
             InvalidRequest: the model has two towers.
         """
-        return self._choices[self.tower("none")].way(batch)
+        tower = self.tower("none")
+        texts = [tokens for tokens in batch if not isinstance(tokens, ImageTokens)]
+        if len(texts) == len(batch):
+            return self._choices[tower].way(texts)
+        read = iter(self._choices[tower].way(texts) if texts else ())
+        return torch.stack(
+            [embed_image(tower, t) if isinstance(t, ImageTokens) else next(read) for t in batch]
+        )
 
     @property
     def trials(self) -> list[tuple[Role, Trial]]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from services.shared.model import TextModel
-from services.trainer.data.dataset import read_pairs
+from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import Pair
 from services.trainer.training import parallel
 from services.trainer.training.full import FullModel
@@ -33,7 +33,8 @@ def main() -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(size)
     )
-    save_file(gradients(Path(model), list(read_pairs(Path(pairs), "pairs")), 13), out)
+    read = [pair for pair in read_examples(Path(pairs), "pairs") if isinstance(pair, Pair)]
+    save_file(gradients(Path(model), read, 13), out)
     distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 Texts are the same if they differ in nothing but capitals, white space and Unicode's ways to write
 one character: a model can hardly tell such texts apart, so they are no evidence of anything.
+Pictures are the same if their files are.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from services.trainer.data.data_report import DataReport
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.examples import Example, Labelled, Scored
 from services.trainer.data.pairs import Pair
+from services.trainer.data.pictures import Item, Picture
 
 _MAX_PLACES = 20  # enough to see a pattern, short enough to read
 
@@ -45,8 +47,10 @@ class _Kept:
     example: Example
 
 
-def text_key(text: str) -> bytes:
-    """Return 16 bytes that are equal for texts that count as the same."""
+def text_key(text: Item) -> bytes:
+    """Return 16 bytes that are equal for texts that count as the same, or for the same picture."""
+    if isinstance(text, Picture):
+        return bytes.fromhex(text.digest)[:16]
     # Case folding can make what was composed not so any more.
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
@@ -97,7 +101,7 @@ def _clean(examples: Sequence[Example], found: _Found) -> list[_Kept]:
     first: dict[Hashable, _Kept] = {}
     values: dict[Hashable, set[Hashable]] = defaultdict(set)
     counts: Counter[Hashable] = Counter()
-    negatives: dict[Hashable, dict[bytes, str]] = defaultdict(dict)
+    negatives: dict[Hashable, dict[bytes, Item]] = defaultdict(dict)
     positives: dict[bytes, set[bytes]] = defaultdict(set)
     for row, example in enumerate(examples):
         key, value = _identity(example)

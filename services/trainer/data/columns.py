@@ -10,13 +10,14 @@ FlagEmbedding's training data (query, pos, neg), Tevatron and NV-Retriever (pos_
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from services.shared.errors import InvalidRequest
 from services.trainer.data.examples import Example, Labelled, Scored
 from services.trainer.data.pairs import Kind, Pair
+from services.trainer.data.pictures import Item, Picture, WrongPictureError, is_picture
 
 Role = Literal[
     "anchor", "positive", "negatives", "first", "second", "score", "text", "label", "slice"
@@ -31,7 +32,8 @@ _MAX_COLUMNS = 200
 ACCEPTED = (
     'each row must be {"anchor": "...", "positive": "..."} with two non-empty strings, with '
     '"negatives" or a "score" where there are some, or {"text": "...", "label": "..."}; other '
-    "names of fields can be given in columns"
+    "names of fields can be given in columns; in pairs, where the base model takes pictures, "
+    '{"image": "<base64 or data URL>"} may stand for any of the strings'
 )
 
 # The first that is there is taken.
@@ -71,6 +73,10 @@ class _WrongRowError(Exception):
     """What is wrong with a row; never its text."""
 
 
+Keep = Callable[[object], Picture]
+"""Checks and keeps a picture of a row; WrongPictureError."""
+
+
 class Columns:
     """Reads rows of one source.
 
@@ -94,13 +100,13 @@ class Columns:
             name for name in names if name.lower() in known or _NEGATIVES.fullmatch(name.lower())
         ]
 
-    def read(self, row: Mapping[str, Any]) -> tuple[Example, ...] | str:
+    def read(self, row: Mapping[str, Any], keep: Keep) -> tuple[Example, ...] | str:
         """Return the row's examples (one for each positive), or what is wrong with it."""
         try:
             layout = self._layout(row)
             if self.kind not in (None, layout.kind):
                 return f"is of another kind than the rows before: {layout.kind}, not {self.kind}"
-            examples = tuple(_examples(row, layout))
+            examples = tuple(_examples(row, layout, keep))
         except _WrongRowError as error:
             return str(error)
         self.kind = layout.kind
@@ -188,7 +194,7 @@ def _recognise(names: Sequence[str]) -> _Layout:
     return _Layout(kind, {role: found[role] for role in _NEEDED[kind]})
 
 
-def _examples(row: Mapping[str, Any], layout: _Layout) -> Iterator[Example]:
+def _examples(row: Mapping[str, Any], layout: _Layout, keep: Keep) -> Iterator[Example]:
     fields = layout.fields
     if layout.kind == "labelled":
         yield Labelled(_text(row, fields["text"]), _name(row, fields["label"]))
@@ -196,11 +202,11 @@ def _examples(row: Mapping[str, Any], layout: _Layout) -> Iterator[Example]:
         first, second = _text(row, fields["first"]), _text(row, fields["second"])
         yield Scored(first, second, _score(row, fields["score"]))
     else:
-        anchor = _text(row, fields["anchor"])
-        positives = _texts(row, fields["positive"])
+        anchor = _item(row[fields["anchor"]], fields["anchor"], keep)
+        positives = _items(row, fields["positive"], keep)
         if not positives:
             raise _WrongRowError(f'"{fields["positive"]}" is empty')
-        negatives = [text for name in layout.negatives for text in _optional(row, name)]
+        negatives = [item for name in layout.negatives for item in _optional(row, name, keep)]
         if len(negatives) > MAX_NEGATIVES:
             raise _WrongRowError(f"has {len(negatives)} negatives, more than {MAX_NEGATIVES}")
         given = fields.get("slice")
@@ -209,19 +215,36 @@ def _examples(row: Mapping[str, Any], layout: _Layout) -> Iterator[Example]:
             yield Pair(anchor, positive, tuple(negatives), slice_)
 
 
-def _optional(row: Mapping[str, Any], field: str) -> list[str]:
-    """Return a field's texts; none where it is missing, null or an empty cell."""
-    return [] if row.get(field) in (None, "") else _texts(row, field)
+def _optional(row: Mapping[str, Any], field: str, keep: Keep) -> list[Item]:
+    """Return a field's items; none where it is missing, null or an empty cell."""
+    return [] if row.get(field) in (None, "") else _items(row, field, keep)
 
 
-def _texts(row: Mapping[str, Any], field: str) -> list[str]:
-    """Return a field's texts: one string, or a list of strings."""
+def _items(row: Mapping[str, Any], field: str, keep: Keep) -> list[Item]:
+    """Return a field's items: one, or a list of them."""
     value = row[field]
     if not isinstance(value, list):
-        return [_text(row, field)]
-    for item in value:
-        _check(item, field, "holds something that is not a string", "holds an empty string")
-    return value
+        return [_item(value, field, keep)]
+    problems = "holds something that is not a string", "holds an empty string"
+    return [_item(one, field, keep, *problems) for one in value]
+
+
+def _item(
+    value: Any,  # noqa: ANN401 (of a file)
+    field: str,
+    keep: Keep,
+    not_string: str = "is not a string",
+    empty: str = "is empty",
+) -> Item:
+    """Return a text as it is, a picture as it is kept."""
+    if is_picture(value):
+        try:
+            return keep(value)
+        except WrongPictureError as error:
+            raise _WrongRowError(f'"{field}" {error}') from error
+    _check(value, field, not_string, empty)
+    text: str = value
+    return text
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
@@ -231,6 +254,8 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 
 def _check(value: object, field: str, not_string: str, empty: str) -> None:
+    if is_picture(value):
+        raise _WrongRowError(f'"{field}" is a picture; only pairs may have them')
     if not isinstance(value, str):
         raise _WrongRowError(f'"{field}" {not_string}')
     if not value.strip():

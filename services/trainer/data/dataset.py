@@ -8,12 +8,14 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 
 from services.shared.errors import InvalidRequest
 from services.trainer.data.columns import ACCEPTED, Columns
 from services.trainer.data.examples import Example
 from services.trainer.data.pairs import MIN_PAIRS, Kind, Pair
+from services.trainer.data.pictures import Pictures
 from services.trainer.data.rows import read_rows
 
 _MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read
@@ -31,6 +33,8 @@ class SourceFile:
     path: Path
     name: str
     """What the user calls it; its ending tells the format."""
+    folder: Path | None = None
+    """Resolved; pictures may lie in it as files. None: the file came by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ def read_dataset(
     columns: Mapping[str, str],
     param: str,
     max_examples: int = MAX_EXAMPLES,
+    pictures: Pictures | None = None,
 ) -> Dataset:
     """Read and check a source.
 
@@ -71,20 +76,28 @@ def read_dataset(
         columns: from a field of the file to its role; empty: fields are told by their names.
         param: the request's field, for the error.
         max_examples: how many there may be.
+        pictures: keeps those that are among them; None: none is taken.
 
     Raises:
         InvalidRequest: lists up to 20 problems as `file:line: what is wrong`; or there are too
-            few examples, or too many.
+            few examples, or too many, or pictures that are not taken or too large together.
     """
     reader = Columns(columns)
+    pictures = pictures or Pictures(
+        Path(), 0, "pictures are taken only to train a model that reads them"
+    )
     examples: list[Example] = []
     places = Places()
     problems: list[str] = []
     for file in files:
         places.names.append(file.name)
         places.begins.append(len(examples))
+        keep = partial(pictures.keep, beside=file.path.parent, within=file.folder)
         for row in read_rows(file.path, PurePath(file.name).suffix, reader.choose):
-            found = row.reason or reader.read(row.values)
+            try:
+                found = row.reason or reader.read(row.values, keep)
+            except InvalidRequest as error:  # of no picture by itself, so once is enough
+                raise InvalidRequest(f"{file.name}:{row.line}: {error.message}", param) from error
             if isinstance(found, str):
                 problems.append(f"{file.name}:{row.line}: {found}")
                 if len(problems) == _MAX_PROBLEMS:

@@ -6,19 +6,22 @@ pairs     {"anchor": "...", "positive": "...", "negatives": ["..."], "slice": ".
 scored    {"first": "...", "second": "...", "score": 0.8}
 labelled  {"text": "...", "label": "..."}
 
-"negatives" and "slice" are left out where there are none. Knows nothing of how users write theirs:
-see `columns.py`.
+"negatives" and "slice" are left out where there are none. In pairs {"image": "<sha256>"} may stand
+for a text: a picture, whose file lies beside, see `pictures.py`. Knows nothing of how users write
+theirs: see `columns.py`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from services.trainer.data import pairs
 from services.trainer.data.pairs import Kind, Pair
+from services.trainer.data.pictures import PICTURES, Item, Picture, as_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,15 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write the normalised form."""
     with path.open("wb") as lines:
         for example in examples:
-            lines.write(json.dumps(_values(example), ensure_ascii=False).encode() + b"\n")
+            values = json.dumps(_values(example), ensure_ascii=False, default=as_json)
+            lines.write(values.encode() + b"\n")
 
 
 def read_examples(path: Path, kind: Kind) -> tuple[Example, ...]:
     """Read what `write_examples` wrote; blank lines are skipped."""
     makers: dict[Kind, Callable[[dict[str, Any]], Example]]
-    makers = {"pairs": _pair, "scored": _scored, "labelled": _labelled}
+    pair = partial(_pair, path.parent / PICTURES)
+    makers = {"pairs": pair, "scored": _scored, "labelled": _labelled}
     make = makers[kind]
     with path.open("rb") as lines:
         return tuple(make(json.loads(line)) for line in lines if line.strip())
@@ -95,9 +100,19 @@ def _values(example: Example) -> dict[str, Any]:
             return {"text": text, "label": label}
 
 
-def _pair(values: dict[str, Any]) -> Pair:
-    negatives = tuple(values.get("negatives", ()))
-    return Pair(values["anchor"], values["positive"], negatives, values.get("slice", ""))
+def _pair(pictures: Path, values: dict[str, Any]) -> Pair:
+    anchor, positive, *negatives = (
+        _item(pictures, value)
+        for value in (values["anchor"], values["positive"], *values.get("negatives", ()))
+    )
+    return Pair(anchor, positive, tuple(negatives), values.get("slice", ""))
+
+
+def _item(pictures: Path, value: Any) -> Item:  # noqa: ANN401 (JSON)
+    if isinstance(value, str):
+        return value
+    digest: str = value["image"]
+    return Picture(digest, pictures / digest)
 
 
 def _scored(values: dict[str, Any]) -> Scored:

@@ -50,7 +50,7 @@ def list_folder(folder: Path, param: str) -> list[SourceFile]:
                 f"{param}: the folder names a data file that is not in it, or is no plain file",
                 param,
             )
-        files.append(SourceFile(path, name))
+        files.append(SourceFile(path, name, folder))
     return files
 
 

@@ -1,19 +1,21 @@
 """Training pairs: what is asked and what should be found, and a split that is held out.
 
 The split is that of other examples too, see `examples.py`. Knows nothing of files, models or jobs.
+What is said of texts holds for pictures too.
 """
 
 import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from services.shared.errors import InvalidRequest
+from services.trainer.data.pictures import Item, as_json
 
-T = TypeVar("T", str, bytes)
+T = TypeVar("T", bound=Hashable)
 
 Kind = Literal["pairs", "scored", "labelled"]
 """What is learned from."""
@@ -26,15 +28,15 @@ _MAX_HELD_OUT = 1000
 class Pair:
     """What is asked, and what should be found."""
 
-    anchor: str
-    positive: str
-    negatives: tuple[str, ...] = ()
+    anchor: Item
+    positive: Item
+    negatives: tuple[Item, ...] = ()
     """What should not be found, though it looks as if it might."""
     slice: str = ""
     """Group of queries that the anchor belongs to, a language or a tenant for example; or empty."""
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[Item, ...]:
         """Those that tie it to other pairs."""
         return self.anchor, self.positive
 
@@ -43,7 +45,7 @@ class Tied(Protocol):
     """An example that shared texts tie to others."""
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[Item, ...]:
         """Those that count."""
 
 
@@ -65,8 +67,8 @@ class Questions:
     Of scored pairs only those that have a score: the first texts are the queries.
     """
 
-    queries: tuple[str, ...]
-    documents: tuple[str, ...]
+    queries: tuple[Item, ...]
+    documents: tuple[Item, ...]
     relevant: tuple[dict[int, float], ...]
     """For each query: rows of `documents` that answer it, with their grades; or the scores."""
     slices: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ class Questions:
     def names(self) -> tuple[str, ...]:
         """What is scored, for people: each query, or each pair in the order of the grades."""
         if self.kind != "scored":
-            return self.queries
+            return tuple(map(str, self.queries))
         return tuple(
             f"{query} ↔ {self.documents[row]}"
             for query, scores in zip(self.queries, self.relevant, strict=True)
@@ -91,7 +93,8 @@ def digest(pairs: Iterable[Pair]) -> str:
     state = hashlib.sha256()
     for pair in pairs:
         more = [list(pair.negatives), pair.slice] if pair.negatives or pair.slice else []
-        state.update(json.dumps([pair.anchor, pair.positive, *more]).encode() + b"\n")
+        values = [pair.anchor, pair.positive, *more]
+        state.update(json.dumps(values, default=as_json).encode() + b"\n")
     return state.hexdigest()
 
 
@@ -99,7 +102,7 @@ def digest_questions(asked: Questions) -> str:
     """Return the sha256 of what quality is measured on, as 64 hexadecimal digits."""
     state = hashlib.sha256()
     for part in (asked.queries, asked.documents, asked.slices):
-        state.update(json.dumps(part).encode() + b"\n")
+        state.update(json.dumps(part, default=as_json).encode() + b"\n")
     # Texts of one class share their grades, which may be many.
     written: dict[int, bytes] = {}
     for grades in asked.relevant:
@@ -159,7 +162,7 @@ def _tied(pairs: Sequence[Tied]) -> list[list[int]]:
             row = parent[row]
         return row
 
-    first: dict[str, int] = {}
+    first: dict[Item, int] = {}
     for row, pair in enumerate(pairs):
         for text in pair.texts:
             parent[find(row)] = find(first.setdefault(text, row))

@@ -20,11 +20,12 @@ from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES, Dataset, read_dataset
 from services.trainer.data.examples import Example, write_examples
 from services.trainer.data.pairs import MIN_PAIRS, Kind, Split, split
+from services.trainer.data.pictures import PICTURES, Pictures
 from services.trainer.data.questions import ask, check_asked, check_learnable, keep_aside
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
 from services.trainer.data.sources import Sources, without_query
 from services.trainer.jobs.events import Event, EventLog
-from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.jobs.hyperparameters import PICTURE_METHODS, Method, Wanted, fill
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     TRAINING,
@@ -35,7 +36,7 @@ from services.trainer.jobs.spec import (
     Spec,
     spec_path,
 )
-from services.trainer.results.layout import full_width, network_weights
+from services.trainer.results.layout import full_width, network_weights, takes_pictures
 from services.trainer.settings import TrainerSettings
 
 MAX_KEY_LENGTH = 128
@@ -174,7 +175,8 @@ class Drafts:
         full = full_width(base)
         _check_method(request.hyperparameters, base)
         teacher = _locate_teacher(request.hyperparameters.teacher, full)
-        checked = self._read_data(request, folder)
+        refusal = _refuse_pictures(request.hyperparameters.method, base)
+        checked = self._read_data(request, folder, refusal)
         examples = _training_examples(request, checked)
         if request.hyperparameters.early_stopping:
             _check_watchable(examples, request.hyperparameters.seed)
@@ -230,13 +232,14 @@ class Drafts:
         self._files.blobs.fetch(file_id, target, param)
         return check_vectors(target, filename, param, at_least)
 
-    def _read_data(self, request: JobRequest, folder: Path) -> Checked:
+    def _read_data(self, request: JobRequest, folder: Path, no_pictures: str) -> Checked:
         """Read, check and keep the examples, with a report of what was found in them."""
-        training = self._read(request, folder, "training_file")
+        pictures = Pictures(folder / PICTURES, self._settings.max_file_bytes, no_pictures)
+        training = self._read(request, folder, "training_file", pictures)
         _check_kind(request, training.kind)
         validation = None
         if request.validation_file:
-            validation = self._read(request, folder, "validation_file")
+            validation = self._read(request, folder, "validation_file", pictures)
             if validation.kind != training.kind:
                 raise InvalidRequest(
                     f"validation_file must hold {NAMES[training.kind]} as training_file does, it "
@@ -260,14 +263,14 @@ class Drafts:
         write_report(folder, checked.report)
         return checked
 
-    def _read(self, request: JobRequest, folder: Path, param: str) -> Dataset:
+    def _read(self, request: JobRequest, folder: Path, param: str, pictures: Pictures) -> Dataset:
         """Read a source; what was fetched for it is gone afterwards."""
         fetched = folder / ".source"
         fetched.mkdir()
         try:
             files = self._sources.files(getattr(request, param), fetched, param)
             limit = self._settings.max_examples
-            return read_dataset(files, request.columns, param, limit)
+            return read_dataset(files, request.columns, param, limit, pictures)
         finally:
             shutil.rmtree(fetched)
 
@@ -319,6 +322,16 @@ def _check_method(wanted: Wanted, base: Path) -> None:
                 f"linear layers, for example 'query'; it has none called {target[:64]!r}",
                 "hyperparameters.lora.targets",
             )
+
+
+def _refuse_pictures(method: Method, base: Path) -> str:
+    """Return why no picture can be trained on; empty: they can."""
+    if method not in PICTURE_METHODS:
+        names = ", ".join(f"METHOD_{name.upper()}" for name in PICTURE_METHODS)
+        return f"METHOD_{method.upper()} learns from texts alone; pictures are for {names}"
+    if not takes_pictures(base):
+        return "the base model reads texts alone; choose one that takes pictures, or leave them out"
+    return ""
 
 
 def _locate_teacher(source: str, full: int) -> str:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from services.shared.errors import InvalidRequest
 
 Method = Literal["adaptor", "full", "nest", "lora", "static", "distill"]
+PICTURE_METHODS: tuple[Method, ...] = ("adaptor", "lora", "full")
+"""Those that learn from pictures too; a table or a student has no way to read them."""
 Head = Literal["rotation", "dense", "residual"]
 Student = Literal["base", "static"]
 

@@ -1,8 +1,8 @@
 """What jobs leave on the disk, and what of it goes when it is too much.
 
-Checkpoints and vectors of ended jobs go first, those of the oldest jobs before others; models,
-pictures and events stay until somebody removes the folder. When that is not enough, no new job is
-taken.
+Checkpoints, vectors and pictures to learn from go first, those of the oldest ended jobs before
+others; models, reports and events stay until somebody removes the folder. When that is not enough,
+no new job is taken.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from services.shared.errors import Overloaded
+from services.trainer.data.pictures import PICTURES
 from services.trainer.jobs.rows import ENDED, State
 from services.trainer.jobs.runner import drop_vectors
 from services.trainer.jobs.spec import CHECKPOINTS, VECTORS
@@ -68,7 +69,7 @@ class Retention:
                 break
             if state in ENDED and (freed := _thin(self._folder / job_id)):
                 total -= freed
-                log.info("%s: %s bytes of checkpoints and vectors removed", job_id, freed)
+                log.info("%s: %s bytes of checkpoints, vectors and pictures removed", job_id, freed)
         self._num_bytes = total
         self._metrics.disk.set(total)
 
@@ -83,9 +84,9 @@ class Retention:
 
 
 def _thin(folder: Path) -> int:
-    """Remove an ended job's checkpoints and vectors; return how many bytes that freed."""
+    """Remove an ended job's checkpoints, vectors and pictures; return how many bytes that freed."""
     before = _size(folder)
-    for name in (CHECKPOINTS, *VECTORS):
+    for name in (CHECKPOINTS, PICTURES, *VECTORS):
         shutil.rmtree(folder / name, ignore_errors=True)
     return before - _size(folder)
 

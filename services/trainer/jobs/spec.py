@@ -4,6 +4,7 @@ spec.json            what to do
 training.jsonl       examples of one kind, see `examples.py`; of a nest job training.npy, vectors of
                      documents, until it has ended
 validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
+pictures/            those among the examples, each under the sha256 of its file
 data.json            what was found in the data
 lock                 held by the one process that works on the job
 lease                touched as long as a service is at the job; a process that sees it age ends

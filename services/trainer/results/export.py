@@ -20,6 +20,7 @@ from services.shared.folder import space_id
 from services.shared.model import Role, TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
+from services.trainer.data.pictures import Item
 from services.trainer.results.layout import (
     add_old_spelling,
     read_json,
@@ -30,9 +31,10 @@ from services.trainer.results.layout import (
 from services.trainer.results.measure import measure_byte_ranges
 from services.trainer.results.report import markdown_table
 from services.trainer.training.checkpoint import publish
+from services.trainer.training.encode import encode
 from services.trainer.training.layers import Layer
 
-_SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model"}
+_SUFFIXES = {".safetensors", ".json", ".txt", ".codes", ".model", ".jinja"}
 # The base's card, and where the base lists its own training data: not true of the new model.
 _LEFT_OUT = {cards.FILENAME, "data_config.json"}
 # The vectors that were evaluated may come from bfloat16; a wrong module order is far below.
@@ -139,7 +141,7 @@ def finish(
     quality: Quality,
     pre_op: PreOp,
     max_tokens: int,
-    probe: tuple[Sequence[str], Array],
+    probe: tuple[Sequence[Item], Array],
     vector_sets: Sequence[Array] = (),
     role: Role = "document",
 ) -> Card:
@@ -199,9 +201,9 @@ def _declare(folder: Path, dims: tuple[int, ...]) -> None:
     write_json(path, config | {"similarity_fn_name": "cosine"})
 
 
-def _check_vectors(folder: Path, texts: Sequence[str], expected_BD: Array, role: Role) -> None:
+def _check_vectors(folder: Path, items: Sequence[Item], expected_BD: Array, role: Role) -> None:
     model = TextModel(folder, precision="float32")
-    found_BD = normalize(model.encode_texts(texts, role))
+    found_BD = normalize(encode(model, items, role))
     cosine = float((found_BD * normalize(expected_BD)).sum(axis=1).min())
     if not cosine >= _MIN_COSINE:
         raise ServiceError(

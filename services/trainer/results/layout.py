@@ -67,6 +67,15 @@ def full_width(folder: Path) -> int:
     )
 
 
+def takes_pictures(folder: Path) -> bool:
+    """Say whether the model takes pictures, without loading it; as `tower.Tower` does."""
+    name, path = read_modules(folder)[0]
+    config = path / "sentence_bert_config.json"
+    if name != "Transformer" or not config.is_file():
+        return False
+    return not {"image", "image+text"}.isdisjoint(read_json(config).get("modality_config") or ())
+
+
 def network_weights(folder: Path) -> list[str]:
     """Return the names of a transformer's weights, without loading it; of other models none."""
     name, path = read_modules(folder)[0]

@@ -32,6 +32,7 @@ from services.trainer.data.pairs import Pair, Questions, Split, number_texts, qu
 from services.trainer.jobs.hyperparameters import default_dims
 from services.trainer.results.evaluate import evaluate, rank
 from services.trainer.training.checkpoint import publish
+from services.trainer.training.encode import encode
 
 S = TypeVar("S", Sequence[str], Sequence[Pair], Array)
 
@@ -187,10 +188,8 @@ def _ask(model: TextModel, chosen: Questions, on_progress: Callable[[int, int], 
     def on_documents(done: int) -> None:
         on_progress(len(queries) + done, total)
 
-    queries_QD = model.encode_texts(
-        queries, "query", on_progress=lambda done: on_progress(done, total)
-    )
-    documents_ND = model.encode_texts(documents, "document", on_progress=on_documents)
+    queries_QD = encode(model, queries, "query", lambda done: on_progress(done, total))
+    documents_ND = encode(model, documents, "document", on_documents)
     if chosen.relevant:
         return _Asked(queries_QD, documents_ND, chosen.relevant)
     nearest = rank(truncate(queries_QD, model.full), truncate(documents_ND, model.full))

@@ -8,6 +8,7 @@ import numpy as np
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Pair, Questions
+from services.trainer.data.pictures import Item
 from services.trainer.jobs.events import Event
 from services.trainer.results import export
 from services.trainer.training.adaptor import Adaptor, Vectors
@@ -19,8 +20,8 @@ from services.trainer.training.pilot import choose_label_weight
 from services.trainer.training.texts import TurnedTexts
 from services.trainer.training.train import Trainee
 
-Sides = tuple[dict[str, Array], dict[str, Array]]
-"""The base's vectors of queries and of documents by their texts, of unit length."""
+Sides = tuple[dict[Item, Array], dict[Item, Array]]
+"""The base's vectors of queries and of documents by what they are of, of unit length."""
 
 
 def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> Trained:
@@ -80,7 +81,7 @@ def _learn_pairs(
 
 
 def _learn_grades(
-    job: Job, known: dict[str, Array], rows: Sequence[int]
+    job: Job, known: dict[Item, Array], rows: Sequence[int]
 ) -> tuple[Trainee, Callable[[], tuple[Layer, ...]]]:
     """Return what learns from some of the scored pairs or labelled texts, and tells its head."""
     hyper = job.spec.hyperparameters

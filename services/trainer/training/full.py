@@ -1,6 +1,7 @@
 """All weights of a text model in training: tokens in, nested loss out.
 
-The model's own forward pass, packed as when it serves, with dropout on. Texts are tokenised once.
+The model's own forward pass, packed as when it serves, with dropout on. Texts are tokenised once;
+pictures are read in each step that they are in, as all their pixels would fill the memory.
 A batch may be shared by several processes; each encodes its part, and the loss is the whole's.
 
 Shapes: P pairs, B pairs in the batch, S pairs of this process, E negatives beside the positives, N
@@ -15,7 +16,9 @@ from services.shared.model import Role, TextModel
 from services.shared.packing import Tokens
 from services.trainer.data.checks import text_key
 from services.trainer.data.pairs import Pair, number_texts
+from services.trainer.data.pictures import Item, Picture
 from services.trainer.training import parallel
+from services.trainer.training.encode import read_picture
 from services.trainer.training.loss import nested_loss, same_text
 from services.trainer.training.negatives import Negatives
 from services.trainer.training.nested import TextNumbers
@@ -92,9 +95,12 @@ class FullModel:
         extra = extra[: each * parallel.size()]
         first = parallel.rank() * each
         vectors_SD = self._passes(
-            [self._anchor_tokens[row] for row in rows]
-            + [self._positive_tokens[row] for row in rows]
-            + [self._negative_tokens[number] for number in extra[first : first + each]]
+            self._read([self._anchor_tokens[row] for row in rows], "query")
+            + self._read([self._positive_tokens[row] for row in rows], "document")
+            + self._read(
+                [self._negative_tokens[number] for number in extra[first : first + each]],
+                "document",
+            )
         )
         queries_SD, documents_SD = vectors_SD[: len(rows)], vectors_SD[len(rows) :]
         # Of each process its positives and then its negatives: all positives come first.
@@ -118,8 +124,8 @@ class FullModel:
         """Return the pairs' queries_BD and documents_BD, with gradients."""
         rows = rows_B.tolist()
         vectors_2BD = self._passes(
-            [self._anchor_tokens[row] for row in rows]
-            + [self._positive_tokens[row] for row in rows]
+            self._read([self._anchor_tokens[row] for row in rows], "query")
+            + self._read([self._positive_tokens[row] for row in rows], "document")
         )
         queries_BD, documents_BD = vectors_2BD.chunk(2)
         return queries_BD, documents_BD
@@ -128,6 +134,17 @@ class FullModel:
         """Return blocked_BB of the pairs, as `loss.same_text`."""
         return same_text(self._anchors_P[rows_B], self._positives_P[rows_B]).to(self._model.device)
 
-    def _tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
-        tokens = self._model.tokenize(texts, role)
-        return [self._model.cut_tokens(ids) for ids in tokens]
+    def _tokenize(self, items: Sequence[Item], role: Role) -> list[Tokens | Picture]:
+        """Tokenise the texts among some items."""
+        texts = iter(self._model.tokenize([item for item in items if isinstance(item, str)], role))
+        return [
+            item if isinstance(item, Picture) else self._model.cut_tokens(next(texts))
+            for item in items
+        ]
+
+    def _read(self, items: Sequence[Tokens | Picture], role: Role) -> list[Tokens]:
+        """Read the pictures among some items."""
+        return [
+            read_picture(self._model, item, role) if isinstance(item, Picture) else item
+            for item in items
+        ]

@@ -109,7 +109,9 @@ class Classes:
 
 def distinct_texts(examples: Sequence[Example]) -> list[str]:
     """Return all texts of examples, each once, in the order of their rows."""
-    return list(number_texts(text for example in examples for text in example.texts))
+    texts = (text for example in examples for text in example.texts)
+    # Pictures stand in pairs alone, which are found and not graded.
+    return list(number_texts(text for text in texts if isinstance(text, str)))
 
 
 def learn_grades(examples: Sequence[Example], texts: Texts, dims: Sequence[int]) -> Trainee:

@@ -15,6 +15,7 @@ from services.shared.model import Role, TextModel
 from services.shared.vectors import Array, PreOp
 from services.trainer.data.examples import Example
 from services.trainer.data.pairs import Pair, Questions, Split, number_texts
+from services.trainer.data.pictures import Item
 from services.trainer.data.questions import keep_aside
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.spec import Spec
@@ -93,8 +94,8 @@ class Job:
         """
         queries, documents = self.questions.queries, self.questions.documents
         total = len(queries) + len(documents) + others
-        first = self.progress(phase, "texts encoded", 0, total)
-        second = self.progress(phase, "texts encoded", len(queries), total)
+        first = self.progress(phase, "encoded", 0, total)
+        second = self.progress(phase, "encoded", len(queries), total)
         kept = self.folder / name
         asking, asked = self.roles
         return (
@@ -124,7 +125,7 @@ class Job:
         """Return vectors of `training_anchors`; see `encode_pairs`."""
         anchors = self.training_anchors()
         begin = len(self.questions.queries) + len(self.questions.documents)
-        on_progress = self.progress("encode", "texts encoded", begin, begin + len(anchors))
+        on_progress = self.progress("encode", "encoded", begin, begin + len(anchors))
         kept = self.folder / name / "anchors"
         return encode_kept(model, anchors, self.roles[0], kept, on_progress)
 
@@ -132,7 +133,7 @@ class Job:
         numbers = number_texts(self.questions.documents)
         return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.pairs)
 
-    def training_anchors(self) -> tuple[str, ...]:
+    def training_anchors(self) -> tuple[Item, ...]:
         """Return the training texts that are not among the documents; of pairs, the anchors."""
         match self.spec.kind:
             case "pairs":
@@ -204,6 +205,6 @@ class Trained:
     steps_per_second: float
 
 
-def _rows(texts: Sequence[str], wanted: Sequence[str]) -> Rows:
+def _rows(texts: Sequence[Item], wanted: Sequence[Item]) -> Rows:
     numbers = number_texts(texts)
     return np.array([numbers[text] for text in wanted], dtype=np.int64)

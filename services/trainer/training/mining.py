@@ -23,6 +23,7 @@ from torch.nn import functional
 from services.shared.vectors import Array
 from services.trainer.data.checks import text_key
 from services.trainer.data.pairs import Pair, number_texts
+from services.trainer.data.pictures import Item
 from services.trainer.jobs.spec import Mining
 from services.trainer.training.checkpoint import write_atomic
 
@@ -35,7 +36,7 @@ Rows = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 def mine(
     pairs: Sequence[Pair],
     anchors_AD: Array,
-    documents: Sequence[str],
+    documents: Sequence[Item],
     documents_ND: Array,
     mining: Mining,
     folder: Path,
@@ -83,7 +84,7 @@ class _Miner:
         self,
         pairs: Sequence[Pair],
         anchors_AD: Array,
-        documents: Sequence[str],
+        documents: Sequence[Item],
         documents_ND: Array,
         mining: Mining,
     ) -> None:
@@ -100,7 +101,7 @@ class _Miner:
                 candidates.append(rows[text])
         self._rows_N = torch.tensor(candidates)
         self._candidates_ND = functional.normalize(torch.from_numpy(documents_ND[candidates]))
-        self._answers: dict[str, set[int]] = defaultdict(set)
+        self._answers: dict[Item, set[int]] = defaultdict(set)
         for pair in pairs:
             self._answers[pair.anchor].add(self._places[text_key(pair.positive)])
 

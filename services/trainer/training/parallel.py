@@ -9,7 +9,7 @@ Without a process group, which torchrun's launch begins, nothing is shared.
 Shapes: B pairs of the step, S pairs of this process, D full width, K sizes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -47,14 +47,20 @@ def gather(vectors_SD: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def average(parameters: Iterable[torch.nn.Parameter], losses_K: torch.Tensor) -> torch.Tensor:
+def average(parameters: Collection[torch.nn.Parameter], losses_K: torch.Tensor) -> torch.Tensor:
     """Make every gradient the mean of all processes'; return the mean of the losses.
 
-    All in one message.
+    All in one message, after a short one: a process whose share has no picture, for example, has
+    no gradient for what reads them.
     """
     losses_K = losses_K.detach()
     if size() == 1:
         return losses_K
+    is_used_P = losses_K.new_tensor([p.grad is not None for p in parameters])
+    distributed.all_reduce(is_used_P, distributed.ReduceOp.MAX)
+    for parameter, is_used in zip(parameters, is_used_P.tolist(), strict=True):
+        if is_used and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
     message = torch.cat([losses_K, *(gradient.flatten() for gradient in gradients)])
     distributed.all_reduce(message)

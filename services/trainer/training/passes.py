@@ -1,4 +1,4 @@
-"""Texts through a model in training: packed, and in parts where they are many.
+"""Texts and pictures through a model in training: packed, and in parts where they are many.
 
 What a forward pass keeps for its gradients grows with its tokens. A batch of more tokens than
 `tokens_at_once` goes in parts: each without keeping anything, then the loss of the whole batch and

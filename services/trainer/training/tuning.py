@@ -19,6 +19,7 @@ from services.trainer.training import start
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
+from services.trainer.training.encode import encode
 from services.trainer.training.full import TOKENS_AT_ONCE, FullModel
 from services.trainer.training.graded import distinct_texts, learn_grades
 from services.trainer.training.job import Job, Trained
@@ -46,14 +47,14 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
     trainee = _trainee(job, model, teacher, rows, lora.parameters if lora else None)
 
-    def encode(asked: Questions) -> tuple[Array, Array]:
+    def encode_watched(asked: Questions) -> tuple[Array, Array]:
         model.transformer.eval()
-        queries_QD = model.encode_texts(asked.queries, job.roles[0])
-        documents_ND = model.encode_texts(asked.documents, job.roles[1])
+        queries_QD = encode(model, asked.queries, job.roles[0])
+        documents_ND = encode(model, asked.documents, job.roles[1])
         model.transformer.train()
         return queries_QD, documents_ND
 
-    seconds, rate = job.train(trainee, len(rows), watched, encode)
+    seconds, rate = job.train(trainee, len(rows), watched, encode_watched)
     if lora:
         lora.merge()
     model.transformer.eval()

@@ -24,6 +24,7 @@ from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES
 from services.trainer.data.examples import Example, digest, read_examples
 from services.trainer.data.pairs import Pair, Split, digest_questions, split
+from services.trainer.data.pictures import Item
 from services.trainer.data.questions import ask
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
@@ -147,11 +148,12 @@ def _count_too_long(job: Job, model: TextModel) -> None:
     if found is None or found.too_long is not None:
         return
     number = 0
-    sides: tuple[Sequence[str], ...] = (
+    sides: tuple[Sequence[Item], ...] = (
         (*job.questions.queries, *job.training_anchors()),
         job.questions.documents,
     )
-    for role, texts in zip(job.roles, sides, strict=True):
+    for role, items in zip(job.roles, sides, strict=True):
+        texts = [item for item in items if isinstance(item, str)]
         limit = model.tower(role).max_tokens
         for begin in range(0, len(texts), _CHUNK_TEXTS):
             job.interrupt.check()
