@@ -292,6 +292,10 @@ def _run(
     registry: CollectorRegistry,
     name: str,
 ) -> None:
+    try:  # before a model is measured, which takes a while
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"--data must name a folder, or a new one: {describe(error)}")
     logs.configure(settings.log_format)
     logs.show_settings(name, settings.describe())
 

@@ -1,38 +1,20 @@
 """What the commands on models do: one call of the encoder each, and what is said of it."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import Peer
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
+class Encoder(Peer):
     """Where the encoder is."""
 
-    address: str
-    """host:port of its gRPC."""
-    api_key: str | None
-
-    def ask(self, method: str, request: object) -> Any:  # noqa: ANN401 (one of several responses)
-        """Make one call; grpc.aio.AioRpcError: it was refused, or there is no encoder."""
-        return asyncio.run(self._ask(method, request))
-
-    async def _ask(self, method: str, request: object) -> Any:  # noqa: ANN401
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            call: Callable[..., Awaitable[Any]]
-            call = getattr(pb_grpc.EncoderServiceStub(channel), method)
-            return await call(request, metadata=metadata(self.api_key))
+    stub = pb_grpc.EncoderServiceStub
 
 
 def list_models(encoder: Encoder) -> None:

@@ -1,8 +1,10 @@
 """The running service that a command calls: where it is, with which key, and what went wrong."""
 
+import asyncio
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -40,6 +42,27 @@ TrainerKey = Annotated[
 ]
 HERE = "127.0.0.1:9000"
 """Where `matryoshka up` serves all."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A running service; each of its kinds names its stub."""
+
+    stub: ClassVar[type[Any]]
+    address: str
+    """host:port of its gRPC."""
+    api_key: str | None
+
+    def ask(self, method: str, request: object) -> Any:  # noqa: ANN401 (one of several responses)
+        """Make one call; grpc.aio.AioRpcError: it was refused, or there is no such service."""
+        return asyncio.run(self._ask(method, request))
+
+    async def _ask(self, method: str, request: object) -> Any:  # noqa: ANN401
+        import grpc  # not at the top, as in `call`
+
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            ask: Callable[..., Awaitable[Any]] = getattr(self.stub(channel), method)
+            return await ask(request, metadata=metadata(self.api_key))
 
 
 def call(command: Callable[[], None], option: str, address: str) -> None:

@@ -1,39 +1,22 @@
 """What the commands on versions do: one call of the trainer each, and what is said of it."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import Peer
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 
 _MOST = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Trainer:
+class Trainer(Peer):
     """Where the trainer is."""
 
-    address: str
-    """host:port of its gRPC."""
-    api_key: str | None
-
-    def ask(self, method: str, request: object) -> Any:  # noqa: ANN401 (one of several responses)
-        """Make one call; grpc.aio.AioRpcError: it was refused, or there is no trainer."""
-        return asyncio.run(self._ask(method, request))
-
-    async def _ask(self, method: str, request: object) -> Any:  # noqa: ANN401
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            call: Callable[..., Awaitable[Any]]
-            call = getattr(pb_grpc.TrainerServiceStub(channel), method)
-            return await call(request, metadata=metadata(self.api_key))
+    stub = pb_grpc.TrainerServiceStub
 
 
 def list_versions(trainer: Trainer, name: str) -> None:

@@ -5,6 +5,7 @@ import logging
 from contextlib import AsyncExitStack
 
 from services.router.catalog import Catalog
+from services.router.changes.agreements import Agreements
 from services.router.changes.change import Kind
 from services.router.changes.changes import Changes
 from services.router.changes.comparison import Comparison
@@ -37,6 +38,7 @@ from services.router.translate import Translator
 from services.router.upsert import Writer
 from services.router.vector_stores.recall import StoreRecall
 from services.router.vector_stores.retrieval import Retrieval
+from services.shared.database import Database
 from services.shared.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,9 @@ class Parts:
         self._metrics = metrics
         self.store = _build_store(settings, metrics)
         self._gate = WriteGate(self.store)
-        self.retrieval = Retrieval(settings, metrics)
+        self._database = Database(settings.database.get_secret_value())
+        self.retrieval = Retrieval(settings, metrics, self._database)
+        self.agreements = Agreements(self._database, settings.shadow_slices)
         self._recalibrations: set[asyncio.Task[None]] = set()
         self._open = AsyncExitStack()
 
@@ -74,6 +78,8 @@ class Parts:
         )
         self._open.push_async_callback(encoder.close)
         store, gate, metrics = self.store, self._gate, self._metrics
+        self._open.callback(self._database.close)
+        await asyncio.to_thread(self._database.open)
         await store.open()
         self._open.push_async_callback(store.close)
         most = Spread(s.max_shards, s.max_replicas)
@@ -116,13 +122,15 @@ class Parts:
         spool = s.data_dir / "samples"
         sampler = Sampler(store, self.recent, trainer, spool, s.nest_points)
         self.sizes = SizeWork(store, self.calibrator, sampler, trainer)
-        migrator = Migrator(store, encoder, translator, gate, metrics, s.migrate_page_points, most)
-        self.migrations = MigrateWork(store, self.calibrator, migrator)
+        migrator = Migrator(
+            store, encoder, translator, self.recent, gate, metrics, s.migrate_page_points, most
+        )
+        self.migrations = MigrateWork(store, self.calibrator, migrator, self.agreements)
         works: dict[Kind, Work] = {
             "resize": self.sizes, "nest": self.sizes, "migrate": self.migrations
         }  # fmt: skip
         self.comparison = Comparison(
-            store, encoder, translator, self.promises, metrics,
+            store, encoder, translator, self.promises, self.recent, self.agreements, metrics,
             s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,
         )  # fmt: skip
         self.comparison.start()

@@ -111,13 +111,15 @@ class RouterService(pb_grpc.RouterServiceServicer):
         self, request: pb.GetCollectionRequest, context: _Context
     ) -> pb.GetCollectionResponse:
         found = await self._parts.catalog.get(request.name, caller().tenant)
-        return pb.GetCollectionResponse(collection=self._write_collection(found))
+        return pb.GetCollectionResponse(collection=await self._write_collection(found))
 
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: _Context
     ) -> pb.ListCollectionsResponse:
         listed = await self._parts.catalog.list(caller().tenant)
-        return pb.ListCollectionsResponse(collections=map(self._write_collection, listed))
+        return pb.ListCollectionsResponse(
+            collections=[await self._write_collection(one) for one in listed]
+        )
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: _Context
@@ -141,7 +143,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
         async for _ in _seldom(running.follow()):
             yield pb.ResizeCollectionResponse(change=wire.write_change(running))
         changed = await self._parts.catalog.get(request.name, caller().tenant)
-        yield pb.ResizeCollectionResponse(collection=self._write_collection(changed))
+        yield pb.ResizeCollectionResponse(collection=await self._write_collection(changed))
 
     async def NestCollection(
         self, request: pb.NestCollectionRequest, context: _Context
@@ -155,7 +157,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
             yield pb.NestCollectionResponse(change=wire.write_change(running))
         changed = await self._parts.catalog.get(request.name, caller().tenant)
         yield pb.NestCollectionResponse(
-            collection=self._write_collection(changed),
+            collection=await self._write_collection(changed),
             quality=map(wire.write_quality, running.quality),
         )
 
@@ -265,7 +267,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
         async for _ in _seldom(running.follow()):
             yield pb.MigrateCollectionResponse(change=wire.write_change(running))
         built = await self._parts.catalog.get(request.target, caller().tenant)
-        yield pb.MigrateCollectionResponse(collection=self._write_collection(built))
+        yield pb.MigrateCollectionResponse(collection=await self._write_collection(built))
 
     async def CutOver(self, request: pb.CutOverRequest, context: _Context) -> pb.CutOverResponse:
         await self._parts.migrations.cut_over(request.name)
@@ -281,13 +283,15 @@ class RouterService(pb_grpc.RouterServiceServicer):
         await self._parts.migrations.finish(request.name)
         return pb.FinishMigrationResponse()
 
-    def _write_collection(self, found: Description) -> pb.Collection:
+    async def _write_collection(self, found: Description) -> pb.Collection:
         if caller().tenant is not None:
             return wire.write_collection(found)
-        name = found.collection.name
         change = read_change(found.collection)
-        agreements = self._parts.comparison.seen(name, change.source) if change else None
-        return wire.write_collection(found, self._parts.changes.running(name), agreements)
+        agreements = None
+        if change is not None and change.is_waiting:
+            agreements = await asyncio.to_thread(self._parts.agreements.of, change.id)
+        running = self._parts.changes.running(found.collection.name)
+        return wire.write_collection(found, running, agreements)
 
     async def _follow(
         self, work: Coroutine[Any, Any, None], steps: "asyncio.Queue[_M | None]", context: _Context

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from services.router import filters
 from services.router.attributes import Attributes, Value
 from services.router.catalog import Description
+from services.router.changes.agreements import Agreement
 from services.router.changes.change import Calibrated, read_change
-from services.router.changes.comparison import Agreement
 from services.router.changes.migrate import Migrate
 from services.router.changes.running import Running
 from services.router.hybrid.hybrid import SideScores

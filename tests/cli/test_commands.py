@@ -106,6 +106,15 @@ def test_a_taken_port_is_told_in_a_sentence(tmp_path, option):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_data_folder_that_is_none_is_told_in_a_sentence(tmp_path):
+    """Exit code 2 before any work, which path, no traceback."""
+    taken = tmp_path / "a-file"
+    taken.write_text("")
+    ended = matryoshka("serve", "router", "--http-port", "0", "--data", str(taken))
+    assert ended.returncode == 2
+    assert ended.stderr == f"--data must name a folder, or a new one: {taken}: File exists\n"
+
+
 @pytest.mark.parametrize("folder", ["nothing-here"])
 def test_a_missing_corpus_ends_with_a_sentence(tmp_path, folder):
     """No traceback, and no service left running."""

@@ -56,6 +56,7 @@ OWNERS = {
     "sqlalchemy": (
         "services.shared.database",
         "services.shared.files",
+        "services.router.changes.agreements",
         "services.router.vector_stores.stores",
         "services.router.vector_stores.files",
         "services.router.vector_stores.rows",

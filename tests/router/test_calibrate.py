@@ -232,6 +232,22 @@ async def test_a_calibration_survives_a_restart(router, encoder, tmp_path):
         assert drawn == calibration
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+async def test_an_alarm_calibrates_again_where_that_is_wanted(encoder, tmp_path, is_wanted):
+    """As it was done before, but with what there is to ask with by then."""
+    encoder[0].dims["small"] = FULL
+    async with running(encoder, tmp_path, recalibrate=is_wanted, max_batch_points=1000) as router:
+        await fill(router, 150)
+        _, before = await calibrate(router, given(draw(1, 100), objective=pb.OBJECTIVE_MEMORY))
+        parts = router.service._parts
+        parts.shadow._on_alarm(await parts.store.find("docs"))
+        assert bool(parts._recalibrations) == is_wanted
+        await asyncio.gather(*parts._recalibrations)
+        after = await stored(router)
+        assert (after.recall_target, after.objective) == (before.recall_target, before.objective)
+        assert (after.source == pb.QUERY_SOURCE_DOCUMENTS) == is_wanted
+
+
 async def test_one_calibration_of_a_collection_at_a_time(router):
     """A second is refused, by name or alias; a caller that leaves ends his and keeps the old."""
     await fill(router, 400)

@@ -9,7 +9,7 @@ import pytest
 
 from services.shared.pb import router_pb2 as pb
 from services.shared.vectors import pack
-from tests.router.conftest import encode, running
+from tests.router.conftest import encode, running, turn
 from tests.router.test_service import create, fill, make_points, refused, upsert
 
 MIGRATE = pb.MigrateCollectionRequest(source="current", target="new", model="wide", alias="current")
@@ -225,7 +225,8 @@ async def test_one_can_wait_switch_and_go_back_without_losing_a_write(router):
 
 @pytest.mark.parametrize("model", ["wide", "turned"])
 async def test_live_searches_show_what_both_find(encoder, tmp_path, model):
-    """Each slice's share of common hits; a head that turns all alike finds the same."""
+    """Each slice's share of common hits; a head that turns all alike finds the same. It is kept
+    over a restart, to the migration's end, and the target has queries to be calibrated with."""
     async with running(encoder, tmp_path, shadow_max_busy=1.0) as router:
         await set_up(router)
         await run(router, asked(model=model, hold=True))
@@ -246,6 +247,21 @@ async def test_live_searches_show_what_both_find(encoder, tmp_path, model):
             assert overlaps == [1.0, 1.0]
         else:  # random vectors: the searched document, and others by chance
             assert all(0.2 <= overlap < 0.7 for overlap in overlaps)
+        assert [one.num_compared for one in seen] == [10, 10]
+        recent = await router.service._parts.recent.of(
+            await router.service._parts.store.find("new")
+        )
+        wanted = sorted(
+            encode(model, f"text of p{n}", len(recent.vectors_QD[0]))[0] for n in range(20)
+        )
+        np.testing.assert_allclose(sorted(recent.vectors_QD[:, 0]), wanted, atol=1e-6)
+    async with running(encoder, tmp_path) as again:
+        assert list((await get(again)).change.agreements) == list(seen)
+        parts = again.service._parts
+        change_id = (await parts.store.find("new")).change["id"]
+        await again.stub.CutOver(pb.CutOverRequest(name="new"))
+        assert not (await get(again)).HasField("change")
+        assert parts.agreements.of(change_id) == {}
 
 
 async def test_neither_half_can_be_deleted_meanwhile(router):
@@ -359,6 +375,31 @@ async def test_a_model_that_differs_by_its_head_needs_no_text(router):
     await upsert(router, turned)
     await router.stub.RollBack(pb.RollBackRequest(name="new"))
     assert "late" in await same_in_both(router, "turned", 32)
+
+
+async def test_recent_queries_come_along_where_they_can_be_turned(encoder, tmp_path):
+    """A calibrated source's target is calibrated too, with the recent queries of the source where a
+    head turns them; a model that needs texts, which nobody has kept, begins without any."""
+    few = {"calibrate_queries": 100, "migrate_page_points": 100}
+    async with running(encoder, tmp_path, **few) as router:
+        await set_up(router, 100)
+        parts = router.service._parts
+        asked_QD = np.stack([encode("small", f"query {number}", 32) for number in range(420)])
+        old = await parts.store.find("old")
+        for number, query_D in enumerate(asked_QD):
+            parts.recent.observe(old, query_D, "ab"[number % 2])
+        await run(router, pb.MigrateCollectionRequest(source="old", target="third", model="wide"))
+        assert (await parts.recent.of(await parts.store.find("third"))).slices == []
+
+        async for answer in router.stub.Calibrate(pb.CalibrateRequest(collection="old")):
+            assert answer
+        await run(router, asked(model="turned"))
+        kept = await parts.recent.of(await parts.store.find("new"))
+        np.testing.assert_allclose(kept.vectors_QD, asked_QD @ turn(32).T, atol=1e-6)
+        assert kept.slices == ["a", "b"] * 210
+        request = pb.GetCalibrationRequest(collection="new")
+        measured = (await router.stub.GetCalibration(request)).calibration
+        assert (measured.source, measured.num_queries) == (pb.QUERY_SOURCE_RECENT, 50)
 
 
 async def test_a_write_that_the_target_cannot_take_is_refused_whole(router):

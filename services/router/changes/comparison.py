@@ -9,12 +9,14 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
+from collections import Counter
 
-from services.router.changes.change import read_change
+from services.router.changes.agreements import OTHER, Agreements
+from services.router.changes.change import Change, read_change
 from services.router.encoder_client import EncoderClient
 from services.router.metrics import RouterMetrics
 from services.router.recall.promise import Promises, Wish
+from services.router.recall.recent import Recent
 from services.router.recall.shadow import Live
 from services.router.space import check_space
 from services.router.storage.store import Collection, Store
@@ -26,21 +28,6 @@ log = logging.getLogger(__name__)
 
 # The first searches of a slice are all drawn, so that small tenants are seen.
 _SEEN_FIRST = 50
-_OTHER = "(other)"
-
-
-@dataclass(slots=True)
-class Agreement:
-    """What the two collections' answers to a slice's searches have in common."""
-
-    num_searches: int = 0
-    num_compared: int = 0
-    overlap: float = 0.0
-    """Mean share of hits that both found, 0..1."""
-
-    def observe(self, overlap: float) -> None:
-        self.num_compared += 1
-        self.overlap += (overlap - self.overlap) / self.num_compared
 
 
 class Comparison:
@@ -51,11 +38,13 @@ class Comparison:
         encoder: encodes their texts for the other model.
         translator: turns their vectors, where that can be.
         promises: chooses the other collection's plan.
+        recent: gets the other collection's queries.
+        agreements: keeps what is seen.
         metrics: shows what is seen.
         share: of searches that are drawn.
         max_busy: share of the time that is spent on it.
         max_waiting: searches that wait; more are left out.
-        max_slices: of one migration that are told apart; all further ones are one.
+        max_slices: of one migration whose first searches are all drawn.
     """
 
     def __init__(
@@ -64,6 +53,8 @@ class Comparison:
         encoder: EncoderClient,
         translator: Translator,
         promises: Promises,
+        recent: Recent,
+        agreements: Agreements,
         metrics: RouterMetrics,
         share: float,
         max_busy: float,
@@ -74,13 +65,15 @@ class Comparison:
         self._encoder = encoder
         self._translator = translator
         self._promises = promises
+        self._recent = recent
+        self._agreements = agreements
         self._metrics = metrics
         self._share = share
         self._max_busy = max_busy
         self._max_slices = max_slices
         self._waiting: asyncio.Queue[Live] = asyncio.Queue(max_waiting)
-        # By the two collections' names, so that both directions are one.
-        self._seen: dict[frozenset[str], dict[str, Agreement]] = {}
+        # By the two collections' names, so that both directions are one: {slice: searches}.
+        self._offered: dict[frozenset[str], Counter[str]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -97,24 +90,14 @@ class Comparison:
         """Draw a search of a collection that has another half, or not."""
         if live.collection.mirror is None or not self._share:
             return
-        agreement = self._of(live)
-        agreement.num_searches += 1
-        chance = max(self._share, _SEEN_FIRST / agreement.num_searches)
+        both = frozenset((live.collection.name, live.collection.mirror["to"]))
+        offered = self._offered.setdefault(both, Counter())
+        is_known = live.slice in offered or len(offered) < self._max_slices
+        slice_ = live.slice if is_known else OTHER
+        offered[slice_] += 1
+        chance = max(self._share, _SEEN_FIRST / offered[slice_])
         if random.random() < chance and not self._waiting.full():
             self._waiting.put_nowait(live)
-
-    def seen(self, *names: str) -> dict[str, Agreement]:
-        """Return {slice: agreement} of two collections, the least first."""
-        found = self._seen.get(frozenset(names), {})
-        compared = {slice_: one for slice_, one in found.items() if one.num_compared}
-        return dict(sorted(compared.items(), key=lambda item: item[1].overlap))
-
-    def _of(self, live: Live) -> Agreement:
-        assert live.collection.mirror is not None
-        both = frozenset((live.collection.name, live.collection.mirror["to"]))
-        slices = self._seen.setdefault(both, {})
-        is_known = live.slice in slices or len(slices) < self._max_slices
-        return slices.setdefault(live.slice if is_known else _OTHER, Agreement())
 
     async def _run(self) -> None:
         while True:
@@ -132,19 +115,22 @@ class Comparison:
     async def _compare(self, live: Live) -> None:
         assert live.collection.mirror is not None
         other = await self._store.find(live.collection.mirror["to"])
-        change = read_change(other)
-        if change is not None and not change.is_waiting:
-            return  # it does not hold everything yet
+        change = _migration(live.collection, other)
+        if change is None or not change.is_waiting:
+            return  # the target does not hold everything yet
         query_D = await self._query(live, other)
         if query_D is None or not live.keys:
             return
+        self._recent.observe(other, query_D, live.slice)
         wish = Wish(live.plan.limit, slice=live.slice, is_filtered=live.condition is not None)
         plan, _ = self._promises.plan(wish, other)
         answer = await self._store.search(other, plan, query_D, live.condition, with_points=False)
         common = len({hit.key for hit in answer.hits} & set(live.keys))
-        agreement = self._of(live)
-        agreement.observe(common / max(len(live.keys), len(answer.hits)))
-        self._metrics.show_agreement(other.name, live.slice, agreement.overlap)
+        overlap = common / max(len(live.keys), len(answer.hits))
+        slice_, agreement = await asyncio.to_thread(
+            self._agreements.observe, change.id, live.slice, overlap
+        )
+        self._metrics.show_agreement(other.name, slice_, agreement.overlap)
 
     async def _query(self, live: Live, other: Collection) -> Array | None:
         """Return the query in the other space; None, if it was a vector that cannot be turned."""
@@ -160,3 +146,9 @@ class Comparison:
         check_space(other, encoded.space_id, f"the encoder's model {other.model!r}")
         encoded_D: Array = encoded.vectors_BD[0]
         return encoded_D
+
+
+def _migration(*halves: Collection) -> Change | None:
+    """Return what is kept of a migration, whichever of the two is its target."""
+    changes = [change for half in halves if (change := read_change(half)) is not None]
+    return next((change for change in changes if change.kind == "migrate"), None)

@@ -9,6 +9,7 @@ Searches see one collection or the other, whole, by one alias. After the switch 
 kept current, so that going back is the same switch again.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +19,12 @@ from services.router.changes.change import Change
 from services.router.encoder_client import EncoderClient
 from services.router.gate import WriteGate
 from services.router.metrics import RouterMetrics
+from services.router.recall.recent import Recent
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.spread import DEFAULT_SPREAD, Spread, check_spread
 from services.router.storage.store import (
     Collection,
+    KeptQueries,
     Page,
     Point,
     Store,
@@ -32,6 +35,8 @@ from services.router.storage.store import (
 from services.router.translate import Translator
 from services.shared.errors import AlreadyExists, ServiceError, WrongState
 from services.shared.vectors import Array
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Migrator:
         store: where both collections are.
         encoder: knows the models.
         translator: makes vectors of the target's space.
+        recent: queries of searches.
         gate: lets writes wait for a moment.
         metrics: gets stage times and counts.
         page_points: points read, encoded and written at once.
@@ -73,6 +79,7 @@ class Migrator:
         store: Store,
         encoder: EncoderClient,
         translator: Translator,
+        recent: Recent,
         gate: WriteGate,
         metrics: RouterMetrics,
         page_points: int,
@@ -82,6 +89,7 @@ class Migrator:
         self._store = store
         self._encoder = encoder
         self._translator = translator
+        self._recent = recent
         self._gate = gate
         self._metrics = metrics
         self._page_points = page_points
@@ -146,6 +154,24 @@ class Migrator:
             raise ServiceError(
                 f"collection {target.name!r} holds {copied} points and {change.source!r} {there}"
             )
+
+    async def carry_queries(self, change: Change, target: Collection) -> None:
+        """Turn the source's recent queries for the target, where that can be without their texts.
+
+        No text of a query is kept, so a model that needs them begins without recent queries.
+        """
+        source = await self._store.find(change.source)
+        queries = await self._recent.of(source)
+        if not queries.slices:
+            return
+        if await self._translator.needs_texts(source, target):
+            log.info(
+                "%s begins without recent queries: those of %s are kept as vectors only",
+                target.name, source.name,
+            )  # fmt: skip
+            return
+        turned_QD = await self._translator.vectors(source, target, (), queries.vectors_QD)
+        await self._recent.inherit(target, KeptQueries(turned_QD, queries.slices))
 
     async def cut_over(self, change: Change, target: str) -> None:
         """Point the alias at the target; the source gets its writes, if it is kept current."""

@@ -1,7 +1,9 @@
 """Migrations from their beginning to their end: copy, calibrate, switch; and back again."""
 
+import asyncio
 from dataclasses import replace
 
+from services.router.changes.agreements import Agreements
 from services.router.changes.change import Calibrated, Change, read_change
 from services.router.changes.changes import Changes
 from services.router.changes.migrate import Migrate, Migrator
@@ -25,12 +27,16 @@ class MigrateWork:
         store: where they are.
         calibrator: measures the target.
         migrator: does the steps.
+        agreements: what live searches have shown of those that wait.
     """
 
-    def __init__(self, store: Store, calibrator: Calibrator, migrator: Migrator) -> None:
+    def __init__(
+        self, store: Store, calibrator: Calibrator, migrator: Migrator, agreements: Agreements
+    ) -> None:
         self._store = store
         self._calibrator = calibrator
         self._migrator = migrator
+        self._agreements = agreements
 
     async def begin(self, wanted: Migrate, changes: Changes) -> Running:
         """Create the target and begin to fill it; see `Migrator.prepare` for what is refused."""
@@ -48,6 +54,7 @@ class MigrateWork:
     async def do(self, name: str, running: Running, keep: Keep) -> bool:
         await self._migrator.mirror(await self._store.find(running.change.source), name)
         await self._copy(name, running, keep)
+        await self._migrator.carry_queries(running.change, await self._store.find(name))
         if running.change.calibrated is not None:
             await keep(step="calibrate")
             await self._calibrate(name, running, running.change.calibrated)
@@ -60,6 +67,7 @@ class MigrateWork:
         await self._migrator.part(change.source)
         if name not in (await self._store.aliases()).values():
             await self._store.drop(name)
+        await asyncio.to_thread(self._agreements.forget, change.id)
 
     async def cut_over(self, name: str) -> None:
         """Switch to a target that is ready; WrongState, if it is not."""
@@ -123,3 +131,5 @@ class MigrateWork:
     async def _note(self, collection: Collection, change: Change, step: str | None) -> None:
         kept = change.model_copy(update={"step": step}).model_dump(mode="json") if step else None
         await self._store.annotate(collection.name, "change", kept)
+        if kept is None:
+            await asyncio.to_thread(self._agreements.forget, change.id)

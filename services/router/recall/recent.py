@@ -100,6 +100,13 @@ class Recent:
         vectors_QD = np.array(reservoir.vectors, dtype=np.float32).reshape(-1, collection.full)
         return KeptQueries(vectors_QD, list(reservoir.slices))
 
+    async def inherit(self, collection: Collection, queries: KeptQueries) -> None:
+        """Let a collection that has no queries begin with those of another, in its own space."""
+        if (await self.of(collection)).slices:
+            return
+        for query_D, slice_ in zip(queries.vectors_QD, queries.slices, strict=True):
+            self.observe(collection, query_D, slice_)
+
     def _of(self, collection: Collection) -> _Reservoir:
         return self._reservoirs.setdefault((collection.name, collection.space_id), _Reservoir())
 

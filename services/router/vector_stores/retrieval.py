@@ -41,14 +41,17 @@ class Retrieval:
     Args:
         settings: the router's.
         metrics: the router's.
+        database: of stores and files, open from `start` to the end.
     """
 
-    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, settings: RouterSettings, metrics: RouterMetrics, database: Database
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         language = settings.vector_store_language
         self._text_index = TextIndex(language) if language else None
-        self._database = Database(settings.database.get_secret_value())
+        self._database = database
         self.stores = VectorStores(self._database)
         self.store_files = StoreFiles(self._database)
         self._content = asyncio.Lock()
@@ -60,7 +63,6 @@ class Retrieval:
         """Begin, with what was left undone."""
         s = self._settings
         self._catalog, self._encoder = catalog, encoder
-        self._running.callback(self._database.close)
         self._name = await asyncio.to_thread(_read_name, s.data_dir)
         self._work = StoreWork(self._database, self._name, s.ingest_lease_s)
         self.files = await asyncio.to_thread(self._open)
@@ -89,7 +91,6 @@ class Retrieval:
 
     def _open(self) -> Files:
         s = self._settings
-        self._database.open()
         blobs = Blobs(s.files_place, s.max_file_bytes, self._name)
         blobs.clean()
         return Files(self._database, blobs)

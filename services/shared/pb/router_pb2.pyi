@@ -321,8 +321,8 @@ class Change(_message.Message):
     """Why it ended before its end; empty: it is under way."""
     @_builtins.property
     def agreements(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceAgreement]:
-        """Of a migration that waits: what source and target have in common on live searches since this
-        router has seen some, the slices that differ most first.
+        """Of a migration that waits: what source and target have in common on live searches so far, the
+        slices that differ most first; of all routers that share a database.
         """
 
     def __init__(

@@ -263,7 +263,9 @@ class RouterServiceServicer:
         """Build a collection again in another model's space, and point an alias at it: of its texts, or,
         where the models differ by a head only, of its vectors, without encoding a text. Searches and
         writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
-        after a restart.
+        after a restart. A source that was calibrated has its target calibrated, too: where the models
+        differ by a head only with the source's recent queries, else, as no text of a query is kept,
+        with documents until there are recent searches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,9 @@ class RouterServiceStub:
     """Build a collection again in another model's space, and point an alias at it: of its texts, or,
     where the models differ by a head only, of its vectors, without encoding a text. Searches and
     writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
-    after a restart.
+    after a restart. A source that was calibrated has its target calibrated, too: where the models
+    differ by a head only with the source's recent queries, else, as no text of a query is kept,
+    with documents until there are recent searches.
     """
     CutOver: _grpc.UnaryUnaryMultiCallable[_router_pb2.CutOverRequest, _router_pb2.CutOverResponse]
     """Point the alias at a target that waits for it (`hold`)."""
@@ -145,7 +147,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Build a collection again in another model's space, and point an alias at it: of its texts, or,
     where the models differ by a head only, of its vectors, without encoding a text. Searches and
     writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
-    after a restart.
+    after a restart. A source that was calibrated has its target calibrated, too: where the models
+    differ by a head only with the source's recent queries, else, as no text of a query is kept,
+    with documents until there are recent searches.
     """
     CutOver: _aio.UnaryUnaryMultiCallable[_router_pb2.CutOverRequest, _router_pb2.CutOverResponse]  # type: ignore[assignment]
     """Point the alias at a target that waits for it (`hold`)."""
@@ -307,7 +311,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Build a collection again in another model's space, and point an alias at it: of its texts, or,
         where the models differ by a head only, of its vectors, without encoding a text. Searches and
         writes go on; writes go to both from the beginning. It goes on when its caller leaves, and
-        after a restart.
+        after a restart. A source that was calibrated has its target calibrated, too: where the models
+        differ by a head only with the source's recent queries, else, as no text of a query is kept,
+        with documents until there are recent searches.
         """
 
     @_abc_1.abstractmethod
