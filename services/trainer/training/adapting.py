@@ -34,7 +34,9 @@ def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> 
         documents_ND: and of all documents.
     """
     rows, watched = job.learn_and_watch()
-    sides = _known(job, job.encode_anchors(base, "vectors"), documents_ND)
+    sides: Sides = {}, {}
+    if watched or job.spec.kind != "pairs":  # no second copy that nobody reads
+        sides = _known(job, job.encode_anchors(base, "vectors"), documents_ND)
     trainee, layers_now = (
         _learn_pairs(job, job.encode_pairs(base, "vectors", documents_ND), rows)
         if job.spec.kind == "pairs"

@@ -135,8 +135,12 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(course, step)
         optimizer.step()
-        done, now = step + 1, time.monotonic()
-        if done == course.steps or now - last_event >= _EVENT_INTERVAL_S:
+        done = step + 1
+        if watch and (seen := watch.look(done, done == course.steps, lambda: _weights(trainee))):
+            on_event(Event(phase="train", message=seen, step=done, total_steps=course.steps))
+        is_last = done == course.steps or bool(watch and watch.is_over(done))
+        now = time.monotonic()
+        if is_last or now - last_event >= _EVENT_INTERVAL_S:
             last_event = now
             rate = (done - first) / (now - begin)
             on_event(
@@ -146,8 +150,6 @@ def train(
                     tokens=trainee.num_tokens,
                 )
             )
-        if watch and (seen := watch.look(done, done == course.steps, lambda: _weights(trainee))):
-            on_event(Event(phase="train", message=seen, step=done, total_steps=course.steps))
         is_over = ranks.any_of(interrupt.is_set)
         is_due = done % course.checkpoint_steps == 0 or done == course.steps
         if (is_over or is_due) and ranks.is_first():
