@@ -114,6 +114,7 @@ def _read_hyperparameters(given: pb.Hyperparameters) -> Wanted:
         if given.HasField("distillation")
         else None,
         teacher=distillation.teacher,
+        onnx=given.onnx,
     )
 
 
@@ -221,6 +222,7 @@ def write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
         )
         if is_distilled
         else None,
+        onnx=hyper.onnx,
     )
 
 

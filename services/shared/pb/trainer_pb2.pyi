@@ -460,6 +460,7 @@ class Hyperparameters(_message.Message):
     EVALUATED_DIMS_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     DISTILLATION_FIELD_NUMBER: _builtins.int
+    ONNX_FIELD_NUMBER: _builtins.int
     method: Global___Method.ValueType
     head: Global___Head.ValueType
     steps: _builtins.int
@@ -468,6 +469,10 @@ class Hyperparameters(_message.Message):
     learning_rate: _builtins.float
     seed: _builtins.int
     """The same seed and data make the same model, bit for bit, on the same kind of CPU."""
+    onnx: _builtins.bool
+    """Write the finished model as ONNX too: onnx/model.onnx in its folder. Needs the extra `onnx` where
+    the trainer runs. Not for METHOD_NEST and for tables of token vectors, which have no network.
+    """
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes to train for, ascending; the full one is always evaluated. Empty: the powers of two
@@ -508,10 +513,11 @@ class Hyperparameters(_message.Message):
         evaluated_dims: _abc.Iterable[_builtins.int] | None = ...,
         early_stopping: Global___EarlyStopping | None = ...,
         distillation: Global___Distillation | None = ...,
+        onnx: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "early_stopping", b"early_stopping", "lora", b"lora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dim_weights", b"dim_weights", "distillation", b"distillation", "early_stopping", b"early_stopping", "evaluated_dims", b"evaluated_dims", "head", b"head", "learning_rate", b"learning_rate", "lora", b"lora", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dim_weights", b"dim_weights", "distillation", b"distillation", "early_stopping", b"early_stopping", "evaluated_dims", b"evaluated_dims", "head", b"head", "learning_rate", b"learning_rate", "lora", b"lora", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "onnx", b"onnx", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,10 +34,12 @@ from services.trainer.jobs.spec import (
     Spec,
     spec_path,
 )
-from services.trainer.results.layout import full_width, network_weights
+from services.trainer.results.layout import check_exportable, full_width, network_weights
 from services.trainer.settings import TrainerSettings
 
 MAX_KEY_LENGTH = 128
+# Of a request and of its hyperparameters, what the first release did not have.
+_LATER = {"columns", "mining", "onnx"}
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -71,9 +73,11 @@ class JobRequest:
 
         Fields that came later count if they are used: a key keeps its job over an upgrade.
         """
-        values = asdict(self) | {"hyperparameters": self.hyperparameters.model_dump()}
+        hyper = self.hyperparameters.model_dump()
+        hyper = {k: v for k, v in hyper.items() if v or k not in _LATER}
+        values = asdict(self) | {"hyperparameters": hyper}
         values |= {"mining": self.mining.model_dump() if self.mining else None}
-        values = {k: v for k, v in values.items() if v or k not in ("columns", "mining")}
+        values = {k: v for k, v in values.items() if v or k not in _LATER}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,6 +176,8 @@ class Drafts:
         base = _locate(source)
         full = full_width(base)
         _check_method(request.hyperparameters, base)
+        if request.hyperparameters.onnx:
+            check_exportable(base)
         teacher = _locate_teacher(request.hyperparameters.teacher, full)
         checked = self._read_data(request, folder)
         pairs = _training_pairs(request, checked)

@@ -89,6 +89,8 @@ class Wanted(BaseModel):
     student: Student | None = None
     teacher: str = ""
     """A model folder or hub id; empty: the base model."""
+    onnx: bool = False
+    """Whether the finished model is there as ONNX too."""
 
 
 class Hyperparameters(BaseModel):
@@ -116,6 +118,7 @@ class Hyperparameters(BaseModel):
     early_stopping: EarlyStopping | None = None
     student: Student | None = None
     teacher: str = ""
+    onnx: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -209,6 +212,7 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         early_stopping=_fill_stopping(wanted.early_stopping, (*dims, full), steps),
         student=student,
         teacher=wanted.teacher,
+        onnx=wanted.onnx,
     )
 
 
@@ -225,6 +229,8 @@ def _check_bounds(wanted: Wanted) -> None:
         raise _wrong(
             "early_stopping", "be left out for METHOD_NEST, and so evaluated_dims and dim_weights"
         )
+    if wanted.onnx and (method in ("nest", "static") or wanted.student == "static"):
+        raise _wrong("onnx", "be left out for METHOD_NEST and for tables: they make no network")
     if not 0 <= wanted.steps <= MAX_STEPS:
         raise _wrong("steps", f"be from 0 to at most {MAX_STEPS}, got {wanted.steps}")
     if not 0 <= wanted.seed < 2**64:

@@ -28,6 +28,7 @@ from services.trainer.results.layout import (
     write_modules,
 )
 from services.trainer.results.measure import measure_byte_ranges
+from services.trainer.results.onnx_model import FILENAME, write_onnx
 from services.trainer.results.report import markdown_table
 from services.trainer.training.checkpoint import publish
 from services.trainer.training.layers import Layer
@@ -141,6 +142,7 @@ def finish(
     max_tokens: int,
     probe: tuple[Sequence[str], Array],
     vector_sets: Sequence[Array] = (),
+    with_onnx: bool = False,
 ) -> Card:
     """Complete a folder with configs, card and README, check it, and move it to its place.
 
@@ -153,6 +155,7 @@ def finish(
         max_tokens: longest text.
         probe: documents and the vectors that the evaluation used for them.
         vector_sets: full vectors of queries and of documents, for the card's byte ranges.
+        with_onnx: whether the model is to be there as ONNX too.
 
     Raises:
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
@@ -177,6 +180,8 @@ def finish(
     (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")
     check_folder(folder)
     _check_vectors(folder, *probe)
+    if with_onnx:
+        write_onnx(folder, folder / FILENAME, probe[0])
     if target.exists():
         shutil.rmtree(target)
     publish(folder, target)

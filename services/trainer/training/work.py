@@ -25,6 +25,7 @@ from services.trainer.data.examples import read_examples
 from services.trainer.data.pairs import Pair, Split, digest, digest_questions, questions, split
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
+    CHECKPOINTS,
     MODEL,
     PLOT,
     REPORT,
@@ -38,7 +39,7 @@ from services.trainer.jobs.spec import (
     result_path,
     spec_path,
 )
-from services.trainer.results import export, report
+from services.trainer.results import export, onnx_model, report
 from services.trainer.results.evaluate import Scores, means, score_each
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
@@ -73,6 +74,8 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     if spec.hyperparameters.method == "nest":
         run_nest(job_dir, spec, interrupt)
         return
+    if spec.hyperparameters.onnx and not (job_dir / CHECKPOINTS).exists():
+        onnx_model.rehearse(Path(spec.base_dir))
     data = _read_data(job_dir, spec)
     job = Job(job_dir, spec, data, questions(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
@@ -202,7 +205,7 @@ def _finish(job: Job, trained: Trained, before_QK3: Scores, after_QK3: Scores) -
     probe = job.questions.documents[:_NUM_PROBES], trained.documents_ND[:_NUM_PROBES]
     card = export.finish(
         folder, job.folder / MODEL, origin, quality, trained.pre_op, trained.max_tokens, probe,
-        [trained.queries_QD, trained.documents_ND],
+        [trained.queries_QD, trained.documents_ND], hyper.onnx,
     )  # fmt: skip
     write_atomic(job.folder / SCORES_BEFORE, _npy(before_QK3))
     write_atomic(job.folder / SCORES_AFTER, _npy(after_QK3))
