@@ -194,6 +194,7 @@ def write_event(event: Event) -> pb.Event:
         seconds_left=event.seconds_left,
         gradient_norm=event.gradient_norm,
         tokens=event.tokens,
+        utilization=event.utilization,
     )
 
 

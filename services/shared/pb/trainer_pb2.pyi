@@ -1130,6 +1130,7 @@ class Event(_message.Message):
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 1 within the job, without gaps."""
     at: _builtins.float
@@ -1147,6 +1148,10 @@ class Event(_message.Message):
     """Length of the step's gradient, before it is clipped."""
     tokens: _builtins.int
     """That went through a text model in training since the job's process began."""
+    utilization: _builtins.float
+    """Operations a second that the training needs, as a share of the machine's measured peak, 0..1, since
+    the event before; 0: not known, no model is run.
+    """
     @_builtins.property
     def loss(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Mean loss of the step for each size."""
@@ -1166,10 +1171,11 @@ class Event(_message.Message):
         seconds_left: _builtins.float = ...,
         gradient_norm: _builtins.float = ...,
         tokens: _builtins.int = ...,
+        utilization: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "gradient_norm", b"gradient_norm", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "tokens", b"tokens", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "gradient_norm", b"gradient_norm", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "tokens", b"tokens", "total_steps", b"total_steps", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

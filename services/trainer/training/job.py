@@ -5,7 +5,7 @@ Shapes: Q queries, N documents, P pairs, D full width.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from services.trainer.training.adaptor import Rows, Vectors
 from services.trainer.training.encode import encode_kept
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.train import Trainee, plan, train
+from services.trainer.training.utilization import Utilization
 from services.trainer.training.watch import Watch
 
 _EVENT_INTERVAL_S = 0.5
@@ -129,7 +130,11 @@ class Job:
         return learned, questions(Split(others, watched))
 
     def train(
-        self, trainee: Trainee, num_pairs: int, score: Callable[[], float]
+        self,
+        trainee: Trainee,
+        num_pairs: int,
+        score: Callable[[], float],
+        utilization: Utilization | None = None,
     ) -> tuple[float, float]:
         """Train to the end; return the seconds it took and the last event's steps per second.
 
@@ -137,6 +142,7 @@ class Job:
             trainee: see there.
             num_pairs: that it learns from.
             score: of the trainee as it is, the higher the better; asked where the job stops early.
+            utilization: told of with each step's event; None: no text goes through a model.
         """
         hyper = self.spec.hyperparameters
         checkpoints = self.folder / "checkpoints"
@@ -147,7 +153,13 @@ class Job:
         )
         begin = time.monotonic()
         course = plan(hyper, num_pairs, self.spec.checkpoint_steps)
-        train(trainee, course, checkpoints, self.events.append, self.interrupt, watch)
+
+        def on_event(event: Event) -> None:
+            if utilization and event.loss:
+                event = replace(event, utilization=utilization.look())
+            self.events.append(event)
+
+        train(trainee, course, checkpoints, on_event, self.interrupt, watch)
         last = self.events.last
         return time.monotonic() - begin, last.steps_per_second if last else 0.0
 

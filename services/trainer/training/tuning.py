@@ -23,6 +23,7 @@ from services.trainer.training.job import Job, Trained
 from services.trainer.training.lora import LoraLayers
 from services.trainer.training.passes import Arithmetic, Passes, best_arithmetic
 from services.trainer.training.train import Trainee
+from services.trainer.training.utilization import Utilization
 
 _NEVER = 2**62  # more tokens than there are: all at once
 
@@ -43,13 +44,13 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     pairs = [job.data.training[row] for row in rows]
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
     parameters = lora.parameters if lora else None
-    learned = FullModel(
-        model, pairs, hyper.trained_dims, choose_passes(job.folder, hyper, model), parameters
-    )
+    passes = choose_passes(job.folder, hyper, model)
+    learned = FullModel(model, pairs, hyper.trained_dims, passes, parameters)
     trainee: Trainee = learned
     if teacher:
         trainee = Distill(learned, teacher.take(rows), hyper.trained_dims)
-    seconds, rate = job.train(trainee, len(pairs), _scorer(job, model, watched))
+    utilization = Utilization(passes, is_frozen=lora is not None)
+    seconds, rate = job.train(trainee, len(pairs), _scorer(job, model, watched), utilization)
     if lora:
         lora.merge()
     model.transformer.eval()
