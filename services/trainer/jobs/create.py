@@ -36,10 +36,11 @@ from services.trainer.jobs.spec import (
 )
 from services.trainer.results.layout import check_exportable, full_width, network_weights
 from services.trainer.settings import TrainerSettings
+from services.trainer.training.accelerator import why_no_kernel
 
 MAX_KEY_LENGTH = 128
-# Of a request and of its hyperparameters, what the first release did not have.
-_LATER = {"columns", "mining", "onnx"}
+# What requests did not have at first, and their hyperparameters.
+_LATER, _LATER_SETTINGS = {"columns", "mining", "teacher"}, {"onnx", "loss_kernel"}
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -62,6 +63,8 @@ class JobRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
     """From a field of the files to its role, see `columns.py`; empty: told by their names."""
     mining: Mining | None = None
+    teacher: str = ""
+    """Where the teacher lies, if the hyperparameters name a model that a job has made."""
 
     @property
     def owner(self) -> str:
@@ -74,7 +77,7 @@ class JobRequest:
         Fields that came later count if they are used: a key keeps its job over an upgrade.
         """
         hyper = self.hyperparameters.model_dump()
-        hyper = {k: v for k, v in hyper.items() if v or k not in _LATER}
+        hyper = {k: v for k, v in hyper.items() if v or k not in _LATER_SETTINGS}
         values = asdict(self) | {"hyperparameters": hyper}
         values |= {"mining": self.mining.model_dump() if self.mining else None}
         values = {k: v for k, v in values.items() if v or k not in _LATER}
@@ -178,7 +181,9 @@ class Drafts:
         _check_method(request.hyperparameters, base)
         if request.hyperparameters.onnx:
             check_exportable(base)
-        teacher = _locate_teacher(request.hyperparameters.teacher, full)
+        if request.hyperparameters.loss_kernel:
+            self._check_kernel()
+        teacher = _locate_teacher(request.teacher or request.hyperparameters.teacher, full)
         checked = self._read_data(request, folder)
         pairs = _training_pairs(request, checked)
         if request.hyperparameters.early_stopping:
@@ -193,11 +198,24 @@ class Drafts:
             model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",
             data_name=self._sources.name(request.training_file, "training_file"),
             kind=checked.report.kind,
+            columns=dict(request.columns),
             mining=request.mining,
             hyperparameters=fill(request.hyperparameters, full, len(pairs)),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
+
+    def _check_kernel(self) -> None:
+        """Refuse the loss kernel where jobs have no accelerator."""
+        is_here = self._settings.launcher == "local"
+        reason = why_no_kernel() if is_here else ""
+        if not is_here and not self._settings.kubernetes_gpus:
+            reason = "jobs' pods have no GPUs (MATRYOSHKA_TRAINER_KUBERNETES_GPUS)"
+        if reason:
+            raise InvalidRequest(
+                f"hyperparameters.loss_kernel must be left out: {reason}",
+                "hyperparameters.loss_kernel",
+            )
 
     def _nest_spec(self, request: JobRequest, folder: Path) -> Spec:
         count, full = self._fetch_vectors(

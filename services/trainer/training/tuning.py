@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from services.shared.errors import ServiceError
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
@@ -15,6 +16,7 @@ from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results import export
 from services.trainer.results.evaluate import evaluate
 from services.trainer.training import start
+from services.trainer.training.accelerator import why_no_kernel
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
@@ -38,6 +40,8 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
         documents_ND: and of all documents.
     """
     hyper = job.spec.hyperparameters
+    if hyper.loss_kernel and (reason := why_no_kernel()):  # the service may run elsewhere
+        raise ServiceError(f"the loss kernel cannot run here: {reason}; leave loss_kernel out")
     teacher = _teacher(job, base, documents_ND) if hyper.student else None
     model = _start(job, base, documents_ND, teacher)
     rows, watched = job.learn_and_watch()
@@ -45,7 +49,9 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
     parameters = lora.parameters if lora else None
     passes = choose_passes(job.folder, hyper, model)
-    learned = FullModel(model, pairs, hyper.trained_dims, passes, parameters)
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, passes, parameters, with_kernel=hyper.loss_kernel
+    )
     trainee: Trainee = learned
     if teacher:
         trainee = Distill(learned, teacher.take(rows), hyper.trained_dims)

@@ -110,7 +110,10 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     pairs, hyper = _read_data(job_dir, spec).training, spec.hyperparameters
     model = TextModel(Path(spec.base_dir), "float32")
-    learned = FullModel(model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model))
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model),
+        with_kernel=hyper.loss_kernel,
+    )  # fmt: skip
     course = plan(hyper, len(pairs), spec.checkpoint_steps)
     train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
 
