@@ -22,6 +22,7 @@ import grpc
 from services.cli.corpus import CorpusError, Document, read_corpus
 from services.cli.processes import ServiceProcess, three_services
 from services.cli.screen import Screen
+from services.cli.versions import comparison
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
 from services.shared.pb import router_pb2 as rt
 from services.shared.pb import trainer_pb2 as tr
@@ -43,6 +44,7 @@ QUESTIONS = (
 _NUM_RECALL_QUERIES = 200
 _MAX_HELD_OUT = 500
 _MIN_DOCUMENTS = 100
+_MIN_QUERIES = 30  # the gate's own; a small corpus holds fewer out
 _BATCH_POINTS = 256
 _UPLOAD_CHUNK = 1 << 20
 _MAX_MESSAGE_BYTES = 64 * 2**20
@@ -117,7 +119,7 @@ class Demo:
         self.screen.title("3. Train an adaptor on the documents' own titles")
         job = await self.train()
 
-        self.screen.title("4. Swap the model while searches go on")
+        self.screen.title("4. Promote the model while searches go on")
         await self.swap(job)
 
         self.screen.title("5. The same questions again")
@@ -258,19 +260,7 @@ class Demo:
         stop = asyncio.Event()
         searching = asyncio.create_task(self.keep_searching(stop))
         try:
-            loaded = await self.stubs.encoder.LoadModel(
-                encoder_pb2.LoadModelRequest(source=job.model_dir)
-            )
-            with self.screen.progress("index in the new space", len(self.documents)) as advance:
-                request = rt.MigrateCollectionRequest(
-                    source=ALIAS, target="docs-2", model=loaded.model.id, alias=ALIAS
-                )
-                async for answer in self.stubs.router.MigrateCollection(request):
-                    if answer.change.step == "copy":
-                        advance(answer.change.done)
-            await self.stubs.encoder.SetAlias(
-                encoder_pb2.SetAliasRequest(alias="default", model=loaded.model.id)
-            )
+            await self.promote(job.model_id)
             await asyncio.sleep(1)  # some searches on the new side, too
         finally:
             stop.set()
@@ -280,6 +270,22 @@ class Demo:
             f"{searched} searches during the swap, {failed} failed; "
             f"answered by {' then '.join(spaces)}"
         )
+
+    async def promote(self, version: str) -> None:
+        """Let the trainer judge the model, and have it loaded, filled and switched to."""
+        gate = tr.Gate(min_queries=min(_MIN_QUERIES, len(self.held_out)))
+        request = tr.PromoteRequest(
+            version=version, encoder_alias="default", collections=[ALIAS], gate=gate
+        )
+        promotion = tr.Promotion()
+        with self.screen.progress("the gate judges", len(self.documents)) as advance:
+            async for answer in self.stubs.trainer.Promote(request):
+                promotion = answer.promotion
+                advance(promotion.done, promotion.total or None, _said(promotion))
+        if promotion.state != tr.PROMOTION_STATE_DONE:
+            reasons = "; ".join([*promotion.reasons, promotion.error])
+            raise RuntimeError(f"the model was not promoted: {reasons}")
+        self.screen.show(comparison(promotion.judged, "what the gate let pass"))
 
     async def keep_searching(self, stop: asyncio.Event) -> tuple[int, int, list[str]]:
         """Search by the alias until told to stop; count, and note which collections answered."""
@@ -297,6 +303,11 @@ class Demo:
                 self.screen.say(f"[red]a search failed: {error.details()}[/red]")
             await asyncio.sleep(0.02)
         return searched, failed, answered_by
+
+
+def _said(promotion: tr.Promotion) -> str:
+    state = tr.PromotionState.Name(promotion.state).removeprefix("PROMOTION_STATE_").lower()
+    return "index in the new space" if state == "migrating" else state
 
 
 async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.UploadFileRequest]:

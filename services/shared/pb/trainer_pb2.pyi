@@ -1714,6 +1714,8 @@ class Promotion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     version: _builtins.str
     """Of the version."""
@@ -1727,6 +1729,9 @@ class Promotion(_message.Message):
     updated_at: _builtins.int
     step: _builtins.str
     """For people: what is being done."""
+    done: _builtins.int
+    """Points of the collection that is being filled, or was last; and how many there are."""
+    total: _builtins.int
     @_builtins.property
     def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1752,10 +1757,12 @@ class Promotion(_message.Message):
         created_at: _builtins.int = ...,
         updated_at: _builtins.int = ...,
         step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "created_at", b"created_at", "encoder_alias", b"encoder_alias", "error", b"error", "id", b"id", "judged", b"judged", "previous", b"previous", "reasons", b"reasons", "state", b"state", "step", b"step", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "created_at", b"created_at", "done", b"done", "encoder_alias", b"encoder_alias", "error", b"error", "id", b"id", "judged", b"judged", "previous", b"previous", "reasons", b"reasons", "state", b"state", "step", b"step", "total", b"total", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -300,7 +300,9 @@ class Promoter:
             step = f"{target.alias}: {found.step}"
             if found.total:
                 step += f" {found.done:,} of {found.total:,}"
-            promotion = await self._note(promotion, step=step, error="")
+            promotion = await self._note(
+                promotion, step=step, done=found.done, total=found.total, error=""
+            )
             await asyncio.sleep(_POLL_S)
 
     async def _switch(self, promotion: Promotion) -> Promotion:

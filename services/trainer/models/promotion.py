@@ -61,6 +61,9 @@ class Promotion(BaseModel):
     loads: bool = False
     """Whether the encoder had not loaded the version before."""
     step: str = ""
+    done: int = 0
+    """Points of the collection that is being filled, and how many there are."""
+    total: int = 0
 
     def asks_for_the_same(self, other: "Promotion") -> bool:
         """Whether another promotion would do what this one does."""
