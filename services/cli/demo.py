@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from rich.markup import escape
 
 from services.cli.corpus import CorpusError, Document, read_corpus
 from services.cli.processes import ServiceProcess, three_services
 from services.cli.screen import Screen
-from services.cli.versions import comparison
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
 from services.shared.pb import router_pb2 as rt
 from services.shared.pb import trainer_pb2 as tr
@@ -273,7 +273,23 @@ class Demo:
 
     async def promote(self, version: str) -> None:
         """Let the trainer judge the model, and have it loaded, filled and switched to."""
-        gate = tr.Gate(min_queries=min(_MIN_QUERIES, len(self.held_out)))
+        min_queries = min(_MIN_QUERIES, len(self.held_out))
+        promotion = await self.ask_to_promote(version, tr.Gate(min_queries=min_queries))
+        if promotion.state == tr.PROMOTION_STATE_REFUSED:
+            self.screen.say(f"the gate refused it: {escape('; '.join(promotion.reasons))}")
+            self.screen.say("so nothing was touched; to show the switch, it is told to allow it")
+            gate = tr.Gate(max_drop=1.0, min_queries=1)
+            promotion = await self.ask_to_promote(version, gate)
+        if promotion.state != tr.PROMOTION_STATE_DONE:
+            raise RuntimeError(f"the model was not promoted: {promotion.error}")
+        together = promotion.judged[0]
+        worst = min(together.dims, key=lambda row: row.change)
+        self.screen.say(
+            f"the gate let it pass: on {together.num_queries} held-out titles nDCG@10 moved least "
+            f"favourably at {worst.dim} dimensions, by {worst.change:+.3f}"
+        )
+
+    async def ask_to_promote(self, version: str, gate: tr.Gate) -> tr.Promotion:
         request = tr.PromoteRequest(
             version=version, encoder_alias="default", collections=[ALIAS], gate=gate
         )
@@ -281,11 +297,10 @@ class Demo:
         with self.screen.progress("the gate judges", len(self.documents)) as advance:
             async for answer in self.stubs.trainer.Promote(request):
                 promotion = answer.promotion
-                advance(promotion.done, promotion.total or None, _said(promotion))
-        if promotion.state != tr.PROMOTION_STATE_DONE:
-            reasons = "; ".join([*promotion.reasons, promotion.error])
-            raise RuntimeError(f"the model was not promoted: {reasons}")
-        self.screen.show(comparison(promotion.judged, "what the gate let pass"))
+                is_done = promotion.state == tr.PROMOTION_STATE_DONE
+                done = len(self.documents) if is_done else promotion.done
+                advance(done, promotion.total or None, _said(promotion))
+        return promotion
 
     async def keep_searching(self, stop: asyncio.Event) -> tuple[int, int, list[str]]:
         """Search by the alias until told to stop; count, and note which collections answered."""
@@ -306,8 +321,9 @@ class Demo:
 
 
 def _said(promotion: tr.Promotion) -> str:
+    is_filled = promotion.state in (tr.PROMOTION_STATE_MIGRATING, tr.PROMOTION_STATE_DONE)
     state = tr.PromotionState.Name(promotion.state).removeprefix("PROMOTION_STATE_").lower()
-    return "index in the new space" if state == "migrating" else state
+    return "index in the new space" if is_filled else state
 
 
 async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.UploadFileRequest]:

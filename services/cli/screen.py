@@ -133,9 +133,6 @@ class Screen:
         for line in lines:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def show(self, table: Table) -> None:
-        self._console.print(table)
-
     def _table(self, title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> None:
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(columns):
