@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from rich.markup import escape
 
 from services.cli.corpus import CorpusError, Document, read_corpus
 from services.cli.processes import ServiceProcess, three_services
@@ -43,6 +44,7 @@ QUESTIONS = (
 _NUM_RECALL_QUERIES = 200
 _MAX_HELD_OUT = 500
 _MIN_DOCUMENTS = 100
+_MIN_QUERIES = 30  # the gate's own; a small corpus holds fewer out
 _BATCH_POINTS = 256
 _UPLOAD_CHUNK = 1 << 20
 _MAX_MESSAGE_BYTES = 64 * 2**20
@@ -117,7 +119,7 @@ class Demo:
         self.screen.title("3. Train an adaptor on the documents' own titles")
         job = await self.train()
 
-        self.screen.title("4. Swap the model while searches go on")
+        self.screen.title("4. Promote the model while searches go on")
         await self.swap(job)
 
         self.screen.title("5. The same questions again")
@@ -258,19 +260,7 @@ class Demo:
         stop = asyncio.Event()
         searching = asyncio.create_task(self.keep_searching(stop))
         try:
-            loaded = await self.stubs.encoder.LoadModel(
-                encoder_pb2.LoadModelRequest(source=job.model_dir)
-            )
-            with self.screen.progress("index in the new space", len(self.documents)) as advance:
-                request = rt.MigrateCollectionRequest(
-                    source=ALIAS, target="docs-2", model=loaded.model.id, alias=ALIAS
-                )
-                async for answer in self.stubs.router.MigrateCollection(request):
-                    if answer.change.step == "copy":
-                        advance(answer.change.done)
-            await self.stubs.encoder.SetAlias(
-                encoder_pb2.SetAliasRequest(alias="default", model=loaded.model.id)
-            )
+            await self.promote(job.model_id)
             await asyncio.sleep(1)  # some searches on the new side, too
         finally:
             stop.set()
@@ -280,6 +270,37 @@ class Demo:
             f"{searched} searches during the swap, {failed} failed; "
             f"answered by {' then '.join(spaces)}"
         )
+
+    async def promote(self, version: str) -> None:
+        """Let the trainer judge the model, and have it loaded, filled and switched to."""
+        min_queries = min(_MIN_QUERIES, len(self.held_out))
+        promotion = await self.ask_to_promote(version, tr.Gate(min_queries=min_queries))
+        if promotion.state == tr.PROMOTION_STATE_REFUSED:
+            self.screen.say(f"the gate refused it: {escape('; '.join(promotion.reasons))}")
+            self.screen.say("so nothing was touched; to show the switch, it is told to allow it")
+            gate = tr.Gate(max_drop=1.0, min_queries=1)
+            promotion = await self.ask_to_promote(version, gate)
+        if promotion.state != tr.PROMOTION_STATE_DONE:
+            raise RuntimeError(f"the model was not promoted: {promotion.error}")
+        together = promotion.judged[0]
+        worst = min(together.dims, key=lambda row: row.change)
+        self.screen.say(
+            f"the gate let it pass: on {together.num_queries} held-out titles nDCG@10 moved least "
+            f"favourably at {worst.dim} dimensions, by {worst.change:+.3f}"
+        )
+
+    async def ask_to_promote(self, version: str, gate: tr.Gate) -> tr.Promotion:
+        request = tr.PromoteRequest(
+            version=version, encoder_alias="default", collections=[ALIAS], gate=gate
+        )
+        promotion = tr.Promotion()
+        with self.screen.progress("the gate judges", len(self.documents)) as advance:
+            async for answer in self.stubs.trainer.Promote(request):
+                promotion = answer.promotion
+                is_done = promotion.state == tr.PROMOTION_STATE_DONE
+                done = len(self.documents) if is_done else promotion.done
+                advance(done, promotion.total or None, _said(promotion))
+        return promotion
 
     async def keep_searching(self, stop: asyncio.Event) -> tuple[int, int, list[str]]:
         """Search by the alias until told to stop; count, and note which collections answered."""
@@ -297,6 +318,12 @@ class Demo:
                 self.screen.say(f"[red]a search failed: {error.details()}[/red]")
             await asyncio.sleep(0.02)
         return searched, failed, answered_by
+
+
+def _said(promotion: tr.Promotion) -> str:
+    is_filled = promotion.state in (tr.PROMOTION_STATE_MIGRATING, tr.PROMOTION_STATE_DONE)
+    state = tr.PromotionState.Name(promotion.state).removeprefix("PROMOTION_STATE_").lower()
+    return "index in the new space" if is_filled else state
 
 
 async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.UploadFileRequest]:

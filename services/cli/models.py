@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.cli.peer import Peer
+from services.cli.table import show
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
@@ -21,7 +22,7 @@ def list_models(encoder: Encoder) -> None:
     """Show the loaded models in a table."""
     answer: pb.ListModelsResponse = encoder.ask("ListModels", pb.ListModelsRequest())
     table = Table()
-    table.add_column("model", overflow="fold")
+    table.add_column("model", no_wrap=True)
     table.add_column("names", overflow="fold")
     for column in ("dimensions", "declared", "tokens", "memory"):
         table.add_column(column, justify="right")
@@ -32,7 +33,7 @@ def list_models(encoder: Encoder) -> None:
             ", ".join(map(str, model.matryoshka_dims)) or "none", str(model.max_tokens),
             _size(model.memory_bytes), model.engine,
         )  # fmt: skip
-    Console().print(table)
+    show(table)
 
 
 def load(encoder: Encoder, source: str, model_id: str) -> None:

@@ -82,9 +82,14 @@ def three_services(folder: Path) -> Iterator[dict[str, ServiceProcess]]:
             running.callback(process.stop)
             return process
 
-        encoder, trainer = start("encoder"), start("trainer")
+        encoder = start("encoder")
         encoder.wait_ready()
         router = start("router", MATRYOSHKA_ROUTER_ENCODER_ADDRESS=encoder.grpc)
-        for process in (router, trainer):
-            process.wait_ready()
+        router.wait_ready()
+        trainer = start(
+            "trainer",
+            MATRYOSHKA_TRAINER_ENCODER_ADDRESS=encoder.grpc,
+            MATRYOSHKA_TRAINER_ROUTER_ADDRESS=router.grpc,
+        )
+        trainer.wait_ready()
         yield {process.name: process for process in (encoder, router, trainer)}

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.cli.peer import metadata
+from services.cli.table import show
 from services.cli.versions import Trainer, comparison
 from services.shared.errors import ServiceError
 from services.shared.pb import trainer_pb2 as pb
@@ -76,7 +77,7 @@ def list_promotions(trainer: Trainer) -> None:
     answer: pb.ListPromotionsResponse = trainer.ask("ListPromotions", request)
     table = Table()
     table.add_column("promotion", no_wrap=True)
-    table.add_column("version", overflow="fold")
+    table.add_column("version", no_wrap=True)
     table.add_column("collections", overflow="fold")
     table.add_column("state")
     for one in answer.promotions:
@@ -84,7 +85,7 @@ def list_promotions(trainer: Trainer) -> None:
         table.add_row(
             one.id, escape(one.version), escape(", ".join(one.collections)), escape(state)
         )
-    Console().print(table)
+    show(table)
 
 
 def cut_over(trainer: Trainer, promotion_id: str) -> None:

@@ -61,7 +61,7 @@ def delete(
     trainer: TrainerAddress = HERE,
     api_key: TrainerKey = None,
 ) -> None:
-    """Remove a version and its files; no name and no open promotion may need it."""
+    """Remove a version, its checkpoints and its copy of the data; nothing may need it any more."""
     from services.cli import versions as work
 
     call(lambda: work.delete(work.Trainer(trainer, api_key), version), "--trainer", trainer)

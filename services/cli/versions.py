@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.cli.peer import Peer
+from services.cli.table import show
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 
@@ -44,7 +45,7 @@ def list_versions(trainer: Trainer, name: str) -> None:
             method,
             f"{_metric(version.quality)}  {quality}",
         )
-    console.print(table)
+    show(table, console)
     if answer.has_more:
         console.print(f"and more than {_MOST}; give a name")
 
@@ -64,8 +65,11 @@ def alias(trainer: Trainer, name: str, version: str) -> None:
 
 def delete(trainer: Trainer, version: str) -> None:
     """Remove a version."""
-    trainer.ask("DeleteVersion", pb.DeleteVersionRequest(id=version))
-    print(f"{version} is deleted")
+    answer: pb.DeleteVersionResponse = trainer.ask(
+        "DeleteVersion", pb.DeleteVersionRequest(id=version)
+    )
+    print(f"{version} is deleted: {answer.freed_bytes / 1e6:.1f} MB are free")
+    print(f"its job's settings, events and report stay in {answer.job_dir} until you remove that")
 
 
 def comparison(slices: Sequence[pb.SliceComparison], title: str) -> Table:

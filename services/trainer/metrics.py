@@ -33,6 +33,11 @@ class TrainerMetrics(ServiceMetrics):
             "Tokens that went through models in training.",
             registry=registry,
         )
+        self.flops_utilization = Gauge(
+            "matryoshka_trainer_flops_utilization_ratio",
+            "Operations a second that a training needs, as a share of the machine's measured peak.",
+            registry=registry,
+        )
         self.loss = Gauge(
             "matryoshka_trainer_loss_nats",
             "Loss of the newest step that was told of, by size.",

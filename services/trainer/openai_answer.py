@@ -12,7 +12,7 @@ from services.trainer.data.data_report import read_report
 from services.trainer.jobs.events import Event, last_training
 from services.trainer.jobs.hyperparameters import MAX_STEPS, Hyperparameters
 from services.trainer.jobs.rows import Job
-from services.trainer.jobs.spec import Result, result_path
+from services.trainer.jobs.spec import Result, Spec, result_path, spec_path
 from services.trainer.training.checkpoint import Saved
 
 _OPERATOR = "matryoshka"
@@ -22,10 +22,11 @@ _EVENT, _CHECKPOINT = "ftevent-", "ftckpt-"
 def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
     """Write a job, completed from its folder; reads files.
 
-    Beyond OpenAI's fields: the state `paused`, `data` (what was found in the data), and `quality`
-    once it has succeeded.
+    Beyond OpenAI's fields: the state `paused`, `columns` and `mine_negatives` as they were asked
+    for, `data` (what was found in the data), and `quality` once it has succeeded.
     """
     settings = _settings(job)
+    spec = Spec.read(spec_path(folder))
     # OpenAI's names, where they mean something here.
     common = {"batch_size": settings["batch_size"], "learning_rate_multiplier": "auto"}
     return {
@@ -48,6 +49,8 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
         "integrations": [],
         "metadata": job.metadata or None,
         "method": {"type": "matryoshka", "matryoshka": settings},
+        "columns": spec.columns if spec and spec.columns else None,
+        "mine_negatives": spec.mining.model_dump() if spec and spec.mining else None,
         "data": _data(folder),
         "quality": _quality(job, folder),
     }

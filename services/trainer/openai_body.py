@@ -86,8 +86,15 @@ def _columns(body: Mapping[str, Any]) -> dict[str, str]:
 def _mining(body: Mapping[str, Any]) -> Mining | None:
     if body.get("mine_negatives") is None:
         return None
+    given = _object(body, "mine_negatives")
+    if unknown := next((name for name in given if name not in Mining.model_fields), None):
+        known = " and ".join(Mining.model_fields)
+        raise InvalidRequest(
+            f"mine_negatives: unknown setting {unknown[:64]!r}; there are: {known}",
+            "mine_negatives",
+        )
     try:
-        return Mining.model_validate(_object(body, "mine_negatives"), strict=True)
+        return Mining.model_validate(given, strict=True)
     except ValidationError as error:
         raise InvalidRequest(Mining.ACCEPTED, "mine_negatives") from error
 

@@ -30,8 +30,10 @@ from services.trainer.jobs.spec import (
     Mining,
     Result,
     ResultFiles,
+    Spec,
     result_files_path,
     result_path,
+    spec_path,
 )
 from services.trainer.training.checkpoint import Saved
 
@@ -114,6 +116,8 @@ def _read_hyperparameters(given: pb.Hyperparameters) -> Wanted:
         if given.HasField("distillation")
         else None,
         teacher=distillation.teacher,
+        onnx=given.onnx,
+        loss_kernel=given.loss_kernel,
     )
 
 
@@ -157,6 +161,10 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
     if report := read_report(folder):
         kind = pb.DataKind.Value(f"DATA_KIND_{report.kind.upper()}")
         message.data.CopyFrom(pb.DataReport(**report.model_dump(exclude={"kind"}), kind=kind))
+    if spec := Spec.read(spec_path(folder)):
+        message.columns.update(spec.columns)
+        if spec.mining:
+            message.mine_negatives.CopyFrom(pb.Mining(**spec.mining.model_dump()))
     result = Result.read(result_path(folder)) if job.state == "succeeded" else None
     if result:
         if result.quality:
@@ -193,6 +201,7 @@ def write_event(event: Event) -> pb.Event:
         seconds_left=event.seconds_left,
         gradient_norm=event.gradient_norm,
         tokens=event.tokens,
+        utilization=event.utilization,
     )
 
 
@@ -221,6 +230,8 @@ def write_hyperparameters(hyper: Hyperparameters) -> pb.Hyperparameters:
         )
         if is_distilled
         else None,
+        onnx=hyper.onnx,
+        loss_kernel=hyper.loss_kernel,
     )
 
 

@@ -45,7 +45,7 @@ def test_ending_the_demo_ends_its_services(tmp_path):
     demo = subprocess.Popen([*command, "--documents", "400"], stdout=subprocess.DEVNULL)
     logs = [tmp_path / f"{name}.log" for name in ("encoder", "router", "trainer")]
     deadline = time.monotonic() + 90
-    while not (logs[1].exists() and "is ready" in logs[1].read_text()):
+    while not (logs[2].exists() and "is ready" in logs[2].read_text()):  # the last
         assert time.monotonic() < deadline
         time.sleep(0.1)
     demo.terminate()

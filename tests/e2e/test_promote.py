@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from services.shared.pb import encoder_pb2 as en
 from services.shared.pb import encoder_pb2_grpc, router_pb2_grpc, trainer_pb2_grpc
 from services.shared.pb import router_pb2 as rt
 from services.shared.pb import trainer_pb2 as tr
+from services.trainer.jobs.spec import RECORD
 from tests.conftest import serve
 from tests.trainer.conftest import make_tiny_model, make_tiny_pairs
 
@@ -74,6 +76,11 @@ class World:
             model = (await encoder.GetModel(en.GetModelRequest(model="default"))).model.id
             found = await router.GetCollection(rt.GetCollectionRequest(name="docs"))
         return model, found.collection.name, found.collection.model
+
+    async def loaded(self):
+        async with self.stubs() as (encoder, _, _):
+            answer = await encoder.ListModels(en.ListModelsRequest())
+        return {model.id for model in answer.models}
 
     @contextlib.asynccontextmanager
     async def searched(self):
@@ -182,6 +189,7 @@ async def test_a_version_is_judged_filled_switched_and_undone(world):
             back = (await trainer.RollBackPromotion(request)).promotion
             assert back.state == tr.PROMOTION_STATE_ROLLED_BACK, back.error
             assert await world.served() == (first, target, first)
+            assert await world.loaded() == {before[0], first}, "what was given up is unloaded"
             with pytest.raises(
                 grpc.aio.AioRpcError, match="is rolled back; this is for one that is watching"
             ):
@@ -267,3 +275,32 @@ async def test_what_cannot_be_promoted_is_refused_at_once(world, fields, part):
                 pass
         after = len((await trainer.ListPromotions(tr.ListPromotionsRequest())).promotions)
     assert before == after
+
+
+async def test_a_version_goes_when_nothing_needs_it(world):
+    """Not while a job learns from it; its weights and data go then, what was measured stays."""
+    first, second = world.versions
+    async with world.stubs() as (_, _, trainer):
+        found = (await trainer.GetVersion(tr.GetVersionRequest(id=first))).version
+        request = tr.CreateJobRequest(
+            base_model=first,
+            training_file=await upload(trainer, make_tiny_pairs()),
+            hyperparameters=tr.Hyperparameters(steps=1_000_000),
+        )
+        waiting = (await trainer.CreateJob(request)).job.id
+        with pytest.raises(grpc.aio.AioRpcError, match=f"{waiting}, which has not ended, learns"):
+            await trainer.DeleteVersion(tr.DeleteVersionRequest(id=first))
+        assert (Path(found.model_dir) / "model.safetensors").exists()
+        await trainer.CancelJob(tr.CancelJobRequest(id=waiting))
+        deleted = await trainer.DeleteVersion(tr.DeleteVersionRequest(id=first))
+        assert deleted.freed_bytes > 0
+        folder = Path(deleted.job_dir)
+        assert folder == Path(found.model_dir).parent
+        left = {path.name for path in folder.iterdir()}
+        assert {"spec.json", "events.jsonl", "report.json", "scores-after.npy"} <= left <= RECORD
+        listed = (await trainer.ListVersions(tr.ListVersionsRequest())).versions
+        assert [one.id for one in listed] == [second]
+        job = (await trainer.GetJob(tr.GetJobRequest(id=folder.name))).job
+        assert job.quality
+        with pytest.raises(grpc.aio.AioRpcError, match="base_model must be there; .* was deleted"):
+            await trainer.CreateJob(request)

@@ -18,8 +18,9 @@ from transformers import (
     Qwen3Model,
 )
 
-from services.encoder.flops import Cost, Utilization, measure_peak
+from services.encoder.flops import Utilization, measure_peak
 from services.encoder.metrics import EncoderMetrics
+from services.shared.flops import Cost
 from services.shared.model import TextModel
 from tests.families import checkpoints
 
@@ -111,7 +112,7 @@ def test_a_static_model_has_no_ratio(tmp_path):
 
 def test_the_peak_is_the_arithmetics_and_measured_once(bert, caplog):
     """Some machine's, FLOP/s, and the same number when it is asked for again."""
-    with caplog.at_level("INFO", "services.encoder.flops"):
+    with caplog.at_level("INFO", "services.shared.flops"):
         peak = measure_peak(bert)
         assert measure_peak(bert) == peak
     assert 1e8 < peak < 1e15

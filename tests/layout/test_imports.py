@@ -23,7 +23,7 @@ OWNERS = {
         "services.shared.int8_linear",
         "services.shared.packing",
         "services.shared.images",
-        "services.encoder.flops",
+        "services.shared.flops",
         "services.trainer.training",
         "services.trainer.results",
     ),

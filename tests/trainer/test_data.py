@@ -40,7 +40,7 @@ def test_a_wrong_line_is_named(tmp_path, line, problem):
 def test_many_problems_come_at_once(tmp_path):
     """Up to twenty lines are named in one answer."""
     path = tmp_path / "x"
-    path.write_bytes(b"{}\n" * 50)
+    path.write_bytes(b"{\n" * 50)
     with pytest.raises(InvalidRequest) as caught:
         read_pairs(path, "x")
     assert sum(line.startswith("x:") for line in caught.value.message.splitlines()) == 20

@@ -167,6 +167,30 @@ def test_a_mapping_that_fits_no_kind_is_refused(columns):
     assert caught.value.param == "columns"
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("count", [3, 30])
+def test_rows_that_all_lack_a_field_are_told_of_once(tmp_path, suffix, count):
+    """With the fields that are there instead, but nothing that looks like a text."""
+    path = tmp_path / f"a.{suffix}"
+    rows = [{"frage": "a", "antwort": "b", "a text as a header": "c"}] * count
+    if suffix == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        lines = ["frage,antwort,a text as a header", *["a,b,c"] * count]
+        path.write_text("\n".join(lines))
+    else:
+        write_jsonl(path, rows)
+    first = 2 if suffix == "csv" else 1
+    with pytest.raises(InvalidRequest) as caught:
+        read(path)
+    told, accepted = caught.value.message.splitlines()
+    assert told == (
+        f'a.{suffix}:{first}: "anchor" is missing, and in the {min(count, 20) - 1} rows after; '
+        "their fields: frage, antwort"
+    )
+    assert "given in columns" in accepted
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [

@@ -14,7 +14,11 @@ from services.trainer.jobs.hyperparameters import (
     fill,
 )
 from services.trainer.jobs.result_files import step_metrics
-from services.trainer.wire import read_request, write_hyperparameters
+from services.trainer.jobs.rows import Job
+from services.trainer.jobs.spec import Mining, Spec, spec_path
+from services.trainer.openai_answer import write_fine_tuning
+from services.trainer.openai_body import read_create
+from services.trainer.wire import read_request, write_hyperparameters, write_job
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,9 @@ def test_early_stopping_takes_the_smallest_size_and_ten_looks():
         ({"early_stopping": EarlyStopping(dim=385)}, "384"),
         ({"early_stopping": EarlyStopping(every_steps=1000)}, "160"),
         ({"method": "nest", "evaluated_dims": (24,)}, "METHOD_NEST"),
+        ({"loss_kernel": True}, "METHOD_FULL, METHOD_LORA"),
+        ({"method": "full", "batch_size": 16_385}, "between 2 and 16384"),
+        ({"method": "full", "batch_size": 65_537, "loss_kernel": True}, "between 2 and 65536"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_would(wanted, part):
@@ -112,6 +119,47 @@ def test_what_goes_in_by_the_wire_comes_back():
     for given in (hyper, distilled):
         wanted = read_request(pb.CreateJobRequest(hyperparameters=given)).hyperparameters
         assert write_hyperparameters(fill(wanted, 384, 1000)) == given
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"head": "residual", "matryoshka_dims": (16, 384), "dim_weights": (3.0, 1.0)},
+        {"method": "full", "early_stopping": EarlyStopping(), "evaluated_dims": (24,)},
+        {"method": "full", "loss_kernel": True},
+        {"method": "lora", "lora": Lora(targets=("query",)), "seed": 5},
+        {"method": "static", "n_epochs": 2},
+        {"method": "distill", "student": "base", "teacher": "org/teacher", "onnx": True},
+        {"method": "nest"},
+    ],
+)
+def test_what_a_job_shows_can_be_sent_again(tmp_path, wanted):
+    """In OpenAI's shape: the settings of one job make another like it."""
+    hyper = fill(Wanted(**wanted), 384, 1000)
+    job = Job(id="job-1", base_model="m", model_id="x", hyperparameters=hyper.model_dump_json())
+    shown = write_fine_tuning(job, tmp_path)
+    names = ("model", "training_file", "method", "columns", "mine_negatives", "hyperparameters")
+    again = read_create({name: shown[name] for name in names} | {"seed": shown["seed"]})
+    assert fill(again.hyperparameters, 384, 1000) == hyper
+
+
+def test_how_data_is_read_is_shown_on_both_wires(tmp_path):
+    """The mapping of columns and how negatives are mined, in the form in which they are sent."""
+    columns, mining = {"frage": "anchor", "antwort": "positive"}, Mining(negatives=2, margin=0.5)
+    hyper = fill(Wanted(), 384, 1000)
+    Spec(
+        base_dir="m", base_model="m", model_id="x", data_name="d", columns=columns, mining=mining,
+        hyperparameters=hyper, threads=1, checkpoint_steps=5,
+    ).write(spec_path(tmp_path))  # fmt: skip
+    job = Job(id="job-1", base_model="m", model_id="x", hyperparameters=hyper.model_dump_json())
+    shown, told = write_fine_tuning(job, tmp_path), write_job(job, tmp_path, with_plot=False)
+    names = ("model", "training_file", "columns", "mine_negatives")
+    by_http = read_create({name: shown[name] for name in names})
+    by_grpc = read_request(
+        pb.CreateJobRequest(columns=told.columns, mine_negatives=told.mine_negatives)
+    )
+    for again in (by_http, by_grpc):
+        assert (again.columns, again.mining) == (columns, mining)
 
 
 def test_jobs_of_older_releases_can_still_be_read():

@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from services.trainer.jobs.spec import Failure, failure_path
+from tests.trainer.conftest import make_job, start_job
 
 PROGRAM = """
 import torch
@@ -47,3 +51,47 @@ def test_kernel_equals_the_matrices_in_values_and_gradients():
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert made.stdout.split() == ["equal"]
+
+
+LOSSES = """
+import sys
+import torch
+from pathlib import Path
+from services.shared.model import TextModel
+from services.trainer.training.full import FullModel
+from tests.trainer.conftest import make_tiny_pairs
+
+found = []
+for with_kernel in (False, True):
+    model = TextModel(Path(sys.argv[1]), "float32")
+    learned = FullModel(model, make_tiny_pairs(), (16, 32), with_kernel=with_kernel)
+    torch.manual_seed(0)  # dropout
+    losses = learned.losses(torch.arange(12))
+    losses.sum().backward()
+    gradients = [p.grad for p in learned.parameters.values() if p.grad is not None]
+    found.append((losses.detach(), *gradients))
+for ours, theirs in zip(*found, strict=True):
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+print("equal")
+"""
+
+
+def test_a_model_learns_the_same_with_it(tiny_model):
+    """The losses of a step and the gradients of all weights; in the interpreter."""
+    pytest.importorskip("triton")
+    made = subprocess.run(
+        [sys.executable, "-c", LOSSES, str(tiny_model)],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["equal"]
+
+
+def test_a_job_without_an_accelerator_is_refused(tmp_path, tiny_model, tiny_pairs):
+    """By its process, if not before by the service: it says what is missing."""
+    if torch.cuda.is_available():
+        pytest.skip("there is an accelerator")
+    folder = make_job(tmp_path / "job", tiny_model, tiny_pairs, method="full", loss_kernel=True)
+    assert start_job(folder).wait() == 1
+    message = Failure.read(failure_path(folder)).message
+    assert message.startswith("the loss kernel cannot run here: there is no accelerator")

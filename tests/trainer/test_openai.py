@@ -8,6 +8,7 @@ import time
 import httpx
 import openai
 import pytest
+import torch
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
@@ -99,7 +100,8 @@ def test_a_job_from_upload_to_its_results(client, process, file_id, held_out_id,
     assert events[0].data["quality"] == job.quality
     assert {event.type for event in events} == {"message", "metrics"}
     raw = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}").json()
-    assert set(FineTuningJob.model_fields) | {"quality", "data"} == set(raw)
+    beyond = {"quality", "data", "columns", "mine_negatives"}
+    assert set(FineTuningJob.model_fields) | beyond == set(raw)
     assert (raw["data"]["kind"], raw["data"]["duplicates"]) == ("pairs", 0)
     page = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}/events").json()
     assert set(FineTuningJobEvent.model_fields) == set(page["data"][0])
@@ -219,6 +221,12 @@ def test_settings_may_stand_wherever_a_client_can_put_them(client, file_id, tiny
         ({"matryoshka": {"steps": "9"}}, "method.matryoshka.steps", "integer"),
         ({"matryoshka": {"steps": -9}}, "hyperparameters.steps", "from 0"),
         ({"matryoshka": {"method": "nest"}}, "model", "'nest'"),
+        pytest.param(
+            {"matryoshka": {"method": "full", "loss_kernel": True}},
+            "hyperparameters.loss_kernel",
+            "there is no accelerator",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator"),
+        ),
         ({"matryoshka": {"seed": 1}, "seed": 2}, "seed", "the same"),
         ({"hyperparameters": 3}, "hyperparameters", "object"),
         ({"hyperparameters": {"n_epochs": 2, "steps": 3}}, "hyperparameters.n_epochs", "steps"),

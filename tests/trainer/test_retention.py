@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.shared.errors import Overloaded
-from services.trainer.jobs.retention import Retention
+from services.trainer.jobs.retention import Retention, keep_record
 from services.trainer.metrics import TrainerMetrics
 
 MIB = 2**20
@@ -71,3 +71,12 @@ def test_a_folder_without_a_job_goes_when_it_is_old(folder):
     sweep(folder, 100)
     assert (folder / "young").exists()
     assert not (folder / "left").exists()
+
+
+def test_the_record_of_a_job_outlives_its_model(folder):
+    """What the user gave and what can be made again goes; what was measured stays."""
+    old = folder / "old"
+    for name in ("training.jsonl", "validation.jsonl", "events.jsonl", "report.json", "lease"):
+        (old / name).write_text("x")
+    assert keep_record(old) > 4 * MIB
+    assert sorted(path.name for path in old.iterdir()) == ["events.jsonl", "report.json"]

@@ -117,7 +117,9 @@ def test_a_full_job_lowers_the_loss_and_survives_a_kill(tmp_path, tiny_model, ti
     }  # fmt: skip
     calm = make_job(tmp_path / "calm", tiny_model, tiny_pairs, **options)
     assert start_job(calm).wait() == 0, (calm / "log.txt").read_text()
-    losses = [e.loss for e in read_events(calm, 0)[0] if e.phase == "train"]
+    steps = [e for e in read_events(calm, 0)[0] if e.phase == "train"]
+    assert all(event.utilization > 0 for event in steps)
+    losses = [event.loss for event in steps]
     assert list(losses[0]) == [16, 32]
     assert losses[-1][32] < 2.0  # log(16) = 2.77 knows nothing
     killed = make_job(tmp_path / "killed", tiny_model, tiny_pairs, **options)

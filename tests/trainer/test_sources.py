@@ -215,3 +215,5 @@ def test_openais_body_takes_columns_and_mining():
         with pytest.raises(InvalidRequest, match=field) as caught:
             read_create(body | {field: value})
         assert caught.value.param == field
+    with pytest.raises(InvalidRequest, match="unknown setting 'depth'; there are: negatives and"):
+        read_create(body | {"mine_negatives": {"margin": 0.9, "depth": 3}})

@@ -460,6 +460,8 @@ class Hyperparameters(_message.Message):
     EVALUATED_DIMS_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     DISTILLATION_FIELD_NUMBER: _builtins.int
+    ONNX_FIELD_NUMBER: _builtins.int
+    LOSS_KERNEL_FIELD_NUMBER: _builtins.int
     method: Global___Method.ValueType
     head: Global___Head.ValueType
     steps: _builtins.int
@@ -468,6 +470,14 @@ class Hyperparameters(_message.Message):
     learning_rate: _builtins.float
     seed: _builtins.int
     """The same seed and data make the same model, bit for bit, on the same kind of CPU."""
+    onnx: _builtins.bool
+    """Write the finished model as ONNX too: onnx/model.onnx in its folder. Needs the extra `onnx` where
+    the trainer runs. Not for METHOD_NEST and for tables of token vectors, which have no network.
+    """
+    loss_kernel: _builtins.bool
+    """METHOD_FULL and METHOD_LORA: compute the loss by a kernel (Triton) that holds no matrix of the whole
+    batch, which may then be 65536. Needs an accelerator where the job runs, and the extra `kernel`.
+    """
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes to train for, ascending; the full one is always evaluated. Empty: the powers of two
@@ -508,10 +518,12 @@ class Hyperparameters(_message.Message):
         evaluated_dims: _abc.Iterable[_builtins.int] | None = ...,
         early_stopping: Global___EarlyStopping | None = ...,
         distillation: Global___Distillation | None = ...,
+        onnx: _builtins.bool = ...,
+        loss_kernel: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "early_stopping", b"early_stopping", "lora", b"lora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dim_weights", b"dim_weights", "distillation", b"distillation", "early_stopping", b"early_stopping", "evaluated_dims", b"evaluated_dims", "head", b"head", "learning_rate", b"learning_rate", "lora", b"lora", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dim_weights", b"dim_weights", "distillation", b"distillation", "early_stopping", b"early_stopping", "evaluated_dims", b"evaluated_dims", "head", b"head", "learning_rate", b"learning_rate", "lora", b"lora", "loss_kernel", b"loss_kernel", "matryoshka_dims", b"matryoshka_dims", "method", b"method", "onnx", b"onnx", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,6 +710,26 @@ class Job(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
@@ -719,6 +751,8 @@ class Job(_message.Message):
     RESULT_FILES_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MINE_NEGATIVES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___JobStatus.ValueType
     created_at: _builtins.int
@@ -771,6 +805,12 @@ class Job(_message.Message):
     def data(self) -> Global___DataReport:
         """What was found in the data; unset for METHOD_NEST."""
 
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As they were asked for."""
+
+    @_builtins.property
+    def mine_negatives(self) -> Global___Mining: ...
     def __init__(
         self,
         *,
@@ -795,10 +835,12 @@ class Job(_message.Message):
         result_files: _abc.Iterable[_builtins.str] | None = ...,
         error_code: _builtins.str = ...,
         data: Global___DataReport | None = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        mine_negatives: Global___Mining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hyperparameters", b"hyperparameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hyperparameters", b"hyperparameters", "mine_negatives", b"mine_negatives"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "created_at", b"created_at", "data", b"data", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "columns", b"columns", "created_at", b"created_at", "data", b"data", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "mine_negatives", b"mine_negatives", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1138,6 +1180,7 @@ class Event(_message.Message):
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 1 within the job, without gaps."""
     at: _builtins.float
@@ -1155,6 +1198,10 @@ class Event(_message.Message):
     """Length of the step's gradient, before it is clipped."""
     tokens: _builtins.int
     """That went through a text model in training since the job's process began."""
+    utilization: _builtins.float
+    """Operations a second that the training needs, as a share of the machine's measured peak, 0..1, since
+    the event before; 0: not known, no model is run.
+    """
     @_builtins.property
     def loss(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Mean loss of the step for each size."""
@@ -1174,10 +1221,11 @@ class Event(_message.Message):
         seconds_left: _builtins.float = ...,
         gradient_norm: _builtins.float = ...,
         tokens: _builtins.int = ...,
+        utilization: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "gradient_norm", b"gradient_norm", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "tokens", b"tokens", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "gradient_norm", b"gradient_norm", "loss", b"loss", "message", b"message", "number", b"number", "phase", b"phase", "seconds_left", b"seconds_left", "status", b"status", "step", b"step", "steps_per_second", b"steps_per_second", "tokens", b"tokens", "total_steps", b"total_steps", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1449,12 +1497,20 @@ Global___DeleteVersionRequest: _TypeAlias = DeleteVersionRequest  # noqa: Y015
 class DeleteVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    JOB_DIR_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    job_dir: _builtins.str
+    """Of the job that made it: settings, events and report stay there, and may be removed."""
     def __init__(
         self,
+        *,
+        freed_bytes: _builtins.int = ...,
+        job_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "job_dir", b"job_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1674,6 +1730,8 @@ class Promotion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     version: _builtins.str
     """Of the version."""
@@ -1687,6 +1745,9 @@ class Promotion(_message.Message):
     updated_at: _builtins.int
     step: _builtins.str
     """For people: what is being done."""
+    done: _builtins.int
+    """Points of the collection that is being filled, or was last; and how many there are."""
+    total: _builtins.int
     @_builtins.property
     def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1712,10 +1773,12 @@ class Promotion(_message.Message):
         created_at: _builtins.int = ...,
         updated_at: _builtins.int = ...,
         step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "created_at", b"created_at", "encoder_alias", b"encoder_alias", "error", b"error", "id", b"id", "judged", b"judged", "previous", b"previous", "reasons", b"reasons", "state", b"state", "step", b"step", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "created_at", b"created_at", "done", b"done", "encoder_alias", b"encoder_alias", "error", b"error", "id", b"id", "judged", b"judged", "previous", b"previous", "reasons", b"reasons", "state", b"state", "step", b"step", "total", b"total", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -228,7 +228,9 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it.
+        """Remove a version, and of its job the checkpoints, vectors and the copy of the data; what was
+        measured stays. FAILED_PRECONDITION: an alias or a promotion still names it, or a job that has not
+        ended learns from it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

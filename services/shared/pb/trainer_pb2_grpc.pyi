@@ -56,7 +56,10 @@ class TrainerServiceStub:
     SetVersionAlias: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SetVersionAliasRequest, _trainer_pb2.SetVersionAliasResponse]
     """Point a name of your choice at a version; versions do not move, aliases do."""
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteVersionRequest, _trainer_pb2.DeleteVersionResponse]
-    """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+    """Remove a version, and of its job the checkpoints, vectors and the copy of the data; what was
+    measured stays. FAILED_PRECONDITION: an alias or a promotion still names it, or a job that has not
+    ended learns from it.
+    """
     CompareVersions: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CompareVersionsRequest, _trainer_pb2.CompareVersionsResponse]
     """Two versions by what each held-out query scored, if both were measured on the same questions."""
     Promote: _grpc.UnaryStreamMultiCallable[_trainer_pb2.PromoteRequest, _trainer_pb2.PromoteResponse]
@@ -110,7 +113,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     SetVersionAlias: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SetVersionAliasRequest, _trainer_pb2.SetVersionAliasResponse]  # type: ignore[assignment]
     """Point a name of your choice at a version; versions do not move, aliases do."""
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteVersionRequest, _trainer_pb2.DeleteVersionResponse]  # type: ignore[assignment]
-    """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+    """Remove a version, and of its job the checkpoints, vectors and the copy of the data; what was
+    measured stays. FAILED_PRECONDITION: an alias or a promotion still names it, or a job that has not
+    ended learns from it.
+    """
     CompareVersions: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CompareVersionsRequest, _trainer_pb2.CompareVersionsResponse]  # type: ignore[assignment]
     """Two versions by what each held-out query scored, if both were measured on the same questions."""
     Promote: _aio.UnaryStreamMultiCallable[_trainer_pb2.PromoteRequest, _trainer_pb2.PromoteResponse]  # type: ignore[assignment]
@@ -233,7 +239,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.DeleteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.DeleteVersionResponse, _abc.Awaitable[_trainer_pb2.DeleteVersionResponse]]:
-        """Remove a version and its files. FAILED_PRECONDITION: an alias or a promotion still names it."""
+        """Remove a version, and of its job the checkpoints, vectors and the copy of the data; what was
+        measured stays. FAILED_PRECONDITION: an alias or a promotion still names it, or a job that has not
+        ended learns from it.
+        """
 
     @_abc_1.abstractmethod
     def CompareVersions(

@@ -88,10 +88,13 @@ class Columns:
         self._mapped = _map(mapping) if mapping else None
         self.kind: Kind | None = self._mapped.kind if self._mapped else None
         """None: no row has been read."""
+        self.table: tuple[str, ...] = ()
+        """Of the newest table, all columns."""
         self._layouts: dict[tuple[str, ...], _Layout] = {}
 
     def choose(self, names: Sequence[str]) -> list[str]:
         """Return those of a table's columns that mean something to us."""
+        self.table = tuple(names)
         if self._mapped:
             wanted = {*self._mapped.fields.values(), *self._mapped.negatives}
             return [name for name in names if name in wanted]

@@ -4,6 +4,7 @@ A source is a file, or the files of a folder. Every problem has its file and lin
 and a reason that never holds the user's text.
 """
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ from services.trainer.data.rows import read_rows
 
 _MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read
 MAX_EXAMPLES = 5_000_000
+_MISSING = re.compile(r': ("[^"]+") is missing$')
+# A CSV file without a header has texts in its place.
+_NAME = re.compile(r"[\w.-]{1,40}")
 NAMES: dict[Kind, str] = {
     "pairs": "pairs", "scored": "scored pairs", "labelled": "labelled texts",
 }  # fmt: skip
@@ -89,6 +93,7 @@ def read_dataset(
     examples: list[Example] = []
     places = Places()
     problems: list[str] = []
+    fields: tuple[str, ...] = ()
     for file in files:
         places.names.append(file.name)
         places.begins.append(len(examples))
@@ -100,15 +105,17 @@ def read_dataset(
                 raise InvalidRequest(f"{file.name}:{row.line}: {error.message}", param) from error
             if isinstance(found, str):
                 problems.append(f"{file.name}:{row.line}: {found}")
+                fields = fields or reader.table or tuple(row.values)
                 if len(problems) == _MAX_PROBLEMS:
-                    raise _wrong([*problems, "and perhaps more"], param)
+                    problems.append("and perhaps more")
+                    raise _wrong(problems if examples else _brief(problems, fields), param)
                 continue
             examples.extend(found)
             places.lines.extend([row.line] * len(found))
             if len(examples) > max_examples:
                 raise InvalidRequest(f"{param} must hold at most {max_examples:,} examples", param)
     if problems:
-        raise _wrong(problems, param)
+        raise _wrong(problems if examples else _brief(problems, fields), param)
     kind: Kind = reader.kind or "pairs"
     if len(examples) < MIN_PAIRS:
         raise InvalidRequest(
@@ -117,6 +124,19 @@ def read_dataset(
             param,
         )
     return Dataset(kind, examples, places)
+
+
+def _brief(problems: list[str], fields: Sequence[str]) -> list[str]:
+    """Return one line for all rows where every one lacks the same field: others are there."""
+    lacking = [found[1] for line in problems if (found := _MISSING.search(line))]
+    if (
+        len(lacking) < 2
+        or len(set(lacking)) > 1
+        or len(lacking) < min(len(problems), _MAX_PROBLEMS)
+    ):
+        return problems
+    names = ", ".join(name for name in fields if _NAME.fullmatch(name)) or "none with a name"
+    return [f"{problems[0]}, and in the {len(lacking) - 1} rows after; their fields: {names}"]
 
 
 def _wrong(problems: Sequence[str], param: str) -> InvalidRequest:

@@ -12,8 +12,7 @@ from pathlib import Path
 from services.shared.card import read_card
 from services.shared.errors import InvalidRequest
 from services.shared.files import Files
-from services.shared.folder import DEFAULT_MODEL, default_id, locate
-from services.shared.safety import check_folder, has_two_towers
+from services.shared.folder import DEFAULT_MODEL, default_id
 from services.trainer.data.checks import Checked, check
 from services.trainer.data.columns import check_columns
 from services.trainer.data.data_report import read_report, write_report
@@ -24,8 +23,14 @@ from services.trainer.data.pictures import PICTURES, Pictures
 from services.trainer.data.questions import ask, check_asked, check_learnable, keep_aside
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
 from services.trainer.data.sources import Sources, without_query
+from services.trainer.jobs.bases import (
+    check_method,
+    locate_base,
+    locate_teacher,
+    refuse_pictures,
+)
 from services.trainer.jobs.events import Event, EventLog
-from services.trainer.jobs.hyperparameters import PICTURE_METHODS, Method, Wanted, fill
+from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     TRAINING,
@@ -36,10 +41,13 @@ from services.trainer.jobs.spec import (
     Spec,
     spec_path,
 )
-from services.trainer.results.layout import full_width, network_weights, takes_pictures
+from services.trainer.results.layout import check_exportable, full_width
 from services.trainer.settings import TrainerSettings
+from services.trainer.training.accelerator import why_no_kernel
 
 MAX_KEY_LENGTH = 128
+# What requests did not have at first, and their hyperparameters.
+_LATER, _LATER_SETTINGS = {"columns", "mining", "teacher"}, {"onnx", "loss_kernel"}
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -62,6 +70,8 @@ class JobRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
     """From a field of the files to its role, see `columns.py`; empty: told by their names."""
     mining: Mining | None = None
+    teacher: str = ""
+    """Where the teacher lies, if the hyperparameters name a model that a job has made."""
 
     @property
     def owner(self) -> str:
@@ -73,9 +83,11 @@ class JobRequest:
 
         Fields that came later count if they are used: a key keeps its job over an upgrade.
         """
-        values = asdict(self) | {"hyperparameters": self.hyperparameters.model_dump()}
+        hyper = self.hyperparameters.model_dump()
+        hyper = {k: v for k, v in hyper.items() if v or k not in _LATER_SETTINGS}
+        values = asdict(self) | {"hyperparameters": hyper}
         values |= {"mining": self.mining.model_dump() if self.mining else None}
-        values = {k: v for k, v in values.items() if v or k not in ("columns", "mining")}
+        values = {k: v for k, v in values.items() if v or k not in _LATER}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -171,11 +183,15 @@ class Drafts:
 
     def _model_spec(self, request: JobRequest, folder: Path) -> Spec:
         source = request.base_model or DEFAULT_MODEL
-        base = _locate(source)
+        base = locate_base(source)
         full = full_width(base)
-        _check_method(request.hyperparameters, base)
-        teacher = _locate_teacher(request.hyperparameters.teacher, full)
-        refusal = _refuse_pictures(request.hyperparameters.method, base)
+        check_method(request.hyperparameters, base)
+        if request.hyperparameters.onnx:
+            check_exportable(base)
+        if request.hyperparameters.loss_kernel:
+            self._check_kernel()
+        teacher = locate_teacher(request.teacher or request.hyperparameters.teacher, full)
+        refusal = refuse_pictures(request.hyperparameters.method, base)
         checked = self._read_data(request, folder, refusal)
         examples = _training_examples(request, checked)
         if request.hyperparameters.early_stopping:
@@ -190,11 +206,24 @@ class Drafts:
             model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",
             data_name=self._sources.name(request.training_file, "training_file"),
             kind=checked.report.kind,
+            columns=dict(request.columns),
             mining=request.mining,
             hyperparameters=fill(request.hyperparameters, full, len(examples)),
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
+
+    def _check_kernel(self) -> None:
+        """Refuse the loss kernel where jobs have no accelerator."""
+        is_here = self._settings.launcher == "local"
+        reason = why_no_kernel() if is_here else ""
+        if not is_here and not self._settings.kubernetes_gpus:
+            reason = "jobs' pods have no GPUs (MATRYOSHKA_TRAINER_KUBERNETES_GPUS)"
+        if reason:
+            raise InvalidRequest(
+                f"hyperparameters.loss_kernel must be left out: {reason}",
+                "hyperparameters.loss_kernel",
+            )
 
     def _nest_spec(self, request: JobRequest, folder: Path) -> Spec:
         count, full = self._fetch_vectors(
@@ -291,6 +320,11 @@ def _check_kind(request: JobRequest, kind: Kind) -> None:
             f"mine_negatives must be left out for {NAMES[kind]}: only pairs have negatives",
             "mine_negatives",
         )
+    if request.hyperparameters.loss_kernel:
+        raise InvalidRequest(
+            f"hyperparameters.loss_kernel must be left out for {NAMES[kind]}: pairs have it",
+            "hyperparameters.loss_kernel",
+        )
 
 
 def _training_examples(request: JobRequest, checked: Checked) -> Sequence[Example]:
@@ -308,46 +342,6 @@ def _short(folder: Path) -> str:
     return folder.name.removeprefix("job-")[:8]
 
 
-def _check_method(wanted: Wanted, base: Path) -> None:
-    """Refuse LoRA where the model has no such layers."""
-    if wanted.method != "lora":
-        return
-    known = network_weights(base)
-    if not known:
-        raise InvalidRequest("base_model must be a transformer for METHOD_LORA", "base_model")
-    for target in wanted.lora.targets if wanted.lora else ():
-        if not any(name.endswith(f".{target}.weight") for name in known):
-            raise InvalidRequest(
-                "hyperparameters.lora.targets must be last parts of the names of the model's "
-                f"linear layers, for example 'query'; it has none called {target[:64]!r}",
-                "hyperparameters.lora.targets",
-            )
-
-
-def _refuse_pictures(method: Method, base: Path) -> str:
-    """Return why no picture can be trained on; empty: they can."""
-    if method not in PICTURE_METHODS:
-        names = ", ".join(f"METHOD_{name.upper()}" for name in PICTURE_METHODS)
-        return f"METHOD_{method.upper()} learns from texts alone; pictures are for {names}"
-    if not takes_pictures(base):
-        return "the base model reads texts alone; choose one that takes pictures, or leave them out"
-    return ""
-
-
-def _locate_teacher(source: str, full: int) -> str:
-    """Return the teacher's folder; empty for none but the base."""
-    if not source:
-        return ""
-    folder = _locate(source, "hyperparameters.distillation.teacher")
-    if (width := full_width(folder)) < full:
-        raise InvalidRequest(
-            f"hyperparameters.distillation.teacher must make vectors of at least {full} numbers, "
-            f"as many as the base model's; it makes {width}",
-            "hyperparameters.distillation.teacher",
-        )
-    return str(folder)
-
-
 def _check_watchable(examples: Sequence[Example], seed: int) -> None:
     """Refuse early stopping where nothing can be kept aside to ask."""
     try:
@@ -359,18 +353,3 @@ def _check_watchable(examples: Sequence[Example], seed: int) -> None:
             "kept aside to ask, as shared texts tie all of it together, or a part tells nothing",
             "hyperparameters.early_stopping",
         ) from error
-
-
-def _locate(source: str, param: str = "base_model") -> Path:
-    try:
-        base = locate(source)
-        check_folder(base)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{param}: {error.message}", param) from error
-    if has_two_towers(base):
-        raise InvalidRequest(
-            f"{param} must have one tower for queries and documents; a two-tower model can be "
-            "served, not trained",
-            param,
-        )
-    return base

@@ -32,6 +32,8 @@ class Event:
     gradient_norm: float = 0.0
     tokens: int = 0
     """That went through a text model in training since the process began."""
+    utilization: float = 0.0
+    """Share of the machine's peak since the event before, 0..1; 0.0: not known."""
     steps_per_second: float = 0.0
     seconds_left: float = 0.0
 

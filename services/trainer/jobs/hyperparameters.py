@@ -17,6 +17,8 @@ Student = Literal["base", "static"]
 
 MAX_STEPS = 1_000_000
 MAX_BATCH = 16_384  # its square of cosines is 1 GiB
+MAX_KERNEL_BATCH = 65_536
+"""With the loss kernel, which holds no square."""
 MAX_DIMS = 64
 MAX_WEIGHT = 1e6
 _EVALUATED_MULTIPLE = 8
@@ -92,6 +94,10 @@ class Wanted(BaseModel):
     student: Student | None = None
     teacher: str = ""
     """A model folder or hub id; empty: the base model."""
+    onnx: bool = False
+    """Whether the finished model is there as ONNX too."""
+    loss_kernel: bool = False
+    """Whether `training/loss_kernel.py` computes the loss: on an accelerator only."""
 
 
 class Hyperparameters(BaseModel):
@@ -119,6 +125,8 @@ class Hyperparameters(BaseModel):
     early_stopping: EarlyStopping | None = None
     student: Student | None = None
     teacher: str = ""
+    onnx: bool = False
+    loss_kernel: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -217,6 +225,8 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         early_stopping=_fill_stopping(wanted.early_stopping, (*dims, full), steps),
         student=student,
         teacher=wanted.teacher,
+        onnx=wanted.onnx,
+        loss_kernel=wanted.loss_kernel,
     )
 
 
@@ -233,6 +243,10 @@ def _check_bounds(wanted: Wanted) -> None:
         raise _wrong(
             "early_stopping", "be left out for METHOD_NEST, and so evaluated_dims and dim_weights"
         )
+    if wanted.onnx and (method in ("nest", "static") or wanted.student == "static"):
+        raise _wrong("onnx", "be left out for METHOD_NEST and for tables: they make no network")
+    if wanted.loss_kernel and method not in ("full", "lora"):
+        raise _wrong("loss_kernel", "be left out for a method other than METHOD_FULL, METHOD_LORA")
     if not 0 <= wanted.steps <= MAX_STEPS:
         raise _wrong("steps", f"be from 0 to at most {MAX_STEPS}, got {wanted.steps}")
     if not 0 <= wanted.seed < 2**64:
@@ -244,8 +258,9 @@ def _check_bounds(wanted: Wanted) -> None:
         raise _wrong(
             "learning_rate_multiplier", "be from 0 to 1000, and left out beside learning_rate"
         )
-    if wanted.batch_size < 0 or wanted.batch_size == 1 or wanted.batch_size > MAX_BATCH:
-        raise _wrong("batch_size", f"be between 2 and {MAX_BATCH}, got {wanted.batch_size}")
+    most = MAX_KERNEL_BATCH if wanted.loss_kernel else MAX_BATCH
+    if wanted.batch_size < 0 or wanted.batch_size == 1 or wanted.batch_size > most:
+        raise _wrong("batch_size", f"be between 2 and {most}, got {wanted.batch_size}")
     rate = wanted.learning_rate
     if not math.isfinite(rate) or not 0 <= rate <= 1:
         raise _wrong("learning_rate", f"be above 0 and at most 1, got {rate}")

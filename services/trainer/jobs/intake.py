@@ -107,17 +107,19 @@ class Intake:
 
     def _find_models(self, wanted: JobRequest) -> JobRequest:
         """Put folders in the place of models that jobs have made."""
-        hyper = wanted.hyperparameters
-        teacher = self._find_model(hyper.teacher, wanted.tenant, "hyperparameters.teacher")
+        teacher = wanted.hyperparameters.teacher
         return replace(
             wanted,
             base_model=self._find_model(wanted.base_model, wanted.tenant, "base_model"),
-            hyperparameters=hyper.model_copy(update={"teacher": teacher}),
+            teacher=self._find_model(teacher, wanted.tenant, "hyperparameters.teacher"),
         )
 
     def _find_model(self, source: str, tenant: str | None, param: str) -> str:
         if source and (job := self._jobs.find_model(source, tenant)):
-            return str(self._folder / job.id / MODEL)
+            folder = self._folder / job.id / MODEL
+            if not folder.exists():
+                raise InvalidRequest(f"{param} must be there; {source!r} was deleted", param)
+            return str(folder)
         if tenant is not None and source not in ("", DEFAULT_MODEL):
             raise InvalidRequest(
                 f"{param} must be {DEFAULT_MODEL!r}, or the id of a model that a job of yours has "

@@ -38,6 +38,8 @@ class Progress:
             for dim, loss in event.loss.items():
                 self._metrics.loss.labels(str(dim)).set(loss)
             self._metrics.gradient_norm.set(event.gradient_norm)
+            if event.utilization:
+                self._metrics.flops_utilization.set(event.utilization)
 
     def show_quality(self) -> None:
         """Show what each size keeps, once the job has succeeded."""

@@ -1,8 +1,8 @@
 """What jobs leave on the disk, and what of it goes when it is too much.
 
 Checkpoints, vectors and pictures to learn from go first, those of the oldest ended jobs before
-others; models, reports and events stay until somebody removes the folder. When that is not enough,
-no new job is taken.
+others; models and the copies of their training data stay until their version is deleted, and the
+record of a job until somebody removes the folder. When that is not enough, no new job is taken.
 """
 
 import logging
@@ -15,7 +15,7 @@ from services.shared.errors import Overloaded
 from services.trainer.data.pictures import PICTURES
 from services.trainer.jobs.rows import ENDED, State
 from services.trainer.jobs.runner import drop_vectors
-from services.trainer.jobs.spec import CHECKPOINTS, VECTORS
+from services.trainer.jobs.spec import CHECKPOINTS, RECORD, VECTORS
 from services.trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Retention:
         if self._num_bytes > self._max_bytes:
             raise FoldersFull(
                 f"the jobs' folders take {self._num_bytes} bytes of at most {self._max_bytes}, "
-                "without anything that could go; an operator must remove models of old jobs, or "
+                "without anything that could go; an operator must delete versions of models, or "
                 "raise MATRYOSHKA_TRAINER_MAX_FOLDERS_BYTES"
             )
 
@@ -81,6 +81,21 @@ class Retention:
                     shutil.rmtree(path, ignore_errors=True)
             elif states[path.name] in ENDED:
                 drop_vectors(path)
+
+
+def keep_record(folder: Path) -> int:
+    """Remove all of an ended job but what says what it was and what it measured.
+
+    Returns:
+        Bytes that were freed.
+    """
+    before = _size(folder)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in RECORD:
+            path.unlink(missing_ok=True)
+    return before - _size(folder)
 
 
 def _thin(folder: Path) -> int:

@@ -102,8 +102,7 @@ class Runner:
 
     async def forget(self, job_id: str) -> None:
         """Remove what is not needed of a job that has ended."""
-        await asyncio.to_thread(drop_vectors, self._folder / job_id)
-        (self._folder / job_id / RESERVE).unlink(missing_ok=True)
+        await asyncio.to_thread(_drop_unneeded, self._folder / job_id)
         await self._launcher.forget(job_id)
 
     async def run(self, job: Job) -> None:
@@ -183,8 +182,7 @@ class Runner:
             if found := await asyncio.to_thread(_read_outcome, folder):
                 return found
             try:
-                (folder / LEASE).touch()
-                _reserve(folder)
+                await asyncio.to_thread(_prepare, folder)
                 code = await self._launcher.run(folder)
             except OSError as error:
                 if not is_disk_full(error):
@@ -207,7 +205,7 @@ class Runner:
     async def _wait_for_room(self, job_id: str) -> None:
         log.warning("job %s waits: the disk with its folder is full", job_id)
         with contextlib.suppress(OSError):
-            (self._folder / job_id / RESERVE).unlink(missing_ok=True)
+            await asyncio.to_thread((self._folder / job_id / RESERVE).unlink, missing_ok=True)
             message = "the disk is full; the job goes on when there is room"
             await asyncio.to_thread(append_event, self._folder / job_id, "running", message)
         await asyncio.sleep(self._disk_wait_s / _DISK_LOOKS)
@@ -249,7 +247,8 @@ class Runner:
         if outcome.state == "failed":
             self._metrics.failures.labels(outcome.code).inc()
         if rate := await asyncio.to_thread(_steps_per_second, folder):
-            self._metrics.step_seconds.labels(_method(folder)).observe(1 / rate)
+            method = await asyncio.to_thread(_method, folder)
+            self._metrics.step_seconds.labels(method).observe(1 / rate)
 
 
 def brief(error: Exception) -> str:
@@ -266,10 +265,16 @@ def append_event(folder: Path, status: State, message: str) -> None:
             events.append(Event(status=status, message=message))
 
 
-def _reserve(folder: Path) -> None:
-    """Keep a little room, so that a job on a full disk can say so."""
+def _prepare(folder: Path) -> None:
+    """Say that the job is held, and keep a little room, so that on a full disk it can say so."""
+    (folder / LEASE).touch()
     with contextlib.suppress(OSError):
         (folder / RESERVE).write_bytes(bytes(_RESERVE_BYTES))
+
+
+def _drop_unneeded(folder: Path) -> None:
+    drop_vectors(folder)
+    (folder / RESERVE).unlink(missing_ok=True)
 
 
 def drop_vectors(folder: Path) -> None:

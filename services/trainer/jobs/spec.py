@@ -52,7 +52,14 @@ LOCK = "lock"
 LEASE = "lease"
 RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
-VECTORS = ("vectors", "vectors-after")
+VECTORS = ("vectors", "vectors-after", "vectors-teacher")
+RECORD = frozenset(
+    {
+        "spec.json", "result.json", "result_files.json", "error.json", "data.json", "events.jsonl",
+        LOCK, LOG, METRICS, PLOT, REPORT, REPORT_PAGE, SCORES_BEFORE, SCORES_AFTER,
+    }
+)  # fmt: skip
+"""What stays of a job whose model was deleted."""
 
 M = TypeVar("M", bound="JsonFile")
 
@@ -103,6 +110,8 @@ class Spec(JsonFile):
     """What the user calls the training data."""
     kind: Kind = "pairs"
     """Of the training data, and of the validation data."""
+    columns: dict[str, str] = {}
+    """As the caller mapped them; empty: told by their names."""
     mining: Mining | None = None
     hyperparameters: Hyperparameters
     threads: int

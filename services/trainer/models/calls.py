@@ -56,8 +56,9 @@ class ModelCalls:
     ) -> pb.DeleteVersionResponse:
         version = await asyncio.to_thread(self._registry.get, request.id)
         await asyncio.to_thread(self._promotions.check_free, version.id)
-        await asyncio.to_thread(self._registry.delete, version.id)
-        return pb.DeleteVersionResponse()
+        freed = await asyncio.to_thread(self._registry.delete, version.id)
+        folder = self._registry.model_dir(version.job_id).parent
+        return pb.DeleteVersionResponse(freed_bytes=freed, job_dir=str(folder))
 
     async def CompareVersions(
         self, request: pb.CompareVersionsRequest, context: _Context

@@ -1,9 +1,11 @@
 """The encoder, as a promotion sees it: it loads a model, and points a name at it."""
 
+import contextlib
+
 import grpc
 from pydantic import SecretStr
 
-from services.shared.errors import NotFound, peer_errors
+from services.shared.errors import NotFound, WrongState, peer_errors
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
@@ -46,6 +48,15 @@ class EncoderClient:
                 metadata=self._metadata,
             )
         return answer.model.space_id
+
+    async def unload(self, model_id: str) -> None:
+        """Stop serving a model, unless a name points at it; harmless if it is gone."""
+        with contextlib.suppress(NotFound, WrongState), peer_errors("encoder"):
+            await self._stub.UnloadModel(
+                pb.UnloadModelRequest(id=model_id),
+                timeout=self._timeout_s,
+                metadata=self._metadata,
+            )
 
     async def set_alias(self, alias: str, model_id: str) -> None:
         """Point a name at a loaded model."""

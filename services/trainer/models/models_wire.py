@@ -87,6 +87,8 @@ def write_promotion(promotion: Promotion) -> pb.Promotion:
         created_at=int(promotion.created_at),
         updated_at=int(promotion.updated_at),
         step=promotion.step,
+        done=promotion.done,
+        total=promotion.total,
     )
 
 

@@ -260,6 +260,10 @@ class Promoter:
     async def _load(self, promotion: Promotion) -> Promotion:
         version = await asyncio.to_thread(self._registry.get, promotion.version_id)
         folder = self._registry.model_dir(version.job_id)
+        if not promotion.loads and not await self._encoder.model_of(version.id):
+            promotion = await self._note(promotion, loads=True)
+            if promotion.state != "loading":  # somebody has given it up meanwhile
+                return promotion
         space_id = await self._encoder.load(str(folder), version.id)
         if space_id != version.space_id:
             raise WrongState(
@@ -296,7 +300,9 @@ class Promoter:
             step = f"{target.alias}: {found.step}"
             if found.total:
                 step += f" {found.done:,} of {found.total:,}"
-            promotion = await self._note(promotion, step=step, error="")
+            promotion = await self._note(
+                promotion, step=step, done=found.done, total=found.total, error=""
+            )
             await asyncio.sleep(_POLL_S)
 
     async def _switch(self, promotion: Promotion) -> Promotion:
@@ -319,6 +325,7 @@ class Promoter:
 
     async def _back(self, promotion: Promotion) -> Promotion:
         await self._restore(promotion)
+        await self._unload(promotion)
         return await self._note(promotion, state="rolled_back", step="", error="")
 
     async def _restore(self, promotion: Promotion) -> None:
@@ -334,10 +341,23 @@ class Promoter:
             if found is not None and (found.step or found.error):
                 await self._router.give_up(target.target)
 
+    async def _unload(self, promotion: Promotion) -> None:
+        """Free the encoder of what was loaded for nothing, if nobody has come to use it."""
+        version_id = promotion.version_id
+        others = await asyncio.to_thread(self._promotions.is_served, version_id, promotion.id)
+        if not promotion.loads or others:
+            return
+        try:
+            if not await self._router.uses(version_id):
+                await self._encoder.unload(version_id)
+        except ServiceError as error:  # it takes memory, and harms nobody
+            log.warning("%s stays loaded in the encoder: %s", version_id, error.message)
+
     async def _fail(self, promotion: Promotion, message: str) -> Promotion:
         """Give a promotion up, with what is served as before."""
         try:
             await self._restore(promotion)
+            await self._unload(promotion)
         except ServiceError as error:
             message += f"; what was filled could not be removed: {error.message}"
         return await self._note(promotion, state="failed", error=message)

@@ -20,7 +20,8 @@ State = Literal[
 ]  # fmt: skip
 WORKING: tuple[State, ...] = ("checking", "loading", "migrating", "switching", "rolling_back")
 """States in which there is something to do without being asked."""
-ENDED: tuple[State, ...] = ("done", "refused", "rolled_back", "failed")
+GIVEN_UP: tuple[State, ...] = ("refused", "rolled_back", "failed")
+ENDED: tuple[State, ...] = ("done", *GIVEN_UP)
 
 
 class Target(BaseModel):
@@ -57,7 +58,12 @@ class Promotion(BaseModel):
     error: str = ""
     previous: str = ""
     """What the encoder's alias named before; "": nothing."""
+    loads: bool = False
+    """Whether the encoder had not loaded the version before."""
     step: str = ""
+    done: int = 0
+    """Points of the collection that is being filled, and how many there are."""
+    total: int = 0
 
     def asks_for_the_same(self, other: "Promotion") -> bool:
         """Whether another promotion would do what this one does."""
@@ -184,6 +190,16 @@ class Promotions:
         for promotion in self.open():
             if promotion.version_id == version_id:
                 raise WrongState(f"{version_id} is part of {promotion.id}; end that first")
+
+    def is_served(self, version_id: str, but: str) -> bool:
+        """Whether a promotion of the version, another than `but`, is under way or done."""
+        with self._database.reading() as session:
+            query = select(_PromotionRow.id).where(
+                _PromotionRow.version_id == version_id,
+                _PromotionRow.id != but,
+                _PromotionRow.state.not_in(GIVEN_UP),
+            )
+            return session.scalar(query.limit(1)) is not None
 
     def update(self, promotion_id: str, only_in: tuple[State, ...], **values: object) -> Promotion:
         """Change what is noted of a promotion, if its state is one of these; NotFound.

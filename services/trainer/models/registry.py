@@ -4,7 +4,6 @@ A version is read from its job's folder the first time it is asked for after the
 no kill comes between the two. Everything here is synchronous and short; callers run it in a thread.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from services.shared.errors import InvalidRequest, NotFound, WrongState
 from services.shared.paging import Page, Paging
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.jobs.jobs import Jobs
+from services.trainer.jobs.retention import keep_record
+from services.trainer.jobs.rows import ENDED
 from services.trainer.jobs.spec import (
     MODEL,
     REPORT,
@@ -148,12 +149,15 @@ class Registry:
             else:
                 row.version_id = version.id
 
-    def delete(self, version_id: str) -> None:
-        """Remove a version and its files; of its job, what was measured stays.
+    def delete(self, version_id: str) -> int:
+        """Remove a version, and of its job all but the record: settings, events, report.
+
+        Returns:
+            Bytes that were freed.
 
         Raises:
             NotFound: there is none.
-            WrongState: an alias points at it.
+            WrongState: an alias points at it, or a job that has not ended learns from it.
         """
         self._add_new()
         with self._database.transaction() as session:
@@ -164,9 +168,21 @@ class Registry:
                     f"alias {named.alias!r} points at {row.id}; move it before the version is "
                     "deleted"
                 )
+            self._check_unused(row)
             # The row last: a deletion that was cut off can be asked for again.
-            shutil.rmtree(self.model_dir(row.job_id), ignore_errors=True)
+            freed = keep_record(self._folder / row.job_id)
             row.is_deleted = True
+            return freed
+
+    def _check_unused(self, row: _VersionRow) -> None:
+        model_dir = str(self.model_dir(row.job_id))
+        for job_id, state in self._jobs.states().items():
+            spec = None if state in ENDED else Spec.read(spec_path(self._folder / job_id))
+            if spec and model_dir in (spec.base_dir, spec.teacher_dir):
+                raise WrongState(
+                    f"{job_id}, which has not ended, learns from {row.id}; cancel the job, or wait "
+                    "for its end"
+                )
 
     def model_dir(self, job_id: str) -> Path:
         """Return the folder of a job's model."""

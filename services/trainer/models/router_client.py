@@ -64,6 +64,14 @@ class RouterClient:
             error=change.error,
         )
 
+    async def uses(self, model: str) -> bool:
+        """Whether a collection lies in a model's space."""
+        with peer_errors("router"):
+            answer = await self._stub.ListCollections(
+                pb.ListCollectionsRequest(), timeout=self._timeout_s, metadata=self._metadata
+            )
+        return any(collection.model == model for collection in answer.collections)
+
     async def migrate(self, alias: str, target: str, model: str, watches: bool) -> None:
         """Begin to fill a target that then waits to be switched to; it goes on by itself."""
         request = pb.MigrateCollectionRequest(

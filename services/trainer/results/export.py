@@ -29,6 +29,7 @@ from services.trainer.results.layout import (
     write_modules,
 )
 from services.trainer.results.measure import measure_byte_ranges
+from services.trainer.results.onnx_model import FILENAME, write_onnx
 from services.trainer.results.report import markdown_table
 from services.trainer.training.checkpoint import publish
 from services.trainer.training.encode import encode
@@ -144,6 +145,7 @@ def finish(
     probe: tuple[Sequence[Item], Array],
     vector_sets: Sequence[Array] = (),
     role: Role = "document",
+    with_onnx: bool = False,
 ) -> Card:
     """Complete a folder with configs, card and README, check it, and move it to its place.
 
@@ -157,6 +159,7 @@ def finish(
         probe: documents and the vectors that the evaluation used for them.
         vector_sets: full vectors of queries and of documents, for the card's byte ranges.
         role: of the probe's documents.
+        with_onnx: whether the model is to be there as ONNX too.
 
     Raises:
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
@@ -181,6 +184,9 @@ def finish(
     (folder / "README.md").write_text(_readme(card, quality), encoding="utf-8")
     check_folder(folder)
     _check_vectors(folder, *probe, role)
+    if with_onnx:
+        texts = [item for item in probe[0] if isinstance(item, str)]
+        write_onnx(folder, folder / FILENAME, texts)
     if target.exists():
         shutil.rmtree(target)
     publish(folder, target)

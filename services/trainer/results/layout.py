@@ -4,7 +4,9 @@ Folders come in two spellings (before and after sentence-transformers 5.4). Both
 is written carries both, as other servers know only the older one.
 """
 
+import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ _POOLING_FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ONNX = "hyperparameters.onnx"
+# A file of protobuf cannot be longer, and the weights are in it.
+_MAX_BYTES = 2**31
 
 
 def read_modules(folder: Path) -> list[tuple[str, Path]]:
@@ -84,6 +91,42 @@ def network_weights(folder: Path) -> list[str]:
         with safe_open(file, framework="numpy") as weights:
             names += weights.keys()
     return names
+
+
+def check_exportable(base: Path) -> None:
+    """Refuse what cannot become ONNX, told from files alone.
+
+    Raises:
+        InvalidRequest: packages are absent, or the model is no transformer, reads more than texts,
+            or is too large.
+    """
+    if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise InvalidRequest(
+            f"{_ONNX} must be left out, or matryoshka-suite[onnx] be installed with the trainer: "
+            f"it lacks {', '.join(absent)}",
+            _ONNX,
+        )
+    name, path = read_modules(base)[0]
+    if name != "Transformer":
+        raise InvalidRequest(f"{_ONNX} must be left out: base_model is no transformer", _ONNX)
+    if takes_pictures(base):
+        raise InvalidRequest(f"{_ONNX} must be left out: base_model takes pictures too", _ONNX)
+    if _num_bytes(path) >= _MAX_BYTES:
+        raise InvalidRequest(
+            f"{_ONNX} must be left out: base_model has more than 2 GiB of weights in float32, and "
+            "one ONNX file cannot hold them",
+            _ONNX,
+        )
+
+
+def _num_bytes(module: Path) -> int:
+    """Return the bytes of a module's weights in float32, without loading them."""
+    total = 0
+    for path in module.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as weights:
+            names = weights.keys()
+            total += sum(4 * math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def pooling_modes(config: dict[str, Any]) -> list[str]:

@@ -49,6 +49,7 @@ class FullModel:
         dims: sizes to train for, ascending; the last is the full one.
         passes: how texts go through the model; None: in parts of `TOKENS_AT_ONCE`, in float32.
         parameters: what is trained, under its names; None: all weights.
+        with_kernel: whether `loss_kernel.py` computes the loss.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class FullModel:
         dims: Sequence[int],
         passes: Passes | None = None,
         parameters: dict[str, torch.nn.Parameter] | None = None,
+        with_kernel: bool = False,
     ) -> None:
         self._model = model
         self._dims = tuple(dims)
+        self._with_kernel = with_kernel
         self._passes = passes or Passes(model, TOKENS_AT_ONCE)
         # Texts that count as the same have the same number.
         keys = {t: text_key(t) for p in pairs for t in (p.anchor, p.positive, *p.negatives)}
@@ -117,6 +120,11 @@ class FullModel:
             torch.cat([anchors_B, torch.full_like(extra_E, -1)]), torch.cat([positives_B, extra_E]),
         )  # fmt: skip
         labels_S = torch.arange(share.start, share.stop, device=device)
+        if self._with_kernel:
+            # Not at the top: it is installed with the extra `kernel` only.
+            from services.trainer.training.loss_kernel import kernel_loss
+
+            return kernel_loss(queries_SD, documents_ND, self._dims, numbers, SCALE, labels_S)
         # Labels only: the teacher would be the model itself, which is about to change.
         return nested_loss(queries_SD, documents_ND, self._dims, None, numbers, SCALE, labels_S)
 

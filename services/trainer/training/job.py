@@ -5,7 +5,7 @@ Shapes: Q queries, N documents, A other texts, P pairs, D full width.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from services.trainer.training.adaptor import Rows, Vectors
 from services.trainer.training.encode import encode_kept
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.train import Trainee, plan, train
+from services.trainer.training.utilization import Utilization
 from services.trainer.training.watch import Watch
 
 _EVENT_INTERVAL_S = 0.5
@@ -160,6 +161,7 @@ class Job:
         num_pairs: int,
         watched: Questions | None,
         encode: Callable[[Questions], tuple[Array, Array]],
+        utilization: Utilization | None = None,
     ) -> tuple[float, float]:
         """Train to the end; return the seconds it took and the last event's steps per second.
 
@@ -168,6 +170,7 @@ class Job:
             num_pairs: that it learns from.
             watched: what it is asked to see when to stop; None: it does not stop early.
             encode: returns the vectors of queries and documents by the trainee as it is.
+            utilization: told of with each step's event; None: no text goes through a model.
         """
         hyper = self.spec.hyperparameters
         checkpoints = self.folder / "checkpoints"
@@ -180,7 +183,13 @@ class Job:
             watch = Watch(stopping, score, checkpoints / "best", self.metric)
         begin = time.monotonic()
         course = plan(hyper, num_pairs, self.spec.checkpoint_steps)
-        train(trainee, course, checkpoints, self.events.append, self.interrupt, watch)
+
+        def on_event(event: Event) -> None:
+            if utilization and event.loss:
+                event = replace(event, utilization=utilization.look())
+            self.events.append(event)
+
+        train(trainee, course, checkpoints, on_event, self.interrupt, watch)
         last = self.events.last
         return time.monotonic() - begin, last.steps_per_second if last else 0.0
 

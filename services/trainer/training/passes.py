@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from services.shared.flops import Cost
 from services.shared.model import TextModel
 from services.shared.packing import Tokens, split_by_tokens
 
@@ -38,12 +39,18 @@ class Passes:
     ) -> None:
         self._model = model
         self._tokens_at_once = tokens_at_once
-        self._arithmetic = arithmetic
+        self.arithmetic = arithmetic
+        tower = model.tower("none")
+        self.is_static, self.device = tower.is_static, model.device
+        self._cost = Cost.of(tower.network)
         self.num_tokens = 0
+        self.num_flops = 0.0
+        """Operations that one forward pass over all texts so far needed."""
 
     def __call__(self, texts: Sequence[Tokens]) -> torch.Tensor:
         """Return vectors_BD after the pre-op, float32, with gradients, rows as `texts`."""
         self.num_tokens += sum(map(len, texts))
+        self.num_flops += sum(self._cost.flops(len(tokens)) for tokens in texts)
         parts = self._split(texts)
         vectors = [self._run_later(part) if len(parts) > 1 else self._run(part) for part in
                    ([texts[row] for row in rows] for rows in parts)]  # fmt: skip
@@ -63,7 +70,7 @@ class Passes:
 
     def _run(self, part: Sequence[Tokens]) -> torch.Tensor:
         device = torch.device(self._model.device).type
-        is_half = self._arithmetic == "bfloat16"
+        is_half = self.arithmetic == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=is_half):
             return self._model.forward(part).float()
 

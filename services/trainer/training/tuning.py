@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 
+from services.shared.errors import ServiceError
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results import export
 from services.trainer.training import start
+from services.trainer.training.accelerator import why_no_kernel
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.distill import Distill, teachers_axes
@@ -27,6 +29,7 @@ from services.trainer.training.lora import LoraLayers
 from services.trainer.training.passes import Arithmetic, Passes, best_arithmetic
 from services.trainer.training.texts import ModelTexts
 from services.trainer.training.train import Trainee
+from services.trainer.training.utilization import Utilization
 
 _NEVER = 2**62  # more tokens than there are: all at once
 
@@ -41,11 +44,14 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
         documents_ND: and of all documents.
     """
     hyper = job.spec.hyperparameters
+    if hyper.loss_kernel and (reason := why_no_kernel()):  # the service may run elsewhere
+        raise ServiceError(f"the loss kernel cannot run here: {reason}; leave loss_kernel out")
     teacher = _teacher(job, base, documents_ND) if hyper.student else None
     model = _start(job, base, documents_ND, teacher)
     rows, watched = job.learn_and_watch()
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
-    trainee = _trainee(job, model, teacher, rows, lora.parameters if lora else None)
+    passes = choose_passes(job.folder, hyper, model)
+    trainee = _trainee(job, model, passes, teacher, rows, lora.parameters if lora else None)
 
     def encode_watched(asked: Questions) -> tuple[Array, Array]:
         model.transformer.eval()
@@ -54,7 +60,8 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
         model.transformer.train()
         return queries_QD, documents_ND
 
-    seconds, rate = job.train(trainee, len(rows), watched, encode_watched)
+    utilization = Utilization(passes, is_frozen=lora is not None)
+    seconds, rate = job.train(trainee, len(rows), watched, encode_watched, utilization)
     if lora:
         lora.merge()
     model.transformer.eval()
@@ -76,20 +83,22 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
 def _trainee(
     job: Job,
     model: TextModel,
+    passes: Passes,
     teacher: Vectors | None,
     rows: Sequence[int],
     parameters: dict[str, torch.nn.Parameter] | None,
 ) -> Trainee:
     """Return what learns from some of the training examples."""
     hyper = job.spec.hyperparameters
-    passes = choose_passes(job.folder, hyper, model)
     if job.spec.kind != "pairs":
         examples = [job.data.training[row] for row in rows]
         texts = ModelTexts(model, distinct_texts(examples), passes, parameters)
         return learn_grades(examples, texts, hyper.trained_dims)
     all_pairs = job.pairs
     pairs = [all_pairs[row] for row in rows]
-    learned = FullModel(model, pairs, hyper.trained_dims, passes, parameters)
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, passes, parameters, with_kernel=hyper.loss_kernel
+    )
     return Distill(learned, teacher.take(rows), hyper.trained_dims) if teacher else learned
 
 

@@ -28,6 +28,7 @@ from services.trainer.data.pictures import Item
 from services.trainer.data.questions import ask
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
+    CHECKPOINTS,
     MODEL,
     PLOT,
     REPORT,
@@ -41,7 +42,7 @@ from services.trainer.jobs.spec import (
     result_path,
     spec_path,
 )
-from services.trainer.results import export, report
+from services.trainer.results import export, onnx_model, report
 from services.trainer.results.evaluate import Scores, means, measure
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
@@ -76,6 +77,8 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     if spec.hyperparameters.method == "nest":
         run_nest(job_dir, spec, interrupt)
         return
+    if spec.hyperparameters.onnx and not (job_dir / CHECKPOINTS).exists():
+        onnx_model.rehearse(Path(spec.base_dir))
     data = _read_data(job_dir, spec)
     job = Job(job_dir, spec, data, ask(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
@@ -111,7 +114,10 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     hyper = spec.hyperparameters
     pairs = [example for example in _read_data(job_dir, spec).training if isinstance(example, Pair)]
     model = TextModel(Path(spec.base_dir), "float32")
-    learned = FullModel(model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model))
+    learned = FullModel(
+        model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model),
+        with_kernel=hyper.loss_kernel,
+    )  # fmt: skip
     course = plan(hyper, len(pairs), spec.checkpoint_steps)
     train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
 
@@ -203,7 +209,7 @@ def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -
     probe = job.questions.documents[:_NUM_PROBES], trained.documents_ND[:_NUM_PROBES]
     card = export.finish(
         folder, job.folder / MODEL, origin, quality, trained.pre_op, trained.max_tokens, probe,
-        [trained.queries_QD, trained.documents_ND], job.roles[1],
+        [trained.queries_QD, trained.documents_ND], job.roles[1], hyper.onnx,
     )  # fmt: skip
     write_atomic(job.folder / SCORES_BEFORE, _npy(before_QKS))
     write_atomic(job.folder / SCORES_AFTER, _npy(after_QKS))
