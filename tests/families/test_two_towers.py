@@ -6,7 +6,7 @@ import pytest
 from services.shared.errors import InvalidRequest
 from services.shared.model import TextModel
 from services.shared.tower import TowerTokens
-from services.trainer.jobs.create import _locate
+from services.trainer.jobs.bases import locate_base
 from tests.families import checkpoints
 
 QUERY, DOCUMENT = "what is the number?", "the number is two"
@@ -85,5 +85,5 @@ def test_towers_of_different_widths_are_refused(folder, tmp_path):
 def test_the_trainer_refuses_two_towers(folder):
     """A job for such a model is refused before anything is queued."""
     with pytest.raises(InvalidRequest, match="served, not trained") as caught:
-        _locate(str(folder))
+        locate_base(str(folder))
     assert caught.value.param == "base_model"
