@@ -24,7 +24,7 @@ from services.cli.model_commands import models
 from services.cli.peer import describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
-from services.shared.keys import KeysError
+from services.shared.keys_file import KeysError
 from services.shared.server import Address, CannotListen, Service, run
 from services.shared.settings import ServerSettings, SettingsError
 

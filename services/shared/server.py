@@ -24,11 +24,13 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
+from services.shared.auth import Scopes
 from services.shared.bodies import Bodies
 from services.shared.connection import Connection
 from services.shared.http import build_app
 from services.shared.interceptors import Door
 from services.shared.keys import Keys
+from services.shared.limits import Limits
 from services.shared.metrics import ServiceMetrics
 from services.shared.settings import ServerSettings
 from services.shared.state import State
@@ -50,6 +52,8 @@ class Service(Protocol):
     open_to_tenants: frozenset[str]
     """What tenants may call: names of RPCs, and routes such as "GET /v1/files". Whatever is not
     among them is for operators."""
+    scopes: Scopes
+    """What each RPC and each route needs of a key; what is not among them needs admin."""
 
     @property
     def metrics(self) -> ServiceMetrics:
@@ -117,12 +121,14 @@ async def run(
         CannotListen: one of the two ports cannot be had.
         KeysError: the keys file cannot be used.
     """
-    keys = Keys(settings.api_key, settings.keys_file)
+    limits = Limits(settings.key_requests_per_minute, settings.key_concurrent_calls)
+    keys = Keys(settings.api_key, settings.keys_file, limits)
     stopping = _catch_signals()
     state = State()
     metrics: dict[str, ServiceMetrics] = {}
     open_to_tenants: dict[str, frozenset[str]] = {}
-    door = Door(metrics, state, keys, open_to_tenants)
+    scopes: dict[str, Scopes] = {}
+    door = Door(metrics, state, keys, open_to_tenants, scopes)
     grpc_server = grpc.aio.server(
         interceptors=[door],
         options=channel_options(settings.max_message_bytes),
@@ -135,6 +141,7 @@ async def run(
     services = build(address)
     metrics.update({service.grpc_name: service.metrics for service in services})
     open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
+    scopes.update({service.grpc_name: service.scopes for service in services})
     health = _add_services(grpc_server, services)
     http_server = _build_http(services, settings, state, registry, keys)
     await health.set_ready(False)
@@ -248,6 +255,7 @@ def _build_http(
         registry,
         keys,
         frozenset().union(*(service.open_to_tenants for service in services)),
+        {call: scope for service in services for call, scope in service.scopes.items()},
     )
     return _Http(
         uvicorn.Config(

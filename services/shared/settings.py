@@ -47,6 +47,10 @@ class ServerSettings(BaseSettings):
     unset: no key is asked for."""
     keys_file: Path | None = None
     """Further keys, an operator's or a tenant's each (`keys.py`), read again when it changes."""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Calls a minute with one key of `keys_file` that says nothing of it; unset: any number."""
+    key_concurrent_calls: int | None = Field(default=None, ge=1)
+    """Calls at once with such a key; unset: any number."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest HTTP body; a longer one is refused before it is read."""
     max_message_bytes: int = Field(default=64 * 2**20, ge=1024)
