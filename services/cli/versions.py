@@ -5,12 +5,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 
@@ -30,7 +29,7 @@ class Trainer:
         return asyncio.run(self._ask(method, request))
 
     async def _ask(self, method: str, request: object) -> Any:  # noqa: ANN401
-        async with grpc.aio.insecure_channel(self.address) as channel:
+        async with connect(self.address) as channel:
             call: Callable[..., Awaitable[Any]]
             call = getattr(pb_grpc.TrainerServiceStub(channel), method)
             return await call(request, metadata=metadata(self.api_key))

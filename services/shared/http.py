@@ -189,13 +189,6 @@ def build_app(
         scopes: what the routes need of a key.
     """
 
-    def livez(_: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    def readyz(_: Request) -> Response:
-        ready = state.is_ready
-        return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
-
     def metrics(_: Request) -> Response:
         page = prometheus_client.generate_latest(registry)
         return Response(page, media_type=prometheus_client.CONTENT_TYPE_PLAIN_0_0_4)
@@ -210,8 +203,7 @@ def build_app(
             guarded.append(route)
     return Starlette(
         routes=[
-            Route("/livez", livez),
-            Route("/readyz", readyz),
+            *_probes(state),
             Route("/metrics", metrics),
             *guarded,
         ],
@@ -222,6 +214,22 @@ def build_app(
             Exception: _on_bug,
         },
     )
+
+
+def build_probes(state: State) -> Starlette:
+    """Serve the probes and nothing else, for a port that asks nobody who they are."""
+    return Starlette(routes=_probes(state))
+
+
+def _probes(state: State) -> list[BaseRoute]:
+    def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    def readyz(_: Request) -> Response:
+        ready = state.is_ready
+        return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
+
+    return [Route("/livez", livez), Route("/readyz", readyz)]
 
 
 def _named(app: ASGIApp, path: str) -> ASGIApp:

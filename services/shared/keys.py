@@ -6,7 +6,6 @@ taken without a restart.
 """
 
 import hashlib
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,7 @@ from services.shared.auth import Principal
 from services.shared.errors import Unauthenticated
 from services.shared.keys_file import KeysError, read_keys
 from services.shared.limits import NO_LIMITS, Limits
-from services.shared.watch import signature, watch
-
-log = logging.getLogger(__name__)
+from services.shared.watch import Watched
 
 _OPERATOR = Principal("operator")
 
@@ -48,9 +45,8 @@ class Keys:
         # Keys are found by a digest that nobody outside can compute, so that how long it takes
         # tells nothing of how much of a key, or of its SHA-256, was right.
         self._secret = os.urandom(32)
-        self._seen = signature(path)
         self._principals: dict[bytes, Principal] = {}
-        self._principals = self._read()
+        self._file = Watched("keys", [] if path is None else [path], self._read, KeysError)
 
     def principal(self, header: str | None) -> Principal:
         """Return whose key a request's `authorization` header carries.
@@ -68,27 +64,17 @@ class Keys:
 
     async def watch(self) -> None:
         """Read the file again whenever it has changed, for ever; a bad one changes nothing."""
-        if self._path is not None:
-            await watch(self.refresh)
+        await self._file.watch()
 
     def refresh(self) -> None:
         """Read the file again if it has changed; one that cannot be used leaves the old keys."""
-        seen = signature(self._path)
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._principals = self._read()
-        except KeysError as error:
-            log.error("the keys stay as they were: %s", error)
-        else:
-            log.info("%s keys were read from %s", len(self._principals), self._path)
+        self._file.refresh()
 
-    def _read(self) -> dict[bytes, Principal]:
+    def _read(self) -> None:
         own = {} if self._own is None else {self._own: _OPERATOR}
         read = {} if self._path is None else read_keys(self._path, set(own), self._limits)
         found = {self._place(digest): principal for digest, principal in (read | own).items()}
-        return {place: self._as_used(place, principal) for place, principal in found.items()}
+        self._principals = {place: self._as_used(place, each) for place, each in found.items()}
 
     def _as_used(self, place: bytes, principal: Principal) -> Principal:
         """Keep what a key has used up; its limits may be new."""
