@@ -246,7 +246,7 @@ def _build_http(
     state: State,
     registry: CollectorRegistry,
     keys: Keys,
-    tls: ServerTls | None,
+    tls: ServerTls | None = None,
 ) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
