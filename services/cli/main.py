@@ -5,6 +5,7 @@ imported only when it is asked for: a machine that serves the router needs no to
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
@@ -204,8 +205,12 @@ def up(
             TrainerService(training, registry, serves_files=False),
         ]
 
-    with TemporaryDirectory(prefix="matryoshka-") as folder:
-        _run(build, settings, registry, "matryoshka", Path(folder) / "grpc")
+    with contextlib.ExitStack() as stack:
+        own_socket = None
+        if settings.tls_cert is not None:
+            folder = stack.enter_context(TemporaryDirectory(prefix="matryoshka-"))
+            own_socket = Path(folder) / "grpc"
+        _run(build, settings, registry, "matryoshka", own_socket)
 
 
 @app.command()
