@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("suite")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-_READY = re.compile(r"^(\w+) is ready at (http://\S+) \(gRPC at (\S+)\)$", re.MULTILINE)
+_READY = re.compile(r"^(\w+) is ready at (https?://\S+) \(gRPC at (\S+)\)$", re.MULTILINE)
 _START_TIMEOUT_S = 90
 
 

@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
@@ -105,7 +104,7 @@ def read_queries(path: Path) -> tuple[list[str], list[str]]:
 
 async def _run(options: Options, texts: list[str], slices: list[str]) -> pb.Calibration:
     limits = channel_options(_MAX_MESSAGE_BYTES)
-    async with grpc.aio.insecure_channel(options.address, options=limits) as channel:
+    async with connect(options.address, options=limits) as channel:
         router = pb_grpc.RouterServiceStub(channel)
         if not options.is_show:
             await _measure(router, options, texts, slices)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.peer import HERE, RouterAddress, RouterKey, call, describe
+from services.cli.peer import HERE, TLS, RouterAddress, RouterKey, call, describe
 
 commands = typer.Typer()
 
@@ -172,7 +172,7 @@ def index(
         fields = Fields(id_field, tuple(text_field or ["text"]), attributes)
         options = Options(
             job=Job(
-                router=Router(router, api_key),
+                router=Router(router, api_key, TLS.get()),
                 collection=collection,
                 fields=fields,
                 sending=sending,

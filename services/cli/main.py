@@ -5,6 +5,7 @@ imported only when it is asked for: a machine that serves the router needs no to
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, NoReturn, TypeVar, cast
 
 import typer
@@ -21,12 +23,14 @@ from pydantic_settings import SettingsConfigDict
 
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
-from services.cli.peer import describe
+from services.cli.peer import TLS, describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
-from services.shared.keys import KeysError
-from services.shared.server import Address, CannotListen, Service, run
+from services.shared.keys_file import KeysError
+from services.shared.listen import Address, CannotListen
+from services.shared.server import Service, run
 from services.shared.settings import ServerSettings, SettingsError
+from services.shared.tls import CertificatesError, TlsFiles
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -53,8 +57,30 @@ def main(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Commands that call a service do so over TLS: its CA, in PEM.",
+            envvar="MATRYOSHKA_CLI_TLS_CA",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="The certificate that they show, in PEM.", envvar="MATRYOSHKA_CLI_TLS_CERT"
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="Its private key, in PEM.", envvar="MATRYOSHKA_CLI_TLS_KEY"),
+    ] = None,
 ) -> None:
     """Serve, search and train embeddings that can be cut to any size."""
+    if (tls_cert is None) != (tls_key is None):
+        _refuse("--tls-cert and --tls-key go together: give both, or neither")
+    if tls_cert is not None and tls_ca is None:
+        _refuse("--tls-cert needs --tls-ca beside it")
+    TLS.set(None if tls_ca is None else TlsFiles(tls_cert, tls_key, tls_ca))
 
 
 class ServiceName(StrEnum):
@@ -168,8 +194,9 @@ def up(
     registry = CollectorRegistry()
 
     def build(address: Address) -> list[Service]:
-        found = router.model_copy(update=dict.fromkeys(addresses, address.grpc))
-        training = trainer.model_copy(update=dict.fromkeys(trainers, address.grpc))
+        plain = {"tls_peer_ca": None}
+        found = router.model_copy(update=dict.fromkeys(addresses, address.own_grpc) | plain)
+        training = trainer.model_copy(update=dict.fromkeys(trainers, address.own_grpc) | plain)
         for name, own in (("encoder", encoder), ("router", found), ("trainer", training)):
             logs.show_settings(name, own.describe())
         return [
@@ -178,7 +205,12 @@ def up(
             TrainerService(training, registry, serves_files=False),
         ]
 
-    _run(build, settings, registry, "matryoshka")
+    with contextlib.ExitStack() as stack:
+        own_socket = None
+        if settings.tls_cert is not None:
+            folder = stack.enter_context(TemporaryDirectory(prefix="matryoshka-"))
+            own_socket = Path(folder) / "grpc"
+        _run(build, settings, registry, "matryoshka", own_socket)
 
 
 @app.command()
@@ -247,13 +279,20 @@ def _check_ignored(settings: UpSettings) -> list[str]:
     ]
     for name in ignored:
         print(f"{name} means nothing to `matryoshka up`; MATRYOSHKA_UP_... does", file=sys.stderr)
+    mistakes = []
     keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE"))]
-    if not keys or settings.api_key is not None or settings.keys_file is not None:
-        return []
-    return [
-        f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "
-        "MATRYOSHKA_UP_API_KEY or MATRYOSHKA_UP_KEYS_FILE, or unset it"
-    ]
+    if keys and settings.api_key is None and settings.keys_file is None:
+        mistakes.append(
+            f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "
+            "MATRYOSHKA_UP_API_KEY or MATRYOSHKA_UP_KEYS_FILE, or unset it"
+        )
+    tls = [name for name in ignored if "_TLS_" in name]
+    if tls and settings.tls_cert is None:
+        mistakes.append(
+            f"{', '.join(tls)} would protect nothing under `matryoshka up`: set "
+            "MATRYOSHKA_UP_TLS_CERT and what goes with it, or unset it"
+        )
+    return mistakes
 
 
 def _share_cores() -> None:
@@ -291,6 +330,7 @@ def _run(
     settings: ServerSettings,
     registry: CollectorRegistry,
     name: str,
+    own_socket: Path | None = None,
 ) -> None:
     try:  # before a model is measured, which takes a while
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -303,8 +343,8 @@ def _run(
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
 
     try:
-        asyncio.run(run(build, settings, registry, on_ready))
-    except KeysError as error:
+        asyncio.run(run(build, settings, registry, on_ready, own_socket))
+    except (KeysError, CertificatesError) as error:
         _refuse(str(error))
     except CannotListen as error:
         print(error, file=sys.stderr)

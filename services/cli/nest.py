@@ -5,13 +5,12 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from services.cli.bulk.collection import parse_sizes
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
@@ -56,7 +55,7 @@ def read_sizes(text: str) -> list[pb.Size]:
 
 
 async def _nest(options: Options, sizes: list[pb.Size]) -> None:
-    async with grpc.aio.insecure_channel(options.address) as channel:
+    async with connect(options.address) as channel:
         request = pb.NestCollectionRequest(
             name=options.collection, sizes=sizes, recall_target=options.target or 0.0
         )
@@ -66,7 +65,7 @@ async def _nest(options: Options, sizes: list[pb.Size]) -> None:
 
 
 async def _undo(options: Options) -> None:
-    async with grpc.aio.insecure_channel(options.address) as channel:
+    async with connect(options.address) as channel:
         router = pb_grpc.RouterServiceStub(channel)
         found = await router.GetCollection(
             pb.GetCollectionRequest(name=options.collection), metadata=metadata(options.api_key)

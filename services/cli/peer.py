@@ -3,12 +3,20 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import grpc
 import typer
 
+from services.shared import channel
 from services.shared.address import check_address
+from services.shared.errors import ServiceError
+from services.shared.tls import CertificatesError, TlsFiles
+
+TLS: ContextVar[TlsFiles | None] = ContextVar("tls", default=None)
+"""With what all calls of this command are made, as `matryoshka --tls-ca ...` says; None: no TLS."""
 
 
 def _checked(param: typer.CallbackParam, value: str) -> str:
@@ -58,10 +66,8 @@ class Peer:
         return asyncio.run(self._ask(method, request))
 
     async def _ask(self, method: str, request: object) -> Any:  # noqa: ANN401
-        import grpc  # not at the top, as in `call`
-
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            ask: Callable[..., Awaitable[Any]] = getattr(self.stub(channel), method)
+        async with connect(self.address) as opened:
+            ask: Callable[..., Awaitable[Any]] = getattr(self.stub(opened), method)
             return await ask(request, metadata=metadata(self.api_key))
 
 
@@ -73,14 +79,9 @@ def call(command: Callable[[], None], option: str, address: str) -> None:
         option: that names the service, such as "--router".
         address: of the service.
     """
-    # Not at the top: `matryoshka --help` needs none of it.
-    import grpc
-
-    from services.shared.errors import ServiceError
-
     try:
         command()
-    except (ServiceError, OSError) as error:
+    except (ServiceError, OSError, CertificatesError) as error:
         print(describe(error), file=sys.stderr)
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
@@ -96,6 +97,21 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def connect(
+    address: str, options: channel.Options = (), tls: TlsFiles | None = None
+) -> grpc.aio.Channel:
+    """Open a channel to a service; to be closed by the caller.
+
+    Args:
+        address: host:port of its gRPC.
+        options: of gRPC.
+        tls: None: what this command was given.
+    """
+    files = tls or TLS.get()
+    credentials = None if files is None else files.channel_credentials()
+    return channel.connect(address, options, credentials)
 
 
 def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:

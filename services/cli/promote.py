@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata
 from services.cli.table import show
 from services.cli.versions import Trainer, comparison
 from services.shared.errors import ServiceError
@@ -59,7 +58,7 @@ def start(trainer: Trainer, request: pb.PromoteRequest) -> None:
 async def _follow(trainer: Trainer, request: pb.PromoteRequest) -> pb.Promotion:
     promotion = pb.Promotion()
     with Console(stderr=True).status("asking the trainer") as status:
-        async with grpc.aio.insecure_channel(trainer.address) as channel:
+        async with connect(trainer.address) as channel:
             call = pb_grpc.TrainerServiceStub(channel).Promote(
                 request, metadata=metadata(trainer.api_key)
             )

@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 
@@ -54,7 +53,7 @@ def recall(options: Options) -> None:
 
 
 async def _ask(options: Options) -> Sequence[pb.SliceRecall]:
-    async with grpc.aio.insecure_channel(options.address) as channel:
+    async with connect(options.address) as channel:
         answer = await pb_grpc.RouterServiceStub(channel).GetRecall(
             pb.GetRecallRequest(collection=options.collection), metadata=metadata(options.api_key)
         )

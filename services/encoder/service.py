@@ -19,6 +19,7 @@ from services.encoder.models import Models
 from services.encoder.openai import OPEN_TO_TENANTS, OpenAIRoutes
 from services.encoder.rerank import Reranker
 from services.encoder.rerank_http import RERANK_OPEN_TO_TENANTS, RerankRoutes
+from services.encoder.scopes import SCOPES
 from services.encoder.settings import EncoderSettings
 from services.encoder.stream import answer_in_order
 from services.encoder.threads import Threads
@@ -55,6 +56,7 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         | OPEN_TO_TENANTS
         | RERANK_OPEN_TO_TENANTS
     )
+    scopes = SCOPES
 
     def __init__(self, settings: EncoderSettings, registry: CollectorRegistry) -> None:
         encoder_metrics = EncoderMetrics(registry)

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import grpc
 import numpy as np
 
 from services.shared.auth import ACTING_FOR
+from services.shared.channel import Peer
 from services.shared.errors import Overloaded, ServiceError, TooLarge, WrongState, peer_errors
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
+from services.shared.tls import TlsFiles
 from services.shared.vectors import Array, unpack
 
 Role = Literal["query", "document"]
@@ -87,6 +88,7 @@ class EncoderClient:
         max_message_bytes: longest message either way.
         max_wait_s: longest that documents wait, between calls, for an encoder that refuses them as
             too much.
+        tls: what is shown, and of which CA the encoder must be; None: nothing is encrypted.
     """
 
     def __init__(
@@ -98,11 +100,11 @@ class EncoderClient:
         concurrency: int = 4,
         max_message_bytes: int = 64 * 2**20,
         max_wait_s: float = 600.0,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            address, options=channel_options(max_message_bytes)
+        self._peer = Peer(
+            address, encoder_pb2_grpc.EncoderServiceStub, channel_options(max_message_bytes), tls
         )
-        self._stub = encoder_pb2_grpc.EncoderServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
         self._batch_texts = batch_texts
@@ -120,7 +122,7 @@ class EncoderClient:
         """
         request = encoder_pb2.GetModelRequest(model=model)
         with peer_errors("encoder"):
-            response = await self._stub.GetModel(
+            response = await self._peer.stub.GetModel(
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
         found = response.model
@@ -140,7 +142,7 @@ class EncoderClient:
         """
         request = encoder_pb2.GetHeadRequest(model=model)
         with peer_errors("encoder"):
-            head = await self._stub.GetHead(
+            head = await self._peer.stub.GetHead(
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
         weight_DD = unpack(head.weight, head.dim)
@@ -173,7 +175,7 @@ class EncoderClient:
         )
         owner = () if tenant is None else ((ACTING_FOR, tenant),)
         with peer_errors("encoder"):
-            told = await self._stub.Rerank(
+            told = await self._peer.stub.Rerank(
                 request, timeout=self._timeout_s, metadata=self._metadata + owner
             )
         if len(told.scores) != len(texts):
@@ -263,7 +265,7 @@ class EncoderClient:
         with peer_errors("encoder"):
             # What the encoder keeps of texts it keeps by tenant.
             owner = () if tenant is None else ((ACTING_FOR, tenant),)
-            response = await self._stub.Embed(
+            response = await self._peer.stub.Embed(
                 request, timeout=self._timeout_s, metadata=self._metadata + owner
             )
         full = response.vectors[0]
@@ -275,4 +277,4 @@ class EncoderClient:
         return Encoded(vectors_BD, response.space_id, tuple(response.truncated))
 
     async def close(self) -> None:
-        await self._channel.close(grace=None)
+        await self._peer.close()

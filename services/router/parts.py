@@ -75,6 +75,7 @@ class Parts:
             s.encoder_concurrency,
             s.max_message_bytes,
             s.encoder_max_wait_s,
+            s.peer_tls,
         )
         self._open.push_async_callback(encoder.close)
         store, gate, metrics = self.store, self._gate, self._metrics
@@ -117,6 +118,7 @@ class Parts:
             s.trainer_api_key.get_secret_value() if s.trainer_api_key else None,
             s.trainer_timeout_s,
             s.max_message_bytes,
+            s.peer_tls,
         )
         self._open.push_async_callback(trainer.close)
         spool = s.data_dir / "samples"

@@ -24,6 +24,7 @@ from services.router.recall.calibration_wire import (
     write_watched,
 )
 from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
+from services.router.scopes import SCOPES
 from services.router.settings import RouterSettings
 from services.router.upsert import Batch
 from services.router.vector_stores import files_http as store_files_http
@@ -65,6 +66,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
             *store_files_http.OPEN_TO_TENANTS, *recall_http.OPEN_TO_TENANTS,
         }
     )  # fmt: skip
+    scopes = SCOPES
 
     def __init__(self, settings: RouterSettings, registry: CollectorRegistry) -> None:
         router_metrics = RouterMetrics(registry)

@@ -7,12 +7,12 @@ from pydantic_settings import SettingsConfigDict
 
 from services.router.hybrid.text_index import LANGUAGES
 from services.shared.address import check_address
-from services.shared.settings import ServerSettings
+from services.shared.settings import CallerSettings
 
 Address = Annotated[str, AfterValidator(check_address)]
 
 
-class RouterSettings(ServerSettings):
+class RouterSettings(CallerSettings):
     """Where the encoder and the storage are, and what one caller may ask for."""
 
     model_config = SettingsConfigDict(env_prefix="MATRYOSHKA_ROUTER_")

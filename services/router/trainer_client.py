@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import grpc
 import numpy as np
 from numpy.lib import format as npy
 from safetensors.numpy import load
 
+from services.shared.channel import Peer
 from services.shared.errors import ServiceError, peer_errors
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 from services.shared.server import channel_options
+from services.shared.tls import TlsFiles
 from services.shared.vectors import Array
 
 _PIECE_BYTES = 2**20
@@ -52,15 +53,20 @@ class TrainerClient:
         api_key: sent as a bearer token; None: none is sent.
         timeout_s: longest wait for an answer; a job takes as long as it takes.
         max_message_bytes: longest message either way.
+        tls: what is shown, and of which CA the trainer must be; None: nothing is encrypted.
     """
 
     def __init__(
-        self, address: str, api_key: str | None, timeout_s: float, max_message_bytes: int
+        self,
+        address: str,
+        api_key: str | None,
+        timeout_s: float,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            address, options=channel_options(max_message_bytes)
+        self._peer = Peer(
+            address, pb_grpc.TrainerServiceStub, channel_options(max_message_bytes), tls
         )
-        self._stub = pb_grpc.TrainerServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
 
@@ -85,13 +91,13 @@ class TrainerClient:
             yield pb.UploadFileRequest(num_bytes=num_bytes)
 
         with peer_errors("trainer"):
-            response = await self._stub.UploadFile(requests(), metadata=self._metadata)
+            response = await self._peer.stub.UploadFile(requests(), metadata=self._metadata)
         return response.file_id
 
     async def delete(self, file_id: str) -> None:
         """Delete a file; harmless if it is gone. Jobs have what they need of it."""
         with peer_errors("trainer"):
-            await self._stub.DeleteFile(
+            await self._peer.stub.DeleteFile(
                 pb.DeleteFileRequest(file_id=file_id),
                 timeout=self._timeout_s,
                 metadata=self._metadata,
@@ -113,7 +119,7 @@ class TrainerClient:
             hyperparameters=pb.Hyperparameters(method=pb.METHOD_NEST, matryoshka_dims=dims),
         )
         with peer_errors("trainer"):
-            response = await self._stub.CreateJob(
+            response = await self._peer.stub.CreateJob(
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
         return response.job.id
@@ -130,11 +136,13 @@ class TrainerClient:
             ServiceError: it failed or was cancelled; says why.
         """
         with peer_errors("trainer"):
-            events = self._stub.WatchJob(pb.WatchJobRequest(id=job_id), metadata=self._metadata)
+            events = self._peer.stub.WatchJob(
+                pb.WatchJobRequest(id=job_id), metadata=self._metadata
+            )
             async for message in events:
                 if message.event.total_steps:
                     on_progress(message.event.step, message.event.total_steps)
-            response = await self._stub.GetJob(
+            response = await self._peer.stub.GetJob(
                 pb.GetJobRequest(id=job_id), timeout=self._timeout_s, metadata=self._metadata
             )
         job = response.job
@@ -152,7 +160,7 @@ class TrainerClient:
     async def cancel(self, job_id: str) -> None:
         """Stop a job; harmless if it has ended."""
         with peer_errors("trainer"):
-            await self._stub.CancelJob(
+            await self._peer.stub.CancelJob(
                 pb.CancelJobRequest(id=job_id), timeout=self._timeout_s, metadata=self._metadata
             )
 
@@ -161,7 +169,7 @@ class TrainerClient:
         num_bytes = -1
         with peer_errors("trainer"):
             request = pb.DownloadFileRequest(file_id=file_id)
-            async for message in self._stub.DownloadFile(request, metadata=self._metadata):
+            async for message in self._peer.stub.DownloadFile(request, metadata=self._metadata):
                 if message.WhichOneof("part") == "num_bytes":
                     num_bytes = message.num_bytes
                 data += message.data
@@ -174,4 +182,4 @@ class TrainerClient:
         return rotation_DD
 
     async def close(self) -> None:
-        await self._channel.close(grace=None)
+        await self._peer.close()

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from services.shared.auth import caller
+from services.shared.auth import Scope, caller
 from services.shared.bodies import Body
 from services.shared.errors import InvalidRequest, TooSlow
 from services.shared.files import File, Files
@@ -36,6 +36,8 @@ OPEN_TO_TENANTS = frozenset(
     }
 )
 """Each asks `caller()` whose files it may touch."""
+SCOPES = dict.fromkeys(OPEN_TO_TENANTS, Scope.WRITE | Scope.TRAIN)
+"""Files go into vector stores, and into training."""
 _MIN_EXPIRES_S, _MAX_EXPIRES_S = 3_600, 2_592_000
 
 

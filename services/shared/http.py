@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Container, Coroutine
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
@@ -19,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.shared.auth import ACTING_FOR, set_caller
+from services.shared.auth import ACTING_FOR, Scopes, set_caller
 from services.shared.bodies import Bodies, Body
 from services.shared.connection import EXTENSION, Connection
 from services.shared.errors import (
@@ -118,7 +119,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 class _Guard:
-    """Checks key, permission and readiness of API calls, and counts and times them."""
+    """Checks key, permission, readiness and limits of API calls, and counts and times them."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class _Guard:
         bodies: Bodies,
         keys: Keys,
         open_to_tenants: Container[str],
+        scopes: Scopes,
     ) -> None:
         self._app = app
         self._bodies = bodies
@@ -135,6 +137,7 @@ class _Guard:
         self._state = state
         self._keys = keys
         self._open_to_tenants = open_to_tenants
+        self._scopes = scopes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -151,12 +154,13 @@ class _Guard:
         try:
             principal = self._keys.principal(request.headers.get("authorization"))
             principal = principal.acting_for(request.headers.get(ACTING_FOR))
-            principal.check_may(method, self._open_to_tenants)
+            principal.check_may(method, self._open_to_tenants, self._scopes)
             self._state.check_open()
             set_caller(principal)
-            with self._bodies.hold() as scope["body"]:
+            with principal.allowance.use(), self._bodies.hold() as scope["body"]:
                 await self._app(scope, receive, send_and_note)
         except ServiceError as error:
+            self._metrics.note_limit(error)
             await error_response(error)(scope, receive, send_and_note)
         finally:
             outcome = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
@@ -170,6 +174,7 @@ def build_app(
     registry: prometheus_client.CollectorRegistry,
     keys: Keys,
     open_to_tenants: Container[str],
+    scopes: Scopes = MappingProxyType({}),
 ) -> Starlette:
     """Join the routes of one or several services with the probes and metrics of the process.
 
@@ -181,14 +186,8 @@ def build_app(
         keys: what callers must send.
         open_to_tenants: the routes that tenants may call, such as "GET /v1/files"; any other is for
             operators.
+        scopes: what the routes need of a key.
     """
-
-    def livez(_: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    def readyz(_: Request) -> Response:
-        ready = state.is_ready
-        return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
 
     def metrics(_: Request) -> Response:
         page = prometheus_client.generate_latest(registry)
@@ -198,14 +197,13 @@ def build_app(
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
             route.app = _named(
-                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants),
+                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants, scopes),
                 route.path,
             )
             guarded.append(route)
     return Starlette(
         routes=[
-            Route("/livez", livez),
-            Route("/readyz", readyz),
+            *_probes(state),
             Route("/metrics", metrics),
             *guarded,
         ],
@@ -216,6 +214,22 @@ def build_app(
             Exception: _on_bug,
         },
     )
+
+
+def build_probes(state: State) -> Starlette:
+    """Serve the probes and nothing else, for a port that asks nobody who they are."""
+    return Starlette(routes=_probes(state))
+
+
+def _probes(state: State) -> list[BaseRoute]:
+    def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    def readyz(_: Request) -> Response:
+        ready = state.is_ready
+        return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
+
+    return [Route("/livez", livez), Route("/readyz", readyz)]
 
 
 def _named(app: ASGIApp, path: str) -> ASGIApp:

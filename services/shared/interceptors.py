@@ -1,12 +1,12 @@
 """The gRPC door: every call passes here once, and every error leaves here.
 
-For each call, in order: the API key, whether it may, readiness, then the handler; then its
-outcome is counted and timed. A `ServiceError` becomes its gRPC status. Anything else is our bug:
-the traceback is logged and the caller reads "internal error". When the server closes, streams end
-with UNAVAILABLE,
-and their handlers need to know nothing of it: a stream of requests ends before its next one, so
-that what was read is answered; a stream that only answers ends before its next answer. The standard
-services, health and reflection, are open: of all this, only the end of their streams is theirs.
+For each call, in order: the API key, whether it may, readiness, whether it is used too often, then
+the handler; then its outcome is counted and timed. A `ServiceError` becomes its gRPC status.
+Anything else is our bug: the traceback is logged and the caller reads "internal error". When the
+server closes, streams end with UNAVAILABLE, and their handlers need to know nothing of it: a stream
+of requests ends before its next one, so that what was read is answered; a stream that only answers
+ends before its next answer. The standard services, health and reflection, are open: of all this,
+only the end of their streams is theirs.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import grpc
 
-from services.shared.auth import ACTING_FOR, set_caller
+from services.shared.auth import ACTING_FOR, Scopes, set_caller
 from services.shared.errors import ServiceError, Unavailable
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
@@ -44,6 +46,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         keys: what callers must send.
         open_to_tenants: by full gRPC service name, the methods that tenants may call; any other is
             for operators.
+        scopes: by full gRPC service name, what its methods need of a key.
 
     Attributes:
         num_calls: how many calls have come, whatever became of them.
@@ -55,11 +58,13 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         state: State,
         keys: Keys,
         open_to_tenants: Mapping[str, frozenset[str]],
+        scopes: Mapping[str, Scopes] = MappingProxyType({}),
     ) -> None:
         self._metrics = metrics
         self._state = state
         self._keys = keys
         self._open_to_tenants = open_to_tenants
+        self._scopes = scopes
         self.num_calls = 0
 
     async def intercept_service(
@@ -79,23 +84,27 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         metadata = dict(handler_call_details.invocation_metadata or ())
         header, tenant = metadata.get("authorization"), metadata.get(ACTING_FOR)
 
-        def admit() -> None:
+        def admit() -> AbstractContextManager[None]:
             principal = self._keys.principal(header if isinstance(header, str) else None)
             principal = principal.acting_for(tenant if isinstance(tenant, str) else None)
-            principal.check_may(method, self._open_to_tenants.get(service, ()))
+            principal.check_may(
+                method, self._open_to_tenants.get(service, ()), self._scopes.get(service, {})
+            )
             self._state.check_open()
             set_caller(principal)
+            return principal.allowance.use()
 
         return _guarded(handler, admit, closing, self._metrics[service], method)
 
 
-def _let_in() -> None:
+def _let_in() -> AbstractContextManager[None]:
     """Ask for nothing."""
+    return contextlib.nullcontext()
 
 
 def _guarded(
     handler: _Handler,
-    admit: Callable[[], None],
+    admit: Callable[[], AbstractContextManager[None]],
     closing: asyncio.Event,
     metrics: ServiceMetrics | None,
     method: str,
@@ -110,13 +119,13 @@ def _guarded(
 
     async def unary(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message type)
         async with _Outcome(context, metrics, method):
-            admit()
-            inner = behaviours.unary_unary or behaviours.stream_unary
-            return await inner(bounded(request), context)
+            with admit():
+                inner = behaviours.unary_unary or behaviours.stream_unary
+                return await inner(bounded(request), context)
 
     async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
-        async with _Outcome(context, metrics, method):
-            admit()
+        async with _Outcome(context, metrics, method), contextlib.AsyncExitStack() as used:
+            used.enter_context(admit())
             inner = behaviours.unary_stream or behaviours.stream_stream
             if inspect.iscoroutinefunction(inner):
                 inner = _written(inner)
@@ -205,6 +214,7 @@ class _Outcome:
             status, message = grpc.StatusCode.INTERNAL, "internal error"
         if self._metrics:
             self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
+            self._metrics.note_limit(error)
         if message:
             retry_after_s = getattr(error, "retry_after_s", None)
             await self._context.abort(status, message, _retry_metadata(retry_after_s))

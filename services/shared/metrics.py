@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from services.shared.limits import OverLimit
+
 # From a cached vector search (100 us) to a bulk request on a CPU (30 s).
 SECONDS_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
@@ -27,6 +29,14 @@ class ServiceMetrics:
             ["method", "outcome"],
             registry=registry,
         )
+        self.over_limit = Counter(
+            f"matryoshka_{service}_over_limit_total",
+            "Calls refused as their key was used too often a minute (requests) or at once (calls).",
+            ["limit"],
+            registry=registry,
+        )
+        for limit in ("requests", "calls"):
+            self.over_limit.labels(limit)
         self.request_seconds = Histogram(
             f"matryoshka_{service}_request_seconds",
             "Time from a request's arrival to the end of its answer.",
@@ -55,3 +65,8 @@ class ServiceMetrics:
         """Count one finished request; `outcome` is a gRPC status name."""
         self.requests.labels(method, outcome).inc()
         self.request_seconds.labels(method).observe(seconds)
+
+    def note_limit(self, error: BaseException | None) -> None:
+        """Count a request that failed with `error`, if that was for a limit of its key."""
+        if isinstance(error, OverLimit):
+            self.over_limit.labels(error.limit).inc()

@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -23,15 +23,20 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from services.shared.auth import Scopes
 from services.shared.bodies import Bodies
 from services.shared.connection import Connection
-from services.shared.http import build_app
+from services.shared.http import build_app, build_probes
 from services.shared.interceptors import Door
 from services.shared.keys import Keys
+from services.shared.limits import Limits
+from services.shared.listen import Address, listen
 from services.shared.metrics import ServiceMetrics
 from services.shared.settings import ServerSettings
 from services.shared.state import State
+from services.shared.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ class Service(Protocol):
     open_to_tenants: frozenset[str]
     """What tenants may call: names of RPCs, and routes such as "GET /v1/files". Whatever is not
     among them is for operators."""
+    scopes: Scopes
+    """What each RPC and each route needs of a key; what is not among them needs admin."""
 
     @property
     def metrics(self) -> ServiceMetrics:
@@ -66,18 +73,6 @@ class Service(Protocol):
 
     async def stop(self) -> None:
         """Close everything, after the last call has ended."""
-
-
-class CannotListen(Exception):
-    """A port is taken or an address is not this machine's; the message says which."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens."""
-
-    http: str
-    grpc: str
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -103,46 +98,53 @@ async def run(
     settings: ServerSettings,
     registry: CollectorRegistry,
     on_ready: Callable[[Address], None] = lambda _: None,
+    own_socket: Path | None = None,
 ) -> None:
     """Serve until a signal ends it.
 
     Args:
-        build: makes the services, once both ports are bound and known; they are started in this
+        build: makes the services, once the ports are bound and known; they are started in this
             order and stopped in reverse.
         settings: ports, bounds and times of the process.
         registry: what `/metrics` shows.
         on_ready: called when calls are served.
+        own_socket: where the process reaches itself, see `listen`; None: it does not call itself.
 
     Raises:
-        CannotListen: one of the two ports cannot be had.
+        CannotListen: one of the ports cannot be had.
         KeysError: the keys file cannot be used.
+        CertificatesError: the certificates cannot be used.
     """
-    keys = Keys(settings.api_key, settings.keys_file)
+    limits = Limits(settings.key_requests_per_minute, settings.key_concurrent_calls)
+    keys = Keys(settings.api_key, settings.keys_file, limits)
+    tls = _tls(settings)
     stopping = _catch_signals()
     state = State()
     metrics: dict[str, ServiceMetrics] = {}
     open_to_tenants: dict[str, frozenset[str]] = {}
-    door = Door(metrics, state, keys, open_to_tenants)
+    scopes: dict[str, Scopes] = {}
+    door = Door(metrics, state, keys, open_to_tenants, scopes)
     grpc_server = grpc.aio.server(
         interceptors=[door],
         options=channel_options(settings.max_message_bytes),
         maximum_concurrent_rpcs=settings.max_calls,
     )
-    grpc_port, listener = _listen(grpc_server, settings)
-    http_port = listener.getsockname()[1]
-    address = Address(f"http://{settings.host}:{http_port}", f"{settings.host}:{grpc_port}")
-
-    services = build(address)
+    ports = listen(grpc_server, settings, tls, own_socket)
+    services = build(ports.address)
     metrics.update({service.grpc_name: service.metrics for service in services})
     open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
+    scopes.update({service.grpc_name: service.scopes for service in services})
     health = _add_services(grpc_server, services)
-    http_server = _build_http(services, settings, state, registry, keys)
+    http_server = _build_http(services, settings, state, registry, keys, tls)
     await health.set_ready(False)
     await grpc_server.start()
-    http_task = asyncio.create_task(http_server.serve([listener]))
-    watching = asyncio.create_task(keys.watch())
+    http_task = asyncio.create_task(http_server.serve([ports.http]))
+    watches = [keys.watch(), *([tls.watch()] if tls else [])]
     async with contextlib.AsyncExitStack() as started:
-        started.callback(watching.cancel)
+        for watch in watches:
+            started.callback(asyncio.create_task(watch).cancel)
+        if ports.probes is not None:
+            await started.enter_async_context(_probes(ports.probes, state))
         for service in services:
             started.push_async_callback(service.stop)
             await service.start()
@@ -151,7 +153,7 @@ async def run(
             _keep_what_is_loaded()
             state.is_open = state.is_ready = True
             await health.set_ready(True)
-            on_ready(address)
+            on_ready(ports.address)
             await stopping.wait()
             log.info("draining for %s s, then at most %s s", settings.drain_s, settings.grace_s)
             state.is_ready = False
@@ -166,23 +168,27 @@ async def run(
     log.info("stopped")
 
 
-def _listen(server: grpc.aio.Server, settings: ServerSettings) -> tuple[int, socket.socket]:
+def _tls(settings: ServerSettings) -> ServerTls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return ServerTls(
+        settings.tls_cert,
+        settings.tls_key,
+        settings.tls_grpc_client_ca,
+        settings.tls_http_client_ca,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _probes(listener: socket.socket, state: State) -> AsyncIterator[None]:
+    """Answer probes, on a port of their own, until all else has ended."""
+    server = _Http(_config(build_probes(state)))
+    serving = asyncio.create_task(server.serve([listener]))
     try:
-        listener = socket.create_server((settings.host, settings.http_port), backlog=1024)
-    except OSError as error:
-        raise CannotListen(
-            f"HTTP cannot listen at {settings.host}:{settings.http_port}: {error.strerror}; "
-            "give another port or address"
-        ) from error
-    try:
-        grpc_port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-    except RuntimeError as error:
-        listener.close()
-        raise CannotListen(
-            f"gRPC cannot listen at {settings.host}:{settings.grpc_port}; is the port taken? "
-            "Give another port or address"
-        ) from error
-    return grpc_port, listener
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def _stop_grpc(server: grpc.aio.Server, door: Door, grace_s: float) -> None:
@@ -240,6 +246,7 @@ def _build_http(
     state: State,
     registry: CollectorRegistry,
     keys: Keys,
+    tls: ServerTls | None = None,
 ) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
@@ -248,20 +255,26 @@ def _build_http(
         registry,
         keys,
         frozenset().union(*(service.open_to_tenants for service in services)),
+        {call: scope for service in services for call, scope in service.scopes.items()},
     )
-    return _Http(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=Connection,
-            # Nobody here asks for the caller's address.
-            proxy_headers=False,
-            limit_concurrency=settings.max_connections,
-            # What is in flight has had its time before: see `_stop_http`.
-            timeout_graceful_shutdown=1,
-        )
+    config = _config(app, settings.max_connections)
+    if tls is not None:
+        config.ssl_context_factory = lambda *_: tls.http_context
+    return _Http(config)
+
+
+def _config(app: ASGIApp, max_connections: int | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http=Connection,
+        # Nobody here asks for the caller's address.
+        proxy_headers=False,
+        limit_concurrency=max_connections,
+        # What is in flight has had its time before: see `_stop_http`.
+        timeout_graceful_shutdown=1,
     )
 
 

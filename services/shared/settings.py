@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.shared.tls import TlsFiles
 
 # How like a setting's name a variable is that can only be meant for it; 1: the same.
 _MISSPELT = 0.93
@@ -40,6 +42,17 @@ class ServerSettings(BaseSettings):
     """Port of the HTTP routes; 0 takes a free one."""
     grpc_port: int = Field(default=9000, ge=0, le=65535)
     """Port of gRPC; 0 takes a free one."""
+    probe_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of /livez and /readyz alone, never encrypted; unset: they are on the HTTP port only."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM): both wires are served over TLS, and it is shown to the services that
+    are called. It and the three below are read again when they change; unset: no TLS."""
+    tls_key: Path | None = Field(default=None, validate_default=True)
+    """Its private key (PEM)."""
+    tls_grpc_client_ca: Path | None = Field(default=None, validate_default=True)
+    """Callers of gRPC must show a certificate of this CA (PEM); unset: they need none."""
+    tls_http_client_ca: Path | None = Field(default=None, validate_default=True)
+    """The same for HTTP."""
     data_dir: Path = Path("matryoshka-data")
     """Folder for everything that must survive a restart."""
     api_key: SecretStr | None = None
@@ -47,6 +60,10 @@ class ServerSettings(BaseSettings):
     unset: no key is asked for."""
     keys_file: Path | None = None
     """Further keys, an operator's or a tenant's each (`keys.py`), read again when it changes."""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Calls a minute with one key of `keys_file` that says nothing of it; unset: any number."""
+    key_concurrent_calls: int | None = Field(default=None, ge=1)
+    """Calls at once with such a key; unset: any number."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest HTTP body; a longer one is refused before it is read."""
     max_message_bytes: int = Field(default=64 * 2**20, ge=1024)
@@ -65,6 +82,20 @@ class ServerSettings(BaseSettings):
     """Then: time for calls in flight to end."""
     log_format: str = Field(default="text", pattern="^(text|json)$")
     """Log lines for people (text) or machines (json)."""
+
+    @field_validator("tls_key")
+    @classmethod
+    def _goes_with_the_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("and TLS_CERT go together: set both, or neither")
+        return key
+
+    @field_validator("tls_grpc_client_ca", "tls_http_client_ca")
+    @classmethod
+    def _needs_a_certificate(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        if ca is not None and info.data.get("tls_cert") is None:
+            raise ValueError("needs TLS_CERT and TLS_KEY beside it")
+        return ca
 
     @classmethod
     def read(cls, **overrides: object) -> Self:
@@ -112,3 +143,18 @@ class ServerSettings(BaseSettings):
     def describe(self) -> dict[str, object]:
         """Return the resolved settings for the start-up log; secrets are masked."""
         return self.model_dump(mode="json")
+
+
+class CallerSettings(ServerSettings):
+    """What a service needs that calls others of the suite."""
+
+    tls_peer_ca: Path | None = None
+    """The services that are called must show a certificate of this CA (PEM), for the host name of
+    their address; unset: they are called without TLS."""
+
+    @property
+    def peer_tls(self) -> TlsFiles | None:
+        """With what others are called; None: without TLS."""
+        if self.tls_peer_ca is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_peer_ca)

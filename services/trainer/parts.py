@@ -105,9 +105,11 @@ class Parts:
         s = self._settings
         self.registry = Registry(database, self.jobs, self.folder)
         self.promotions = Promotions(database, name, s.lease_s)
-        encoder = EncoderClient(s.encoder_address, s.encoder_api_key, s.encoder_timeout_s)
+        encoder = EncoderClient(
+            s.encoder_address, s.encoder_api_key, s.encoder_timeout_s, s.peer_tls
+        )
         self._open.push_async_callback(encoder.close)
-        router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s)
+        router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s, s.peer_tls)
         self._open.push_async_callback(router.close)
         self.promoter = Promoter(self.promotions, self.registry, encoder, router)
         self._open.push_async_callback(self.promoter.stop)

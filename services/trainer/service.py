@@ -28,6 +28,7 @@ from services.trainer.models.calls import ModelCalls
 from services.trainer.openai import FineTuningHttp
 from services.trainer.parts import Parts
 from services.trainer.results.download import read_pieces
+from services.trainer.scopes import SCOPES
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.checkpoint import saved
 from services.trainer.wire import read_request, write_checkpoint, write_event, write_job
@@ -54,6 +55,7 @@ class TrainerService(ModelCalls, pb_grpc.TrainerServiceServicer):
     # Each of these asks `caller()` whose files and jobs it may touch. The RPCs name folders of the
     # machine: they are for operators.
     open_to_tenants = files_http.OPEN_TO_TENANTS | openai.OPEN_TO_TENANTS
+    scopes = SCOPES
 
     def __init__(
         self, settings: TrainerSettings, registry: CollectorRegistry, serves_files: bool = True

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 from pydantic_settings import SettingsConfigDict
 
 from services.shared.address import check_address
-from services.shared.settings import ServerSettings
+from services.shared.settings import CallerSettings
 from services.trainer.data.allowed import read_list
 
 
@@ -23,7 +23,7 @@ def _check_networks(networks: str | None) -> str | None:
 Address = Annotated[str, AfterValidator(check_address)]
 
 
-class TrainerSettings(ServerSettings):
+class TrainerSettings(CallerSettings):
     """Where jobs and files are kept, and the bounds within which jobs run."""
 
     model_config = SettingsConfigDict(env_prefix="MATRYOSHKA_TRAINER_")

@@ -70,11 +70,15 @@ def test_up_tells_what_is_wrong_with_all_services_at_once():
         MATRYOSHKA_ROUTER_MAX_LIMIT="0",
         MATRYOSHKA_TRAINER_STOP_S="-",
         MATRYOSHKA_TRAINER_API_KEY="sk-planted",
+        MATRYOSHKA_ROUTER_TLS_CERT="tls.crt",
     )  # fmt: skip
     assert ended.returncode == 2
     listed = ended.stderr.partition("these settings are wrong:")[2]
     names = ("UP_DRAIN_S", "ENCODER_MAX_TEXTS", "ROUTER_MAX_LIMIT", "TRAINER_STOP_S")
-    for name in (*names, "TRAINER_API_KEY would protect nothing"):
+    protecting = [
+        f"{name} would protect nothing" for name in ("TRAINER_API_KEY", "ROUTER_TLS_CERT")
+    ]
+    for name in (*names, *protecting):
         assert f"  MATRYOSHKA_{name}" in listed
     assert "Traceback" not in ended.stderr
     assert "sk-planted" not in ended.stderr + ended.stdout

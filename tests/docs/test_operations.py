@@ -95,7 +95,7 @@ def test_the_encoders_metrics_are_all_explained():
     """Whoever reads /metrics finds what a name means, and no name that is not there."""
     registry = CollectorRegistry()
     EncoderMetrics(registry)
-    shared = {"requests", "request_seconds", "stage_seconds"}
+    shared = {"requests", "over_limit", "request_seconds", "stage_seconds"}
     own = {family.name.removeprefix("matryoshka_encoder_") for family in registry.collect()}
     said = re.findall(r"`matryoshka_encoder_(\w+)`", OPERATIONS)
     assert {name.removesuffix("_total") for name in said} - shared == own - shared

@@ -13,6 +13,9 @@ import pytest
 
 from services.shared.pb import router_pb2, router_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.conftest import serve
+from tests.e2e.planted import TEXT, WRONG_KEY, ask_over_grpc, ask_over_http
+
+PLANTED_KEY = "k_planted_5f0c"
 
 
 def write(path, **tenants):
@@ -29,7 +32,7 @@ def write(path, **tenants):
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     path = tmp_path_factory.mktemp("keys") / "keys.jsonl"
-    write(path, ops=None, k_acme="acme", k_globex="globex")
+    write(path, ops=None, k_acme="acme", k_globex="globex", **{PLANTED_KEY: None})
     return path
 
 
@@ -84,6 +87,29 @@ def test_operators_calls_are_refused_to_tenants(process):
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, metadata=metadata)
             assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_what_is_planted_is_told_nowhere(process):
+    """A key and a text go to every service, right and wrong: no log, metric or error has them."""
+    planted = (("authorization", f"Bearer {PLANTED_KEY}"),)
+    said = []
+    with httpx.Client(base_url=process.http, headers=dict(planted), timeout=120) as http:
+        for answer in ask_over_http(http):
+            if not isinstance(answer, httpx.Response):
+                said.append(json.dumps(answer))
+            elif answer.status_code >= 400:
+                said.append(f"{answer.text} {answer.headers}")
+        said.append(http.get("/metrics").text)
+    with grpc.insecure_channel(process.grpc) as channel:
+        said += ask_over_grpc(channel, planted)
+    logs = [process.log_path, *process.log_path.parent.rglob("log.txt")]
+    assert len(logs) == 2, "the service's and the job's"
+    said += [path.read_text() for path in logs]
+    assert len(said) >= 40
+    for secret in (PLANTED_KEY, WRONG_KEY):
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        assert not [text for text in said if secret in text or digest in text]
+    assert not [text for text in said if TEXT in text]
 
 
 def test_keys_are_given_and_taken_while_it_runs(process, keys):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from services.shared.auth import Principal, is_tenant
+from services.shared.auth import ANY_SCOPE, Principal, Scope, is_tenant
 from services.shared.errors import InvalidRequest, PermissionDenied, Unauthenticated
-from services.shared.keys import Keys, KeysError
+from services.shared.keys import Keys
+from services.shared.keys_file import KeysError
+from services.shared.limits import NO_LIMITS, Limits, OverLimit
 
 
 def entry(name, key, **more):
@@ -75,6 +77,12 @@ WRONG = {
     "name twice": (json.dumps(entry("acme-1", "b")), "each name must stand there once"),
     "key twice": (json.dumps(entry("b", "k-acme")), "each sha256 must stand there once"),
     "own": (json.dumps(entry("b", "k-own")), "operator's own key"),
+    "no scope": (json.dumps(entry("a", "a", scopes=[])), "line 2: scopes must be a list of some"),
+    "bad scope": (json.dumps(entry("a", "a", scopes=["Embed"])), "line 2: scopes must be"),
+    "one scope": (json.dumps(entry("a", "a", scopes="embed")), "line 2: scopes must be"),
+    "no limit": (json.dumps(entry("a", "a", requests_per_minute=0)), "must be a whole number"),
+    "part": (json.dumps(entry("a", "a", concurrent_calls=1.5)), "must be a whole number"),
+    "true": (json.dumps(entry("a", "a", concurrent_calls=True)), "must be a whole number"),
 }
 
 
@@ -130,12 +138,45 @@ def test_a_changed_file_counts_and_a_bad_one_does_not(path, caplog):
     assert ACME["sha256"] not in caplog.text
 
 
+def test_a_key_is_for_some_scopes_and_has_limits_of_its_own(path):
+    """What a line does not say comes from the settings; the settings' own key has no limit."""
+    write(
+        path, OPS, entry("shop", "k-shop", scopes=["search", "embed"], requests_per_minute=600),
+        entry("bulk", "k-bulk", tenant="acme", scopes=["write"], concurrent_calls=None),
+    )  # fmt: skip
+    keys = Keys(SecretStr("k-own"), path, Limits(60, 4))
+    expected = {
+        "k-own": (ANY_SCOPE, NO_LIMITS),
+        "k-ops": (ANY_SCOPE, Limits(60, 4)),
+        "k-shop": (Scope.SEARCH | Scope.EMBED, Limits(600, 4)),
+        "k-bulk": (Scope.WRITE, Limits(60, None)),
+    }
+    for key, wanted in expected.items():
+        found = keys.principal(f"Bearer {key}")
+        assert (found.scopes, found.allowance.limits) == wanted, key
+    bulk = keys.principal("Bearer k-bulk")
+    assert bulk.acting_for("acme").scopes == Scope.WRITE
+
+
+def test_a_changed_file_forgets_no_use(path):
+    """Else a key would begin anew with every other key that comes or goes."""
+    keys = Keys(None, write(path, entry("slow", "k-slow", requests_per_minute=1)))
+    with keys.principal("Bearer k-slow").allowance.use():
+        pass
+    write(path, entry("slow", "k-slow", requests_per_minute=1, scopes=["embed"]), ACME)
+    keys.refresh()
+    slow = keys.principal("Bearer k-slow")
+    assert slow.scopes == Scope.EMBED
+    with pytest.raises(OverLimit), slow.acting_for("acme").allowance.use():
+        pass
+
+
 async def test_the_watch_sees_a_change_by_itself(path, monkeypatch):
     """Without a call, and without holding up the loop."""
     import asyncio
 
     # A second is long for a test.
-    monkeypatch.setattr("services.shared.keys._LOOK_S", 0.01)
+    monkeypatch.setattr("services.shared.watch._LOOK_S", 0.01)
     keys = Keys(None, write(path, ACME))
     watching = asyncio.create_task(keys.watch())
     write(path, OPS)

@@ -1,5 +1,7 @@
 """Settings come typed from the environment, and all mistakes are told at once."""
 
+from pathlib import Path
+
 import pytest
 
 from services.encoder.settings import EncoderSettings
@@ -40,6 +42,19 @@ def test_an_address_names_its_port(monkeypatch, address):
 @pytest.mark.parametrize("address", ["encoder:9000", "[::1]:9000", "dns:///encoder:9000"])
 def test_addresses_of_grpc_are_taken(address):
     assert RouterSettings.read(trainer_address=address).trainer_address == address
+
+
+def test_tls_settings_go_together():
+    """A key without its certificate, or callers' certificates without TLS, protect nothing."""
+    with pytest.raises(SettingsError) as caught:
+        RouterSettings.read(tls_key="key", tls_http_client_ca="ca", probe_port=99999)
+    told = str(caught.value)
+    assert "MATRYOSHKA_ROUTER_TLS_KEY and TLS_CERT go together" in told
+    assert "MATRYOSHKA_ROUTER_TLS_HTTP_CLIENT_CA needs TLS_CERT and TLS_KEY" in told
+    assert "MATRYOSHKA_ROUTER_PROBE_PORT" in told
+    settings = RouterSettings.read(tls_cert="cert", tls_key="key", tls_peer_ca="ca")
+    assert settings.peer_tls.paths == [Path("cert"), Path("key"), Path("ca")]
+    assert RouterSettings.read(tls_cert="cert", tls_key="key").peer_tls is None
 
 
 def test_a_wrong_secret_is_not_shown(monkeypatch):

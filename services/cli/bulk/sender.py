@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from services.cli.bulk.batches import Batch
+from services.cli.peer import connect
 from services.shared.errors import (
     Overloaded,
     ServiceError,
@@ -28,6 +29,7 @@ from services.shared.errors import (
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from services.shared.server import channel_options
+from services.shared.tls import TlsFiles
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 _RETRIED = (Unavailable, Overloaded, TookTooLong)
@@ -46,6 +48,8 @@ class Router:
     address: str
     """host:port of its gRPC."""
     api_key: str | None = None
+    tls: TlsFiles | None = None
+    """Set, as the command may go on in processes of other machines; None: no TLS."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -60,7 +64,7 @@ class Router:
         """Open a channel; to be closed by the caller."""
         options = channel_options(MAX_MESSAGE_BYTES)
         reconnect = ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS)
-        return grpc.aio.insecure_channel(self.address, options=[*options, reconnect])
+        return connect(self.address, [*options, reconnect], self.tls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 import contextlib
 
-import grpc
 from pydantic import SecretStr
 
+from services.shared.channel import Peer
 from services.shared.errors import NotFound, WrongState, peer_errors
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
+from services.shared.tls import TlsFiles
 
 
 class EncoderClient:
@@ -17,11 +18,17 @@ class EncoderClient:
         address: host:port.
         api_key: sent as a bearer token; None: none is sent.
         timeout_s: longest wait for an answer; a model is loaded and measured in that time.
+        tls: what is shown, and of which CA the encoder must be; None: nothing is encrypted.
     """
 
-    def __init__(self, address: str, api_key: SecretStr | None, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
-        self._stub = pb_grpc.EncoderServiceStub(self._channel)
+    def __init__(
+        self,
+        address: str,
+        api_key: SecretStr | None,
+        timeout_s: float,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        self._peer = Peer(address, pb_grpc.EncoderServiceStub, tls=tls)
         key = api_key.get_secret_value() if api_key else ""
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
@@ -30,7 +37,7 @@ class EncoderClient:
         """Return the id of the model that a name points at; "": nothing is called so."""
         try:
             with peer_errors("encoder"):
-                answer = await self._stub.GetModel(
+                answer = await self._peer.stub.GetModel(
                     pb.GetModelRequest(model=alias),
                     timeout=self._timeout_s,
                     metadata=self._metadata,
@@ -42,7 +49,7 @@ class EncoderClient:
     async def load(self, folder: str, model_id: str) -> str:
         """Serve a model folder by an id; return its space id. Loading it again is harmless."""
         with peer_errors("encoder"):
-            answer = await self._stub.LoadModel(
+            answer = await self._peer.stub.LoadModel(
                 pb.LoadModelRequest(source=folder, id=model_id),
                 timeout=self._timeout_s,
                 metadata=self._metadata,
@@ -52,7 +59,7 @@ class EncoderClient:
     async def unload(self, model_id: str) -> None:
         """Stop serving a model, unless a name points at it; harmless if it is gone."""
         with contextlib.suppress(NotFound, WrongState), peer_errors("encoder"):
-            await self._stub.UnloadModel(
+            await self._peer.stub.UnloadModel(
                 pb.UnloadModelRequest(id=model_id),
                 timeout=self._timeout_s,
                 metadata=self._metadata,
@@ -61,11 +68,11 @@ class EncoderClient:
     async def set_alias(self, alias: str, model_id: str) -> None:
         """Point a name at a loaded model."""
         with peer_errors("encoder"):
-            await self._stub.SetAlias(
+            await self._peer.stub.SetAlias(
                 pb.SetAliasRequest(alias=alias, model=model_id),
                 timeout=self._timeout_s,
                 metadata=self._metadata,
             )
 
     async def close(self) -> None:
-        await self._channel.close(grace=None)
+        await self._peer.close()

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-import grpc
 from pydantic import SecretStr
 
+from services.shared.channel import Peer
 from services.shared.errors import NotFound, peer_errors
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
+from services.shared.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,17 @@ class RouterClient:
         address: host:port.
         api_key: sent as a bearer token; None: none is sent.
         timeout_s: longest wait for an answer.
+        tls: what is shown, and of which CA the router must be; None: nothing is encrypted.
     """
 
-    def __init__(self, address: str, api_key: SecretStr | None, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
-        self._stub = pb_grpc.RouterServiceStub(self._channel)
+    def __init__(
+        self,
+        address: str,
+        api_key: SecretStr | None,
+        timeout_s: float,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        self._peer = Peer(address, pb_grpc.RouterServiceStub, tls=tls)
         key = api_key.get_secret_value() if api_key else ""
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
@@ -45,7 +52,7 @@ class RouterClient:
         """Return a collection by name or alias; None: there is none."""
         try:
             with peer_errors("router"):
-                answer = await self._stub.GetCollection(
+                answer = await self._peer.stub.GetCollection(
                     pb.GetCollectionRequest(name=name),
                     timeout=self._timeout_s,
                     metadata=self._metadata,
@@ -67,7 +74,7 @@ class RouterClient:
     async def uses(self, model: str) -> bool:
         """Whether a collection lies in a model's space."""
         with peer_errors("router"):
-            answer = await self._stub.ListCollections(
+            answer = await self._peer.stub.ListCollections(
                 pb.ListCollectionsRequest(), timeout=self._timeout_s, metadata=self._metadata
             )
         return any(collection.model == model for collection in answer.collections)
@@ -78,7 +85,7 @@ class RouterClient:
             source=alias, target=target, model=model, alias=alias, hold=True, watch=watches
         )
         with peer_errors("router"):
-            call = self._stub.MigrateCollection(
+            call = self._peer.stub.MigrateCollection(
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
             # The first message comes when the target has been made; the router needs no listener.
@@ -88,14 +95,14 @@ class RouterClient:
     async def cut_over(self, target: str) -> None:
         """Point the alias at a target that is ready."""
         with peer_errors("router"):
-            await self._stub.CutOver(
+            await self._peer.stub.CutOver(
                 pb.CutOverRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
             )
 
     async def roll_back(self, target: str) -> None:
         """Point the alias at the source again; the target is kept current still."""
         with peer_errors("router"):
-            await self._stub.RollBack(
+            await self._peer.stub.RollBack(
                 pb.RollBackRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
             )
 
@@ -103,7 +110,7 @@ class RouterClient:
         """End a migration that has not switched, and delete its target; harmless if it is gone."""
         try:
             with peer_errors("router"):
-                await self._stub.CancelChange(
+                await self._peer.stub.CancelChange(
                     pb.CancelChangeRequest(name=target),
                     timeout=self._timeout_s,
                     metadata=self._metadata,
@@ -114,11 +121,11 @@ class RouterClient:
     async def finish(self, target: str) -> None:
         """Let source and target part."""
         with peer_errors("router"):
-            await self._stub.FinishMigration(
+            await self._peer.stub.FinishMigration(
                 pb.FinishMigrationRequest(name=target),
                 timeout=self._timeout_s,
                 metadata=self._metadata,
             )
 
     async def close(self) -> None:
-        await self._channel.close(grace=None)
+        await self._peer.close()

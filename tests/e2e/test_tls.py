@@ -1,0 +1,136 @@
+"""`matryoshka up` over TLS, as an operator runs it: SDKs, commands, another service, probes."""
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import httpx
+import openai
+import pytest
+
+from services.shared.pb import router_pb2 as rt
+from services.shared.pb import router_pb2_grpc
+from tests.certificates import Authority, needs_openssl
+from tests.conftest import serve
+
+pytestmark = needs_openssl
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority") / "ours")
+
+
+@pytest.fixture(scope="module")
+def process(authority, tmp_path_factory):
+    cert, key = authority.issue("server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        probe_port = free.getsockname()[1]
+    started = serve(
+        tmp_path_factory.mktemp("up"), "up",
+        MATRYOSHKA_UP_TLS_CERT=str(cert), MATRYOSHKA_UP_TLS_KEY=str(key),
+        MATRYOSHKA_UP_TLS_GRPC_CLIENT_CA=str(authority.ca),
+        MATRYOSHKA_UP_PROBE_PORT=str(probe_port),
+    )  # fmt: skip
+    started.probes = f"http://127.0.0.1:{probe_port}"
+    yield started
+    assert started.stop() == 0
+
+
+def client_files(authority):
+    cert, key = authority.issue("client")
+    return {"CA": str(authority.ca), "CERT": str(cert), "KEY": str(key)}
+
+
+def connect(process, authority):
+    files = client_files(authority)
+    contents = [Path(files[name]).read_bytes() for name in ("CA", "KEY", "CERT")]
+    return grpc.aio.secure_channel(process.grpc, grpc.ssl_channel_credentials(*contents))
+
+
+def test_an_openai_sdk_needs_the_ca_and_nothing_else(process, authority):
+    """Embeddings over HTTPS; nothing over HTTP."""
+    assert process.http.startswith("https://")
+    own = httpx.Client(verify=ssl.create_default_context(cafile=authority.ca))
+    with openai.OpenAI(base_url=f"{process.http}/v1", api_key="none", http_client=own) as client:
+        answer = client.embeddings.create(model="default", input="nested dolls", dimensions=64)
+        assert len(answer.data[0].embedding) == 64
+    with pytest.raises(httpx.TransportError):
+        httpx.get(process.http.replace("https", "http") + "/livez")
+
+
+def test_probes_need_no_certificate_and_see_nothing_else(process):
+    """On their own port, in plain text, as the kubelet asks."""
+    assert httpx.get(f"{process.probes}/livez").text == "ok"
+    assert httpx.get(f"{process.probes}/readyz").status_code == 200
+    for path in ("/metrics", "/v1/models", "/v1/embeddings"):
+        assert httpx.get(f"{process.probes}{path}").status_code == 404
+
+
+def run(process, environment, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli.main", *arguments, "--encoder", process.grpc],
+        env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_commands_show_a_certificate(process, authority):
+    """Told by options or by variables; without one they are refused, with a sentence."""
+    files = client_files(authority)
+    options = [part for name in files for part in (f"--tls-{name.lower()}", files[name])]
+    by_option = run(process, {}, *options, "models", "list")
+    assert "MiniLM" in by_option.stdout, by_option.stderr
+    variables = {f"MATRYOSHKA_CLI_TLS_{name}": path for name, path in files.items()}
+    assert run(process, variables, "models", "list").returncode == 0
+    del variables["MATRYOSHKA_CLI_TLS_KEY"]
+    assert "go together" in run(process, variables, "models", "list").stderr
+    assert run(process, {}, "models", "list").returncode == 1
+    wrong = {"MATRYOSHKA_CLI_TLS_CA": files["KEY"]}
+    assert "must hold certificates" in run(process, wrong, "models", "list").stderr
+
+
+async def test_services_call_each_other(process, authority, tmp_path):
+    """Within the process, and a router of its own that shows its certificate to the encoder."""
+    cert, key = authority.issue("router")
+    router = await asyncio.to_thread(
+        serve, tmp_path, "serve", "router",
+        MATRYOSHKA_ROUTER_ENCODER_ADDRESS=process.grpc,
+        MATRYOSHKA_ROUTER_TLS_CERT=str(cert), MATRYOSHKA_ROUTER_TLS_KEY=str(key),
+        MATRYOSHKA_ROUTER_TLS_GRPC_CLIENT_CA=str(authority.ca),
+        MATRYOSHKA_ROUTER_TLS_PEER_CA=str(authority.ca),
+    )  # fmt: skip
+    try:
+        for served in (process, router):
+            async with connect(served, authority) as channel:
+                stub = router_pb2_grpc.RouterServiceStub(channel)
+                await stub.CreateCollection(rt.CreateCollectionRequest(name="a", model="default"))
+                point = rt.UpsertRequest(collection="a", points=[rt.Point(id="1", text="a doll")])
+                async for _ in stub.Upsert(iter([point])):
+                    pass
+                found = await stub.Search(rt.SearchRequest(collection="a", text="dolls"))
+                assert [hit.id for hit in found.hits] == ["1"]
+    finally:
+        assert router.stop() == 0
+
+
+def test_wrong_files_end_the_start(authority, tmp_path):
+    """Of its own and of those that it calls, with a sentence each."""
+    cert, key = authority.issue("wrong")
+
+    def start(**variables):
+        ended = subprocess.run(
+            [sys.executable, "-m", "services.cli.main", "serve", "router", "--data", str(tmp_path)],
+            env={"PATH": ""} | {f"MATRYOSHKA_ROUTER_{k}": str(v) for k, v in variables.items()},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 2
+        return ended.stderr
+
+    assert "must be a certificate and its key in PEM" in start(TLS_CERT=cert, TLS_KEY=cert)
+    peer = start(TLS_PEER_CA=key, HTTP_PORT="0", GRPC_PORT="0")
+    assert "must hold certificates in PEM" in peer
