@@ -192,3 +192,15 @@ def test_the_compose_files_companions_find_what_they_need():
         "encoder:8000", "router:8001", "trainer:8002", "qdrant:6333",
     }  # fmt: skip
     assert all({"namespace", "release"} <= set(one["labels"]) for one in targets)
+
+
+def test_the_documents_commands_name_what_there_is():
+    """Files, overlays and values in docs/deploy.md's commands, which need a cluster to be run."""
+    blocks = re.findall(
+        r"^```\n(.*?)^```$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    paths = [word for words in commands for word in words if word.startswith("deploy/")]
+    assert len(paths) > 6
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert {words[0] for words in commands} <= {"docker", "helm", "kubectl"}

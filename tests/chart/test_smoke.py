@@ -17,7 +17,9 @@ SMOKE = CHART / "files" / "smoke.py"
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
-    started = serve(tmp_path_factory.mktemp("smoke"), "up", MATRYOSHKA_UP_API_KEY="the-key")
+    started = serve(tmp_path_factory.mktemp("smoke"), "up",
+        MATRYOSHKA_UP_API_KEY="the-key", MATRYOSHKA_ENCODER_PRECISION="float32",
+    )  # fmt: skip
     yield started
     assert started.stop() == 0
 
