@@ -260,6 +260,7 @@ def network_policy() -> Schema:
     rules = fields(to={"type": "array", "items": peers}, ports=OBJECTS)
     return fields(
         enabled=SWITCH,
+        dns={"type": "array", "minItems": 1, "items": peers},
         clients={"type": "array", "items": peers},
         monitoring={"type": "array", "items": peers},
         external={"type": "array", "items": rules},

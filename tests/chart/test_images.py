@@ -8,6 +8,7 @@ settings that they are given.
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 
@@ -132,6 +133,55 @@ def test_the_routers_image_has_no_torch():
     names = closure(extras_of(DOCKER / "router.Dockerfile"))
     assert not names & {"torch", "transformers", "sentence-transformers", "numba"}
     assert "torch" in closure(extras_of(DOCKER / "cpu.Dockerfile"))
+
+
+# Hides every package that an image does not hold, and imports what the image serves.
+HIDE_AND_IMPORT = """
+import importlib.machinery, importlib.metadata, sys
+names = {"matryoshka-suite", *sys.argv[1].split(",")}
+
+def plain(name):
+    return name.lower().replace("_", "-").replace(".", "-")
+
+hidden = {
+    module
+    for module, owners in importlib.metadata.packages_distributions().items()
+    if not {plain(owner) for owner in owners} & names
+}
+finders = list(sys.meta_path)
+find_all = importlib.machinery.PathFinder.find_distributions
+
+class Hide:
+    @staticmethod
+    def find_distributions(*context):
+        return (found for found in find_all(*context) if plain(found.name) in names)
+
+    def find_spec(self, module, path=None, target=None):
+        if module.split(".")[0] in hidden - {"services"}:
+            return None
+        specs = (finder.find_spec(module, path, target) for finder in finders)
+        return next((spec for spec in specs if spec), None)
+
+sys.meta_path[:] = [Hide()]
+import services.cli.main
+for module in sys.argv[2:]:
+    __import__(module)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("router", ["services.router.service", "services.router.storage.edge_worker"]),
+        ("cpu", ["services.encoder.service", "services.trainer.service"]),
+    ],
+)
+def test_an_image_holds_what_its_services_import(name, modules):
+    """With every other package of this machine hidden, they are imported all the same."""
+    names = closure(extras_of(DOCKER / f"{name}.Dockerfile"))
+    command = [sys.executable, "-c", HIDE_AND_IMPORT, ",".join(sorted(names)), *modules]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_the_chart_and_the_dockerfiles_name_the_same_images():

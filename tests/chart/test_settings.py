@@ -13,7 +13,7 @@ SETTINGS = {"encoder": EncoderSettings, "router": RouterSettings, "trainer": Tra
 # Of other makers' programs: a cache's place, threads, and what a user adds in `placed`.
 FOREIGN = {
     "HOME", "HF_HOME", "HF_HUB_OFFLINE", "MPLCONFIGDIR", "NUMBA_CACHE_DIR",
-    "TOKENIZERS_PARALLELISM", "HTTPS_PROXY",
+    "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "HTTPS_PROXY",
 }  # fmt: skip
 SECRET = "postgresql://user:secret@db/matryoshka"
 

@@ -2,8 +2,7 @@
 {{- define "matryoshka.dns" -}}
 # To the cluster's DNS.
 - to:
-    - namespaceSelector:
-        matchLabels: {kubernetes.io/metadata.name: kube-system}
+    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
   ports:
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}

@@ -57,6 +57,8 @@
 {{- end }}
 
 {{- define "matryoshka.env.encoder" -}}
+- name: OMP_NUM_THREADS
+  valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: "1"}}
 - name: MATRYOSHKA_ENCODER_DATA_DIR
   value: /var/lib/encoder
 - name: MATRYOSHKA_ENCODER_MODEL
