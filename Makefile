@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,14 @@ postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (a
 	apt-get update
 	apt-get install --yes --no-install-recommends postgresql
 
+prometheus:  ## Unpack Debian's Prometheus, for the tests of alerts; nothing is started
+	apt-get update
+	mkdir -p .prometheus
+	cd .prometheus && apt-get download prometheus && dpkg -x prometheus_*.deb .
+
+schema: .venv/.installed  ## Write the schema of the chart's values from the settings
+	$(BIN)/python -m deploy.values_schema
+
 bench-trainer: .venv/.installed  ## Train beside sentence-transformers on this CPU (minutes)
 	$(BIN)/python -m bench.trainer $(ARGS)
 
@@ -57,7 +65,7 @@ bench-quality: .venv/.installed  ## Every training method, size by size, beside 
 	$(BIN)/python -m bench.quality $(ARGS)
 
 clean:  ## Remove what the targets made
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .prometheus build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'

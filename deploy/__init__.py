@@ -1,0 +1,1 @@
+"""What is deployed: images, a compose file and the Helm chart."""

@@ -1,0 +1,10 @@
+# Starts a node of Qdrant: alone, or as one of a cluster that the first node begins.
+set -eu
+if [ "$QDRANT__CLUSTER__ENABLED" != true ]; then
+  exec ./qdrant
+fi
+uri="http://$POD.$PEERS:6335"
+if [ "$POD" = "$FIRST" ]; then
+  exec ./qdrant --uri "$uri"
+fi
+exec ./qdrant --bootstrap "http://$FIRST.$PEERS:6335" --uri "$uri"

@@ -1,0 +1,141 @@
+{{/* Variables of a service's container: (dict "root" $ "one" workload). */}}
+{{- define "matryoshka.env" -}}
+{{- $root := .root }}
+{{- $v := $root.Values }}
+{{- $one := .one }}
+{{- $prefix := printf "MATRYOSHKA_%s" (upper $one.component) -}}
+- name: {{ $prefix }}_HOST
+  value: 0.0.0.0
+- name: {{ $prefix }}_HTTP_PORT
+  value: {{ $one.http | quote }}
+- name: {{ $prefix }}_GRPC_PORT
+  value: {{ $one.grpc | quote }}
+- name: {{ $prefix }}_LOG_FORMAT
+  value: {{ $v.logFormat }}
+- name: {{ $prefix }}_DRAIN_S
+  value: {{ include "matryoshka.text" $one.drain.drainSeconds | quote }}
+- name: {{ $prefix }}_GRACE_S
+  value: {{ include "matryoshka.text" $one.drain.graceSeconds | quote }}
+{{- if $v.auth.enabled }}
+{{- range $variable := include "matryoshka.keysOf" $one | splitList "," }}
+- name: {{ $prefix }}_{{ $variable }}
+  valueFrom: {secretKeyRef: {name: {{ include "matryoshka.authSecret" $root }}, key: api-key}}
+{{- end }}
+{{- if $v.auth.keysSecret }}
+- name: {{ $prefix }}_KEYS_FILE
+  value: /etc/matryoshka/keys/keys.jsonl
+{{- end }}
+{{- end }}
+{{ include (printf "matryoshka.env.%s" $one.component) . }}
+{{- range $name, $value := $one.settings }}
+- name: {{ $prefix }}_{{ upper $name }}
+  value: {{ include "matryoshka.text" $value | quote }}
+{{- end }}
+- name: HOME
+  value: /tmp
+- name: HF_HOME
+  value: /tmp/huggingface
+- name: MPLCONFIGDIR
+  value: /tmp/matplotlib
+- name: NUMBA_CACHE_DIR
+  value: /tmp/numba
+- name: TOKENIZERS_PARALLELISM
+  value: "false"
+{{- if and (eq $one.component "encoder") (not $v.networkPolicy.modelHubs) $v.networkPolicy.enabled }}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end }}
+{{- with $one.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* What of a service is the operator's key: its own, and what it sends to the others. */}}
+{{- define "matryoshka.keysOf" -}}
+{{- get (dict "encoder" "API_KEY" "router" "API_KEY,ENCODER_API_KEY,TRAINER_API_KEY"
+         "trainer" "API_KEY,ENCODER_API_KEY,ROUTER_API_KEY") .component }}
+{{- end }}
+
+{{- define "matryoshka.env.encoder" -}}
+- name: OMP_NUM_THREADS
+  valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: "1"}}
+- name: MATRYOSHKA_ENCODER_DATA_DIR
+  value: /var/lib/encoder
+- name: MATRYOSHKA_ENCODER_MODEL
+  value: {{ .one.model | quote }}
+{{- end }}
+
+{{- define "matryoshka.env.router" -}}
+{{- $v := .root.Values -}}
+- name: MATRYOSHKA_ROUTER_DATA_DIR
+  value: /var/lib/matryoshka
+- name: MATRYOSHKA_ROUTER_ENCODER_ADDRESS
+  value: {{ include "matryoshka.address" (list .root (printf "encoder-%s" $v.router.pool) 9000) }}
+{{- if $v.trainer.enabled }}
+- name: MATRYOSHKA_ROUTER_TRAINER_ADDRESS
+  value: {{ include "matryoshka.address" (list .root "trainer" 9002) }}
+{{- end }}
+{{- if ne $v.qdrant.mode "embedded" }}
+- name: MATRYOSHKA_ROUTER_QDRANT_URL
+  value: {{ default (printf "http://%s.%s.svc:6333" (include "matryoshka.name" (list .root "qdrant")) .root.Release.Namespace) $v.qdrant.url }}
+- name: MATRYOSHKA_ROUTER_QDRANT_GRPC_PORT
+  value: {{ include "matryoshka.text" $v.qdrant.grpcPort | quote }}
+{{- with include "matryoshka.qdrantSecret" .root }}
+- name: MATRYOSHKA_ROUTER_QDRANT_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: api-key}}
+{{- end }}
+{{- end }}
+{{- if $v.database.existingSecret }}
+- name: MATRYOSHKA_ROUTER_DATABASE_URL
+  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
+- name: MATRYOSHKA_ROUTER_FILES_URL
+  value: {{ $v.files.url | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "matryoshka.env.trainer" -}}
+{{- $v := .root.Values -}}
+- name: MATRYOSHKA_TRAINER_DATA_DIR
+  value: /var/lib/matryoshka
+- name: MATRYOSHKA_TRAINER_ENCODER_ADDRESS
+  value: {{ include "matryoshka.address" (list .root (printf "encoder-%s" (include "matryoshka.trainerPool" .root)) 9000) }}
+{{- if $v.router.enabled }}
+- name: MATRYOSHKA_TRAINER_ROUTER_ADDRESS
+  value: {{ include "matryoshka.address" (list .root "router" 9001) }}
+{{- end }}
+{{- if $v.database.existingSecret }}
+- name: MATRYOSHKA_TRAINER_DATABASE_URL
+  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
+- name: MATRYOSHKA_TRAINER_FILES_URL
+  value: {{ $v.files.url | quote }}
+{{- end }}
+{{- if $v.router.enabled }}
+{{- /* One set of files: the router serves them, and ends what was deleted. */}}
+- name: MATRYOSHKA_TRAINER_FILES_DATABASE_URL
+{{- if $v.database.existingSecret }}
+  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
+{{- else }}
+  value: sqlite:////var/lib/matryoshka/router.sqlite
+{{- end }}
+{{- end }}
+- name: MATRYOSHKA_TRAINER_LAUNCHER
+  value: {{ $v.trainer.launcher }}
+- name: MATRYOSHKA_TRAINER_DEVICES
+  value: {{ include "matryoshka.text" $v.trainer.jobs.devices | quote }}
+{{- if eq $v.trainer.launcher "kubernetes" }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_NAMESPACE
+  value: {{ .root.Release.Namespace }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_IMAGE
+  value: {{ include "matryoshka.image" (list .root $v.trainer.jobs.image) }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_CLAIM
+  value: {{ include "matryoshka.stateClaim" .root }}
+{{- range $name := list "nodes" "gpus" "cpu" "memory" }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_{{ upper $name }}
+  value: {{ include "matryoshka.text" (get $v.trainer.jobs $name) | quote }}
+{{- end }}
+{{- with $v.trainer.jobs.queue }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_QUEUE
+  value: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}

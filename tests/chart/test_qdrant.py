@@ -1,0 +1,80 @@
+"""The bundled Qdrant: how its nodes begin, and that they find each other."""
+
+import subprocess
+
+import pytest
+
+from tests.chart.chart import CHART, NAMESPACE, rendered
+
+START = CHART / "files" / "qdrant-start.sh"
+
+
+def environment(case):
+    (container,) = rendered(case).one("StatefulSet", "-qdrant")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+def start(tmp_path, case, pod):
+    """Run the script with a program in Qdrant's place that says how it was called."""
+    stub = tmp_path / "qdrant"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    ended = subprocess.run(
+        ["bash", START], cwd=tmp_path, env=environment(case) | {"POD": pod},
+        capture_output=True, text=True, timeout=10, check=True,
+    )  # fmt: skip
+    return ended.stdout.split()
+
+
+def test_a_node_alone_is_no_cluster(tmp_path):
+    """It takes no address of others."""
+    assert start(tmp_path, "default", "rel-matryoshka-qdrant-0") == []
+    assert environment("default")["QDRANT__CLUSTER__ENABLED"] == "false"
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_the_first_node_begins_a_cluster_and_the_others_join_it(tmp_path, number):
+    """By names of the headless Service, at the port of their own protocol."""
+    made = rendered("cluster")
+    service = made.one("Service", "-qdrant-headless")
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
+    domain = f"{service['metadata']['name']}.{NAMESPACE}.svc"
+    name = made.one("StatefulSet", "-qdrant")["metadata"]["name"]
+    own = ["--uri", f"http://{name}-{number}.{domain}:{ports['p2p']}"]
+    first = ["--bootstrap", f"http://{name}-0.{domain}:{ports['p2p']}"]
+    assert start(tmp_path, "cluster", f"{name}-{number}") == (first if number else []) + own
+
+
+def test_shards_are_replicated_as_the_values_say():
+    """Of collections that do not say themselves; a budget lets one node go at a time."""
+    assert environment("cluster")["QDRANT__STORAGE__COLLECTION__REPLICATION_FACTOR"] == "3"
+    assert environment("production")["QDRANT__STORAGE__COLLECTION__REPLICATION_FACTOR"] == "2"
+    budget = rendered("cluster").one("PodDisruptionBudget", "-qdrant")
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert rendered("default").of("PodDisruptionBudget") == []
+
+
+def test_a_node_stops_in_time():
+    """What it does before it is told, and the shutdown itself, fit into its grace period."""
+    for case in ("default", "cluster", "production"):
+        pod = rendered(case).one("StatefulSet", "-qdrant")["spec"]["template"]["spec"]
+        wait = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert 0 < wait < pod["terminationGracePeriodSeconds"]
+
+
+def test_router_and_qdrant_share_a_key():
+    """One Secret, made once or given."""
+    for case in ("default", "existing-secrets", "search-only"):
+        made = rendered(case)
+        keys = {
+            one["name"]: one["valueFrom"]["secretKeyRef"]
+            for _, one in made.env()
+            if one["name"].startswith(("QDRANT__SERVICE", "MATRYOSHKA_ROUTER_QDRANT_API"))
+        }
+        assert len({str(key) for key in keys.values()}) == 1
+        (name,) = {key["name"] for key in keys.values()}
+        own = {found["metadata"]["name"] for found in made.of("Secret")}
+        assert (name in own) == (case == "default")

@@ -1,0 +1,164 @@
+"""What the chart tells the services is what these understand, and its times fit theirs."""
+
+import pytest
+
+from deploy.values_schema import SET_BY_THE_CHART, SHARED
+from services.encoder.settings import EncoderSettings
+from services.router.settings import RouterSettings
+from services.trainer.jobs import manifest
+from services.trainer.settings import TrainerSettings
+from tests.chart.chart import CASES, rendered
+
+SETTINGS = {"encoder": EncoderSettings, "router": RouterSettings, "trainer": TrainerSettings}
+# Of other makers' programs: a cache's place, threads, and what a user adds in `placed`.
+FOREIGN = {
+    "HOME", "HF_HOME", "HF_HUB_OFFLINE", "MPLCONFIGDIR", "NUMBA_CACHE_DIR",
+    "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "HTTPS_PROXY",
+}  # fmt: skip
+SECRET = "postgresql://user:secret@db/matryoshka"
+
+
+def services_of(case):
+    """Yield (service, its pod's spec, {variable: value}) of each that runs."""
+    for _, pod, _ in rendered(case).pods():
+        (container,) = pod["spec"]["containers"]
+        if container["name"] in SETTINGS:
+            env = {one["name"]: one.get("value", SECRET) for one in container["env"]}
+            assert len(env) == len(container["env"]), "a variable is set twice"
+            yield container["name"], pod["spec"], env
+
+
+def read(service, env, monkeypatch):
+    """Read settings as the service itself does: a name or value that is wrong is refused."""
+    with monkeypatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        return SETTINGS[service].read()
+
+
+@pytest.fixture(autouse=True)
+def _only_the_charts_variables(monkeypatch):
+    monkeypatch.delenv("MATRYOSHKA_ENCODER_ENGINES_DIR", raising=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_variable_is_a_setting_of_its_service(case, monkeypatch):
+    """By name and by value: the service reads them without a word."""
+    for service, _, env in services_of(case):
+        fields = {f"MATRYOSHKA_{service.upper()}_{name.upper()}" for name in
+                  SETTINGS[service].model_fields}  # fmt: skip
+        assert {name for name in env if name not in FOREIGN} <= fields
+        read(service, env, monkeypatch)
+
+
+def test_what_the_chart_keeps_to_itself_it_sets():
+    """A field that `settings` refuses is set from other values, in some case at least."""
+    for service, kind in SETTINGS.items():
+        prefix = f"MATRYOSHKA_{service.upper()}_"
+        seen = {
+            name.removeprefix(prefix).lower()
+            for case in CASES
+            for found, _, env in services_of(case)
+            for name in env
+            if found == service
+        }
+        assert seen >= SHARED | SET_BY_THE_CHART[kind], service
+        assert set(kind.model_fields) >= SHARED | SET_BY_THE_CHART[kind], service
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pod_is_not_killed_while_it_stops_in_order(case, monkeypatch):
+    """drain_s + grace_s, and what jobs need to save, are less than the pod's grace period."""
+    for service, pod, env in services_of(case):
+        settings = read(service, env, monkeypatch)
+        stopping = settings.drain_s + settings.grace_s
+        if service == "trainer":
+            # The launcher of Jobs waits for their pods and, as long again, for the API.
+            stopping += settings.stop_s + 30 * (settings.launcher == "kubernetes")
+        assert stopping < pod["terminationGracePeriodSeconds"]
+        probe = pod["containers"][0]["readinessProbe"]
+        assert settings.drain_s >= probe["periodSeconds"] * probe["failureThreshold"], (
+            "it would refuse calls before it is seen as not ready"
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_probes_and_services_ask_at_the_ports_that_are_listened_on(case, monkeypatch):
+    """Ports of containers, probes and Services are those of the settings."""
+    made = rendered(case)
+    for service, pod, env in services_of(case):
+        settings = read(service, env, monkeypatch)
+        (container,) = pod["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"http": settings.http_port, "grpc": settings.grpc_port}
+        assert str(settings.host) == "0.0.0.0"
+        assert container["args"] == ["serve", service]
+        assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+        assert container["readinessProbe"]["grpc"] == {"port": settings.grpc_port}
+        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
+        for found in made.of("Service"):
+            if found["metadata"]["labels"]["app.kubernetes.io/component"] == service:
+                assert {p["name"]: p["port"] for p in found["spec"]["ports"]} == ports
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_addresses_in_settings_are_services_of_the_release(case, monkeypatch):
+    """Each names a headless Service, so that gRPC sees every pod, and its port."""
+    made = rendered(case)
+    known = {
+        f"dns:///{found['metadata']['name']}.{found['metadata']['namespace']}.svc:{port['port']}"
+        for found in made.of("Service", "-headless")
+        for port in found["spec"]["ports"]
+        if port["name"] == "grpc"
+    }
+    for service, _, env in services_of(case):
+        settings = read(service, env, monkeypatch)
+        for field in type(settings).model_fields:
+            if field.endswith("_address") and field in settings.model_fields_set:
+                assert getattr(settings, field) in known
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folders_that_are_written_are_volumes(case, monkeypatch):
+    """The root is read-only: data lie on a volume, and all data of a pod that lasts on a claim."""
+    for service, pod, env in services_of(case):
+        settings = read(service, env, monkeypatch)
+        mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+        assert {"/tmp", str(settings.data_dir)} <= set(mounts)
+        assert not mounts[str(settings.data_dir)].get("readOnly")
+
+
+def test_jobs_find_the_trainers_folders(monkeypatch):
+    """Pods of Jobs mount the claim that the trainer mounts, at the same place, as the same user."""
+    for _, pod, env in (found for found in services_of("jobs") if found[0] == "trainer"):
+        settings = read("trainer", env, monkeypatch)
+        claims = {
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "state"]
+        assert claims["state"] == settings.kubernetes_claim
+        assert mount["mountPath"] == str(settings.data_dir)
+        assert "subPath" not in mount, "Jobs mount the whole claim"
+        assert settings.kubernetes_namespace == "ns"
+        assert (settings.kubernetes_nodes, settings.kubernetes_queue) == (4, "team-a")
+        kind = manifest.PodKind(
+            image=settings.kubernetes_image, claim=settings.kubernetes_claim,
+            data_dir=settings.data_dir, nodes=1, devices=1, gpus=0, cpu="1", memory="1Gi",
+            queue="", stop_s=settings.stop_s,
+        )  # fmt: skip
+        job = manifest.job_manifest("job-1", settings.data_dir / "jobs" / "job-1", kind)
+        job_pod = job["spec"]["template"]["spec"]
+        for field in ("runAsUser", "fsGroup"):
+            assert job_pod["securityContext"][field] == pod["securityContext"][field]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_router_and_trainer_see_the_same_files(case, monkeypatch):
+    """What is uploaded at one URL can be trained on, in the database or on the shared volume."""
+    found = {service: read(service, env, monkeypatch) for service, _, env in services_of(case)}
+    if {"router", "trainer"} <= set(found):
+        router, trainer = found["router"], found["trainer"]
+        assert trainer.files_database_url == router.database
+        assert (trainer.files_url or str(trainer.data_dir / "files")) == router.files_place
