@@ -21,6 +21,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
+from services.cli.operator_commands import operator
 from services.cli.peer import describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(commands)
+app.add_typer(operator)
 app.add_typer(models, name="models")
 app.add_typer(versions, name="versions")
 app.add_typer(promotions, name="promotions")

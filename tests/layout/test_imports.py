@@ -76,6 +76,7 @@ OWNERS = {
         "services.cli.main",
         "services.cli.collection_commands",
         "services.cli.model_commands",
+        "services.cli.operator_commands",
         "services.cli.version_commands",
         "services.cli.peer",
     ),
