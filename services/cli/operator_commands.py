@@ -1,4 +1,4 @@
-"""The commands of whoever runs a deployment: how large it must be.
+"""The commands of whoever runs a deployment: how large it must be, and what is wrong with it.
 
 What each needs is imported only when it is asked for.
 """
@@ -7,6 +7,8 @@ import sys
 from typing import Annotated
 
 import typer
+
+from services.cli.peer import HERE
 
 operator = typer.Typer()
 
@@ -81,3 +83,49 @@ def plan_capacity(
     except InvalidRequest as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+_HTTP = "http://127.0.0.1:8000"
+
+
+@operator.command()
+def doctor(
+    encoder: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
+    router: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
+    trainer: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
+    encoder_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
+    router_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
+    trainer_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="An operator's key, for all of them.", envvar="MATRYOSHKA_UP_API_KEY"),
+    ] = None,
+    encoder_api_key: Annotated[
+        str | None, typer.Option(help="The encoder's own.", envvar="MATRYOSHKA_ENCODER_API_KEY")
+    ] = None,
+    router_api_key: Annotated[
+        str | None, typer.Option(help="The router's own.", envvar="MATRYOSHKA_ROUTER_API_KEY")
+    ] = None,
+    trainer_api_key: Annotated[
+        str | None, typer.Option(help="The trainer's own.", envvar="MATRYOSHKA_TRAINER_API_KEY")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 10.0,
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
+) -> None:
+    """Look at a running deployment: a line for each thing, and what to do; 1: a problem."""
+    from services.cli.doctor.report import doctor as run_doctor
+    from services.cli.doctor.targets import read_target
+    from services.shared.errors import InvalidRequest
+
+    try:
+        targets = [
+            read_target("encoder", encoder_http, encoder, encoder_api_key or api_key),
+            read_target("router", router_http, router, router_api_key or api_key),
+            read_target("trainer", trainer_http, trainer, trainer_api_key or api_key),
+        ]
+        is_well = run_doctor([target for target in targets if target], timeout, is_json)
+    except InvalidRequest as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    if not is_well:
+        raise typer.Exit(1)

@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Protocol
 
 import grpc
@@ -29,7 +30,7 @@ from services.shared.connection import Connection
 from services.shared.http import build_app
 from services.shared.interceptors import Door
 from services.shared.keys import Keys
-from services.shared.metrics import ServiceMetrics
+from services.shared.metrics import ServiceMetrics, show_server
 from services.shared.settings import ServerSettings
 from services.shared.state import State
 
@@ -132,6 +133,7 @@ async def run(
     http_port = listener.getsockname()[1]
     address = Address(f"http://{settings.host}:{http_port}", f"{settings.host}:{grpc_port}")
 
+    show_server(registry, version("matryoshka-suite"), settings.data_dir)
     services = build(address)
     metrics.update({service.grpc_name: service.metrics for service in services})
     open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
