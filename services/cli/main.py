@@ -301,7 +301,7 @@ def _run(
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
 
     try:
-        asyncio.run(run(build, settings, registry, on_ready))
+        asyncio.run(run(build, settings, registry, name, on_ready))
     except KeysError as error:
         _refuse(str(error))
     except CannotListen as error:

@@ -20,6 +20,7 @@ from services.shared.auth import ACTING_FOR
 from services.shared.errors import Overloaded, ServiceError, TooLarge, WrongState, peer_errors
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
+from services.shared.trace import outgoing
 from services.shared.vectors import Array, unpack
 
 Role = Literal["query", "document"]
@@ -174,7 +175,7 @@ class EncoderClient:
         owner = () if tenant is None else ((ACTING_FOR, tenant),)
         with peer_errors("encoder"):
             told = await self._stub.Rerank(
-                request, timeout=self._timeout_s, metadata=self._metadata + owner
+                request, timeout=self._timeout_s, metadata=self._metadata + owner + outgoing()
             )
         if len(told.scores) != len(texts):
             raise ServiceError(
@@ -264,7 +265,7 @@ class EncoderClient:
             # What the encoder keeps of texts it keeps by tenant.
             owner = () if tenant is None else ((ACTING_FOR, tenant),)
             response = await self._stub.Embed(
-                request, timeout=self._timeout_s, metadata=self._metadata + owner
+                request, timeout=self._timeout_s, metadata=self._metadata + owner + outgoing()
             )
         full = response.vectors[0]
         vectors_BD = unpack(full.data, full.dim)

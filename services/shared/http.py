@@ -33,6 +33,7 @@ from services.shared.errors import (
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
+from services.shared.trace import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 class _Guard:
-    """Checks key, permission and readiness of API calls, and counts and times them."""
+    """Checks key, permission and readiness of API calls; counts, times and traces them."""
 
     def __init__(
         self,
@@ -128,8 +129,10 @@ class _Guard:
         bodies: Bodies,
         keys: Keys,
         open_to_tenants: Container[str],
+        tracing: Tracing | None,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._bodies = bodies
         self._metrics = metrics
         self._state = state
@@ -137,8 +140,17 @@ class _Guard:
         self._open_to_tenants = open_to_tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = f"{scope['method']} {scope['route_path']}"
+        if self._tracing is None:
+            await self._answer(method, scope, receive, send)
+            return
+        headers = Request(scope).headers
+        with self._tracing.begin(self._metrics.service, method, headers) as span:
+            span.outcome = await self._answer(method, scope, receive, send)
+
+    async def _answer(self, method: str, scope: Scope, receive: Receive, send: Send) -> str:
+        """Return the call's outcome."""
         request = Request(scope)
-        method = f"{request.method} {scope['route_path']}"
         status = 500
         start = time.perf_counter()
 
@@ -161,6 +173,7 @@ class _Guard:
         finally:
             outcome = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
             self._metrics.observe(method, outcome, time.perf_counter() - start)
+        return outcome
 
 
 def build_app(
@@ -170,6 +183,7 @@ def build_app(
     registry: prometheus_client.CollectorRegistry,
     keys: Keys,
     open_to_tenants: Container[str],
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """Join the routes of one or several services with the probes and metrics of the process.
 
@@ -181,6 +195,7 @@ def build_app(
         keys: what callers must send.
         open_to_tenants: the routes that tenants may call, such as "GET /v1/files"; any other is for
             operators.
+        tracing: makes a span of each call; None: nothing is traced.
     """
 
     def livez(_: Request) -> Response:
@@ -198,7 +213,7 @@ def build_app(
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
             route.app = _named(
-                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants),
+                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants, tracing),
                 route.path,
             )
             guarded.append(route)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.shared.trace import span
+
 # From a cached vector search (100 us) to a bulk request on a CPU (30 s).
 SECONDS_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
@@ -23,6 +25,7 @@ class ServiceMetrics:
     """Requests and stage times of one service."""
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
+        self.service = service
         self.requests = Counter(
             f"matryoshka_{service}_requests_total",
             "Requests by method and outcome (gRPC status name).",
@@ -46,10 +49,11 @@ class ServiceMetrics:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`."""
+        """Time the block as the stage `name`, with a span of that name where calls are traced."""
         start = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.stage_seconds.labels(name).observe(time.perf_counter() - start)
 

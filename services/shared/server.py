@@ -33,6 +33,8 @@ from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics, show_server
 from services.shared.settings import ServerSettings
 from services.shared.state import State
+from services.shared.trace import Tracing
+from services.shared.trace_export import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ async def run(
     build: Callable[[Address], list[Service]],
     settings: ServerSettings,
     registry: CollectorRegistry,
+    name: str,
     on_ready: Callable[[Address], None] = lambda _: None,
 ) -> None:
     """Serve until a signal ends it.
@@ -112,6 +115,7 @@ async def run(
             order and stopped in reverse.
         settings: ports, bounds and times of the process.
         registry: what `/metrics` shows.
+        name: of the process, in its traces.
         on_ready: called when calls are served.
 
     Raises:
@@ -123,7 +127,8 @@ async def run(
     state = State()
     metrics: dict[str, ServiceMetrics] = {}
     open_to_tenants: dict[str, frozenset[str]] = {}
-    door = Door(metrics, state, keys, open_to_tenants)
+    tracing = start_tracing(settings.trace_to, settings.trace_share, name)
+    door = Door(metrics, state, keys, open_to_tenants, tracing)
     grpc_server = grpc.aio.server(
         interceptors=[door],
         options=channel_options(settings.max_message_bytes),
@@ -138,13 +143,15 @@ async def run(
     metrics.update({service.grpc_name: service.metrics for service in services})
     open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
     health = _add_services(grpc_server, services)
-    http_server = _build_http(services, settings, state, registry, keys)
+    http_server = _build_http(services, settings, state, registry, keys, tracing)
     await health.set_ready(False)
     await grpc_server.start()
     http_task = asyncio.create_task(http_server.serve([listener]))
     watching = asyncio.create_task(keys.watch())
     async with contextlib.AsyncExitStack() as started:
         started.callback(watching.cancel)
+        if tracing:
+            started.push_async_callback(asyncio.to_thread, tracing.close)
         for service in services:
             started.push_async_callback(service.stop)
             await service.start()
@@ -242,6 +249,7 @@ def _build_http(
     state: State,
     registry: CollectorRegistry,
     keys: Keys,
+    tracing: Tracing | None,
 ) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
@@ -250,6 +258,7 @@ def _build_http(
         registry,
         keys,
         frozenset().union(*(service.open_to_tenants for service in services)),
+        tracing,
     )
     return _Http(
         uvicorn.Config(

@@ -71,6 +71,7 @@ OWNERS = {
     "fsspec": ("services.shared.blobs", "services.trainer.data.bucket"),
     "httpcore": ("services.trainer.data.download",),
     "matplotlib": ("services.trainer.results.report", "services.router.recall.calibration_plot"),
+    "opentelemetry": ("services.shared.trace", "services.shared.trace_export"),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": (
         "services.cli.main",
