@@ -21,6 +21,11 @@ def check_trace_to(place: str) -> str:
             message goes on after the setting's name.
     """
     parts = urlsplit(place)
+    if parts.username or parts.password:
+        raise ValueError(
+            "must hold no user or password; what a collector asks for goes into "
+            "OTEL_EXPORTER_OTLP_HEADERS"
+        )
     is_collector = (
         parts.scheme in ("http", "https") and parts.hostname and not parts.path.strip("/")
     )
@@ -29,9 +34,17 @@ def check_trace_to(place: str) -> str:
             "must be a collector's OTLP address such as http://collector:4317, or a file such as "
             f"file:///var/log/spans.jsonl, got {place!r}"
         )
-    if importlib.util.find_spec("opentelemetry") is None:
+    if not _is_installed():
         raise ValueError("needs: pip install 'matryoshka-suite[trace]'")
     return place
+
+
+def _is_installed() -> bool:
+    needed = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.grpc")
+    try:  # other packages bring a part of it, the API
+        return all(importlib.util.find_spec(name) for name in needed)
+    except ModuleNotFoundError:
+        return False
 
 
 def start_tracing(place: str | None, share: float, name: str) -> Tracing | None:

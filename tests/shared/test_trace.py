@@ -172,6 +172,12 @@ def test_a_place_that_is_none_is_told_with_what_would_be(place_):
         RouterSettings.read(trace_to=place_)
 
 
+def test_a_password_in_a_place_is_refused_and_not_shown():
+    with pytest.raises(SettingsError, match="must hold no user or password") as caught:
+        RouterSettings.read(trace_to="http://me:sk-planted@collector:4317")
+    assert "sk-planted" not in str(caught.value)
+
+
 def test_the_extra_is_asked_for_by_name(monkeypatch):
     """Without OpenTelemetry the start says how to install it; a machine without it is imitated."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
