@@ -23,6 +23,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
+from services.cli.operator_commands import operator
 from services.cli.peer import TLS, describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(commands)
+app.add_typer(operator)
 app.add_typer(models, name="models")
 app.add_typer(versions, name="versions")
 app.add_typer(promotions, name="promotions")
@@ -343,7 +345,7 @@ def _run(
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
 
     try:
-        asyncio.run(run(build, settings, registry, on_ready, own_socket))
+        asyncio.run(run(build, settings, registry, name, on_ready, own_socket))
     except (KeysError, CertificatesError) as error:
         _refuse(str(error))
     except CannotListen as error:

@@ -24,6 +24,7 @@ from services.encoder.metrics import EncoderMetrics
 from services.encoder.pace import Pace
 from services.shared.errors import ServiceError
 from services.shared.packing import Tokens
+from services.shared.trace import Place, place, record
 from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class _Request:
     waiting: list[int]
     arrived: float = field(default_factory=time.perf_counter)
     running: int = 0
+    caller: Place | None = field(default_factory=place)
+    """Whose call it is, where calls are traced."""
 
     def leave(self) -> None:
         self.waiting.clear()
@@ -200,7 +203,11 @@ class Batcher:
         for request, _ in batch.parts:
             self._metrics.queue_seconds.labels(lane).observe(start - request.arrived)
         self._run_parts(batch.parts)
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        for request, rows in batch.parts:
+            record(request.caller, "batch wait", request.arrived, start)
+            record(request.caller, "forward", start, end, texts=len(rows), tokens=batch.tokens)
+        seconds = end - start
         self.pace.observe(batch.tokens, seconds)
         return seconds
 

@@ -137,6 +137,7 @@ def describe(model: LoadedModel, aliases: Sequence[str]) -> pb.Model:
         loaded_at=int(model.loaded_at),
         memory_bytes=model.memory_bytes,
         kind=pb.MODEL_KIND_CROSS_ENCODER,
+        device=text_model.device,
     )
     if isinstance(text_model, TextModel):
         described.kind = pb.MODEL_KIND_EMBEDDER

@@ -21,6 +21,7 @@ from services.shared.errors import Overloaded, ServiceError, TooLarge, WrongStat
 from services.shared.pb import encoder_pb2, encoder_pb2_grpc
 from services.shared.server import channel_options
 from services.shared.tls import TlsFiles
+from services.shared.trace import outgoing
 from services.shared.vectors import Array, unpack
 
 Role = Literal["query", "document"]
@@ -176,7 +177,7 @@ class EncoderClient:
         owner = () if tenant is None else ((ACTING_FOR, tenant),)
         with peer_errors("encoder"):
             told = await self._peer.stub.Rerank(
-                request, timeout=self._timeout_s, metadata=self._metadata + owner
+                request, timeout=self._timeout_s, metadata=self._metadata + owner + outgoing()
             )
         if len(told.scores) != len(texts):
             raise ServiceError(
@@ -266,7 +267,7 @@ class EncoderClient:
             # What the encoder keeps of texts it keeps by tenant.
             owner = () if tenant is None else ((ACTING_FOR, tenant),)
             response = await self._peer.stub.Embed(
-                request, timeout=self._timeout_s, metadata=self._metadata + owner
+                request, timeout=self._timeout_s, metadata=self._metadata + owner + outgoing()
             )
         full = response.vectors[0]
         vectors_BD = unpack(full.data, full.dim)

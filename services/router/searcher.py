@@ -35,6 +35,7 @@ from services.router.search import Found, Search, TextReport, read_vectors
 from services.router.space import check_space
 from services.router.storage.store import Answer, Collection, ScoredPoint, Store
 from services.shared.errors import InvalidRequest, NotFound
+from services.shared.trace import span
 from services.shared.vectors import Array
 
 
@@ -129,10 +130,10 @@ class Searcher:
         self._metrics.shortlist_candidates.observe(plan.stages[0].candidates)
         text: TextSide | None = None
         if search.hybrid is None:
-            answer = await self._store.search(collection, plan, query_D, condition)
+            answer = await self._by_plan(collection, plan, query_D, condition)
         else:
             answer, text = await asyncio.gather(
-                self._store.search(collection, plan, query_D, condition),
+                self._by_plan(collection, plan, query_D, condition),
                 self._by_words(search, collection, condition),
             )
         self._metrics.stage_seconds.labels("search").observe(answer.seconds)
@@ -147,7 +148,8 @@ class Searcher:
         share, exact_seconds = None, 0.0
         if search.measure_recall:
             truth = exact_plan(collection.sizes, plan.limit)
-            exact = await self._store.search(collection, truth, query_D, condition)
+            with span("exact"):
+                exact = await self._store.search(collection, truth, query_D, condition)
             best = await self._fuse(search, collection, truth, query_D, exact, text)
             # Fused scores hang on what was found, so ties between two searches mean nothing.
             is_cosine = text is None and scores_are_cosines(plan, collection.sizes[-1])
@@ -166,12 +168,19 @@ class Searcher:
             _report(text, fused) if text else None,
         )  # fmt: skip
 
+    async def _by_plan(
+        self, collection: Collection, plan: Plan, query_D: Array, condition: Filter | None
+    ) -> Answer:
+        with span("search"):
+            return await self._store.search(collection, plan, query_D, condition)
+
     async def _by_words(
         self, search: Search, collection: Collection, condition: Filter | None
     ) -> TextSide:
-        found = await self._hybrid.search_text(
-            collection, search.words, search.candidates, condition, search.tenant
-        )
+        with span("text"):
+            found = await self._hybrid.search_text(
+                collection, search.words, search.candidates, condition, search.tenant
+            )
         self._metrics.stage_seconds.labels("text").observe(found.answer.seconds)
         return found
 
@@ -186,9 +195,10 @@ class Searcher:
     ) -> Fused:
         if text is None or search.hybrid is None:
             return Fused(found.hits, (), 0.0)
-        return await self._hybrid.fuse(
-            collection, plan, query_D, found, text, search.hybrid, search.depth
-        )
+        with span("fuse"):
+            return await self._hybrid.fuse(
+                collection, plan, query_D, found, text, search.hybrid, search.depth
+            )
 
     def _check(self, search: Search) -> None:
         if not 1 <= search.limit <= self._max_limit:

@@ -34,6 +34,7 @@ from services.shared.errors import (
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
+from services.shared.trace import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 class _Guard:
-    """Checks key, permission, readiness and limits of API calls, and counts and times them."""
+    """Checks key, permission, readiness and limits of API calls; counts, times and traces them."""
 
     def __init__(
         self,
@@ -130,8 +131,10 @@ class _Guard:
         keys: Keys,
         open_to_tenants: Container[str],
         scopes: Scopes,
+        tracing: Tracing | None,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._bodies = bodies
         self._metrics = metrics
         self._state = state
@@ -140,8 +143,17 @@ class _Guard:
         self._scopes = scopes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = f"{scope['method']} {scope['route_path']}"
+        if self._tracing is None:
+            await self._answer(method, scope, receive, send)
+            return
+        headers = Request(scope).headers
+        with self._tracing.begin(self._metrics.service, method, headers) as span:
+            span.outcome = await self._answer(method, scope, receive, send)
+
+    async def _answer(self, method: str, scope: Scope, receive: Receive, send: Send) -> str:
+        """Return the call's outcome."""
         request = Request(scope)
-        method = f"{request.method} {scope['route_path']}"
         status = 500
         start = time.perf_counter()
 
@@ -165,6 +177,7 @@ class _Guard:
         finally:
             outcome = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
             self._metrics.observe(method, outcome, time.perf_counter() - start)
+        return outcome
 
 
 def build_app(
@@ -175,6 +188,7 @@ def build_app(
     keys: Keys,
     open_to_tenants: Container[str],
     scopes: Scopes = MappingProxyType({}),
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """Join the routes of one or several services with the probes and metrics of the process.
 
@@ -187,6 +201,7 @@ def build_app(
         open_to_tenants: the routes that tenants may call, such as "GET /v1/files"; any other is for
             operators.
         scopes: what the routes need of a key.
+        tracing: makes a span of each call; None: nothing is traced.
     """
 
     def metrics(_: Request) -> Response:
@@ -197,7 +212,16 @@ def build_app(
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
             route.app = _named(
-                _Guard(route.app, service_metrics, state, bodies, keys, open_to_tenants, scopes),
+                _Guard(
+                    route.app,
+                    service_metrics,
+                    state,
+                    bodies,
+                    keys,
+                    open_to_tenants,
+                    scopes,
+                    tracing,
+                ),
                 route.path,
             )
             guarded.append(route)

@@ -26,6 +26,7 @@ from services.shared.errors import ServiceError, Unavailable
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
+from services.shared.trace import Span, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         open_to_tenants: by full gRPC service name, the methods that tenants may call; any other is
             for operators.
         scopes: by full gRPC service name, what its methods need of a key.
+        tracing: makes a span of each call; None: nothing is traced.
 
     Attributes:
         num_calls: how many calls have come, whatever became of them.
@@ -59,8 +61,10 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         keys: Keys,
         open_to_tenants: Mapping[str, frozenset[str]],
         scopes: Mapping[str, Scopes] = MappingProxyType({}),
+        tracing: Tracing | None = None,
     ) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._state = state
         self._keys = keys
         self._open_to_tenants = open_to_tenants
@@ -80,7 +84,9 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         closing = self._state.closing
         if service.startswith(_OPEN_SERVICES):
             is_stream = handler.request_streaming or handler.response_streaming
-            return _guarded(handler, _let_in, closing, None, method) if is_stream else handler
+            if not is_stream:
+                return handler
+            return _guarded(handler, _let_in, closing, None, method, None)
         metadata = dict(handler_call_details.invocation_metadata or ())
         header, tenant = metadata.get("authorization"), metadata.get(ACTING_FOR)
 
@@ -94,7 +100,9 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
             set_caller(principal)
             return principal.allowance.use()
 
-        return _guarded(handler, admit, closing, self._metrics[service], method)
+        metrics = self._metrics[service]
+        span = self._tracing.begin(metrics.service, method, metadata) if self._tracing else None
+        return _guarded(handler, admit, closing, metrics, method, span)
 
 
 def _let_in() -> AbstractContextManager[None]:
@@ -108,6 +116,7 @@ def _guarded(
     closing: asyncio.Event,
     metrics: ServiceMetrics | None,
     method: str,
+    span: Span | None,
 ) -> _Handler:
     """Wrap a handler of any of the four kinds; `metrics` of None counts nothing."""
     # The stubs describe synchronous servers; under grpc.aio behaviours are coroutines and
@@ -118,13 +127,16 @@ def _guarded(
         return _until_closing(request, closing) if handler.request_streaming else request
 
     async def unary(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message type)
-        async with _Outcome(context, metrics, method):
+        async with _Outcome(context, metrics, method, span):
             with admit():
                 inner = behaviours.unary_unary or behaviours.stream_unary
                 return await inner(bounded(request), context)
 
     async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
-        async with _Outcome(context, metrics, method), contextlib.AsyncExitStack() as used:
+        async with (
+            _Outcome(context, metrics, method, span),
+            contextlib.AsyncExitStack() as used,
+        ):
             used.enter_context(admit())
             inner = behaviours.unary_stream or behaviours.stream_stream
             if inspect.iscoroutinefunction(inner):
@@ -191,16 +203,20 @@ async def _until_closing(
 
 
 class _Outcome:
-    """Counts and times one call, and turns what it raised into a gRPC status."""
+    """Counts, times and traces one call, and turns what it raised into a gRPC status."""
 
-    def __init__(self, context: _Context, metrics: ServiceMetrics | None, method: str) -> None:
+    def __init__(
+        self, context: _Context, metrics: ServiceMetrics | None, method: str, span: Span | None
+    ) -> None:
         self._context = context
+        self._span = span
         self._metrics = metrics
         self._method = method
         self._start = time.perf_counter()
 
     async def __aenter__(self) -> None:
-        return None
+        if self._span:
+            self._span.__enter__()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         status = grpc.StatusCode.OK
@@ -215,6 +231,9 @@ class _Outcome:
         if self._metrics:
             self._metrics.observe(self._method, status.name, time.perf_counter() - self._start)
             self._metrics.note_limit(error)
+        if self._span:
+            self._span.outcome = status.name
+            self._span.__exit__(None, None, None)
         if message:
             retry_after_s = getattr(error, "retry_after_s", None)
             await self._context.abort(status, message, _retry_metadata(retry_after_s))

@@ -4,13 +4,16 @@ Names are `matryoshka_<service>_<noun>_<unit>`; labels take few values, all know
 A service adds its own beside these, on the same registry.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.shared.limits import OverLimit
+from services.shared.trace import span
 
 # From a cached vector search (100 us) to a bulk request on a CPU (30 s).
 SECONDS_BUCKETS = (
@@ -23,6 +26,7 @@ class ServiceMetrics:
     """Requests and stage times of one service."""
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
+        self.service = service
         self.requests = Counter(
             f"matryoshka_{service}_requests_total",
             "Requests by method and outcome (gRPC status name).",
@@ -54,10 +58,11 @@ class ServiceMetrics:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`."""
+        """Time the block as the stage `name`, with a span of that name where calls are traced."""
         start = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.stage_seconds.labels(name).observe(time.perf_counter() - start)
 
@@ -70,3 +75,35 @@ class ServiceMetrics:
         """Count a request that failed with `error`, if that was for a limit of its key."""
         if isinstance(error, OverLimit):
             self.over_limit.labels(error.limit).inc()
+
+
+def show_server(registry: CollectorRegistry, version: str, data_dir: Path) -> None:
+    """Add what a process tells of itself: its version, and room on the disk of its data folder.
+
+    Args:
+        registry: gets the metrics.
+        version: of this package.
+        data_dir: may not be there yet; the disk is looked at when the metrics are read.
+    """
+    Gauge(
+        "matryoshka_server_versions_count",
+        "1, with the version of the server as a label.",
+        ["version"],
+        registry=registry,
+    ).labels(version).set(1)
+    disk = Gauge(
+        "matryoshka_server_disk_bytes",
+        "The disk of the data folder: all of it (whole), and what is left (free).",
+        ["part"],
+        registry=registry,
+    )
+    disk.labels("free").set_function(lambda: shutil.disk_usage(_there(data_dir)).free)
+    disk.labels("whole").set_function(lambda: shutil.disk_usage(_there(data_dir)).total)
+
+
+def _there(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that there is."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -33,10 +34,12 @@ from services.shared.interceptors import Door
 from services.shared.keys import Keys
 from services.shared.limits import Limits
 from services.shared.listen import Address, listen
-from services.shared.metrics import ServiceMetrics
+from services.shared.metrics import ServiceMetrics, show_server
 from services.shared.settings import ServerSettings
 from services.shared.state import State
 from services.shared.tls import ServerTls
+from services.shared.trace import Tracing
+from services.shared.trace_export import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,7 @@ async def run(
     build: Callable[[Address], list[Service]],
     settings: ServerSettings,
     registry: CollectorRegistry,
+    name: str,
     on_ready: Callable[[Address], None] = lambda _: None,
     own_socket: Path | None = None,
 ) -> None:
@@ -107,6 +111,7 @@ async def run(
             order and stopped in reverse.
         settings: ports, bounds and times of the process.
         registry: what `/metrics` shows.
+        name: of the process, in its traces.
         on_ready: called when calls are served.
         own_socket: where the process reaches itself, see `listen`; None: it does not call itself.
 
@@ -123,19 +128,21 @@ async def run(
     metrics: dict[str, ServiceMetrics] = {}
     open_to_tenants: dict[str, frozenset[str]] = {}
     scopes: dict[str, Scopes] = {}
-    door = Door(metrics, state, keys, open_to_tenants, scopes)
+    tracing = start_tracing(settings.trace_to, settings.trace_share, name)
+    door = Door(metrics, state, keys, open_to_tenants, scopes, tracing)
     grpc_server = grpc.aio.server(
         interceptors=[door],
         options=channel_options(settings.max_message_bytes),
         maximum_concurrent_rpcs=settings.max_calls,
     )
     ports = listen(grpc_server, settings, tls, own_socket)
+    show_server(registry, version("matryoshka-suite"), settings.data_dir)
     services = build(ports.address)
     metrics.update({service.grpc_name: service.metrics for service in services})
     open_to_tenants.update({service.grpc_name: service.open_to_tenants for service in services})
     scopes.update({service.grpc_name: service.scopes for service in services})
     health = _add_services(grpc_server, services)
-    http_server = _build_http(services, settings, state, registry, keys, tls)
+    http_server = _build_http(services, settings, state, registry, keys, tls, tracing)
     await health.set_ready(False)
     await grpc_server.start()
     http_task = asyncio.create_task(http_server.serve([ports.http]))
@@ -145,6 +152,8 @@ async def run(
             started.callback(asyncio.create_task(watch).cancel)
         if ports.probes is not None:
             await started.enter_async_context(_probes(ports.probes, state))
+        if tracing:
+            started.push_async_callback(asyncio.to_thread, tracing.close)
         for service in services:
             started.push_async_callback(service.stop)
             await service.start()
@@ -246,7 +255,8 @@ def _build_http(
     state: State,
     registry: CollectorRegistry,
     keys: Keys,
-    tls: ServerTls | None = None,
+    tls: ServerTls | None,
+    tracing: Tracing | None,
 ) -> _Http:
     app = build_app(
         {service.metrics: service.routes() for service in services},
@@ -256,6 +266,7 @@ def _build_http(
         keys,
         frozenset().union(*(service.open_to_tenants for service in services)),
         {call: scope for service in services for call, scope in service.scopes.items()},
+        tracing,
     )
     config = _config(app, settings.max_connections)
     if tls is not None:

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.shared.tls import TlsFiles
+from services.shared.trace_export import check_trace_to
 
 # How like a setting's name a variable is that can only be meant for it; 1: the same.
 _MISSPELT = 0.93
@@ -82,6 +83,15 @@ class ServerSettings(BaseSettings):
     """Then: time for calls in flight to end."""
     log_format: str = Field(default="text", pattern="^(text|json)$")
     """Log lines for people (text) or machines (json)."""
+    trace_to: str | None = None
+    """Where OpenTelemetry's spans go; None: nothing is traced."""
+    trace_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the calls that begin a trace; one that a caller sends is always gone on with."""
+
+    @field_validator("trace_to")
+    @classmethod
+    def _check_trace_to(cls, value: str | None) -> str | None:
+        return None if value is None else check_trace_to(value)
 
     @field_validator("tls_key")
     @classmethod

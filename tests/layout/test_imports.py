@@ -72,11 +72,13 @@ OWNERS = {
     "fsspec": ("services.shared.blobs", "services.trainer.data.bucket"),
     "httpcore": ("services.trainer.data.download",),
     "matplotlib": ("services.trainer.results.report", "services.router.recall.calibration_plot"),
+    "opentelemetry": ("services.shared.trace", "services.shared.trace_export"),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": (
         "services.cli.main",
         "services.cli.collection_commands",
         "services.cli.model_commands",
+        "services.cli.operator_commands",
         "services.cli.version_commands",
         "services.cli.peer",
     ),

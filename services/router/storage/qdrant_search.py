@@ -32,6 +32,7 @@ from services.router.storage.qdrant_query import to_filter
 from services.router.storage.qdrant_retry import Retry
 from services.router.storage.shard_limits import per_shard
 from services.router.storage.store import Collection, is_plain_rescoring
+from services.shared.trace import span
 from services.shared.vectors import Array
 
 MOST_IDS = 10_000
@@ -71,15 +72,17 @@ class QdrantSearch:
         query_filter = to_filter(condition)
         steps = list(_steps(plan, collection.sizes))
         is_short = all(step.limit <= MOST_IDS for step in steps[:-1])
+        is_staged = collection.spread.shards > 1 and is_short and len(steps) > 1
         if collection.spread.shards > 1 and is_short:
             query = await self._left(collection.name, steps, vectors, query_filter)
         else:
             query = nested_query(collection, plan, vectors, query_filter)
         if query is None:
             return []
-        response = await self._client.query_points(
-            collection.name, limit=plan.limit, with_payload=with_points, **query
-        )
+        with span("rerank" if is_staged else "query"):
+            response = await self._client.query_points(
+                collection.name, limit=plan.limit, with_payload=with_points, **query
+            )
         return response.points
 
     async def _left(
@@ -91,7 +94,7 @@ class QdrantSearch:
     ) -> dict[str, Any] | None:
         """Take all steps but the last; return that one's query, or None if nobody is left."""
         wanted = RestToGrpc.convert_filter(query_filter) if query_filter else None
-        for step in steps[:-1]:
+        for number, step in enumerate(steps[:-1]):
             request = RestToGrpc.convert_query_request(
                 models.QueryRequest(
                     query=vectors[step.size.vector_name],
@@ -104,7 +107,8 @@ class QdrantSearch:
             )
             if wanted is not None:
                 request.filter.CopyFrom(wanted)
-            response = await self._retry.run("query_points", lambda: self._ask(request))  # noqa: B023
+            with span("rerank" if number else "shortlist"):
+                response = await self._retry.run("query_points", lambda: self._ask(request))  # noqa: B023
             ids = [point.id for point in response.result]
             if not ids:
                 return None

@@ -411,6 +411,7 @@ class Model(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BASE_SPACE_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """For example "all-MiniLM-L6-v2"."""
     space_id: _builtins.str
@@ -431,6 +432,8 @@ class Model(_message.Message):
     base_space_id: _builtins.str
     """The space of the model that this one differs from by its head only. Empty: not known."""
     kind: Global___ModelKind.ValueType
+    device: _builtins.str
+    """Where it runs: "cpu", or an accelerator such as "cuda:0"."""
     @_builtins.property
     def matryoshka_dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes the model declares, ascending, the last the full one. Empty: it declares none."""
@@ -455,10 +458,11 @@ class Model(_message.Message):
         memory_bytes: _builtins.int = ...,
         base_space_id: _builtins.str = ...,
         kind: Global___ModelKind.ValueType = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_space_id", b"base_space_id", "dim", b"dim", "engine", b"engine", "id", b"id", "kind", b"kind", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_space_id", b"base_space_id", "device", b"device", "dim", b"dim", "engine", b"engine", "id", b"id", "kind", b"kind", "loaded_at", b"loaded_at", "matryoshka_dims", b"matryoshka_dims", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "needs_role", b"needs_role", "space_id", b"space_id", "takes_images", b"takes_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

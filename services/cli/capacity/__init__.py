@@ -1,0 +1,1 @@
+"""How much of everything a deployment takes, on paper and simulated."""

@@ -1,0 +1,1 @@
+"""Looks at a deployment and says what is wrong with it, and what to do."""
