@@ -1,6 +1,7 @@
 """The running service that a command calls: where it is, with which key, and what went wrong."""
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -112,6 +113,12 @@ def connect(
     files = tls or TLS.get()
     credentials = None if files is None else files.channel_credentials()
     return channel.connect(address, options, credentials)
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return how HTTPS is spoken: with the files that this command was given, or as usual."""
+    files = TLS.get()
+    return ssl.create_default_context() if files is None else files.client_context()
 
 
 def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:

@@ -54,6 +54,10 @@ class TlsFiles:
         loaded = self.load(ssl.PROTOCOL_TLS_CLIENT)
         return grpc.ssl_channel_credentials(loaded.ca, loaded.key, loaded.cert)
 
+    def client_context(self) -> ssl.SSLContext:
+        """Return how HTTPS is called; CertificatesError: the files cannot be used."""
+        return self.load(ssl.PROTOCOL_TLS_CLIENT).context
+
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

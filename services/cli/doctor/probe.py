@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.cli.doctor.facts import Collection, Facts, Failure, Grpc, Http, Model, Service
 from services.cli.doctor.targets import Name, Target
-from services.cli.peer import metadata
+from services.cli.peer import connect, metadata, tls_context
 from services.shared.pb import (
     encoder_pb2,
     encoder_pb2_grpc,
@@ -76,7 +76,9 @@ async def _look_at_one(target: Target, timeout_s: float) -> tuple[Service, Any]:
 
 async def _ask_http(target: Target, timeout_s: float) -> Http:
     try:
-        async with httpx.AsyncClient(base_url=target.http, timeout=timeout_s) as client:
+        async with httpx.AsyncClient(
+            base_url=target.http, timeout=timeout_s, verify=tls_context()
+        ) as client:
             before_s = time.time()
             live = await client.get("/livez")
             now_s = (before_s + time.time()) / 2
@@ -104,7 +106,7 @@ def _skew_s(date: str, now_s: float) -> float | None:
 async def _ask_grpc(target: Target, timeout_s: float) -> tuple[Grpc, Any]:
     """Return what was seen, and the answer of the first call; None: there was none."""
     service = f"matryoshka.v1.{target.name.capitalize()}Service"
-    async with grpc.aio.insecure_channel(target.grpc) as channel:
+    async with connect(target.grpc) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         try:
             found = await health.Check(
@@ -129,7 +131,7 @@ async def _ask_grpc(target: Target, timeout_s: float) -> tuple[Grpc, Any]:
 
 
 async def _search(router: Target, collection: str, timeout_s: float) -> Failure | None:
-    async with grpc.aio.insecure_channel(router.grpc) as channel:
+    async with connect(router.grpc) as channel:
         stub: Any = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.SearchRequest(collection=collection, text=_QUERY, limit=1)
         try:
