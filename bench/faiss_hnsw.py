@@ -10,6 +10,7 @@ Shapes: N points, D full width.
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bench.timed import LIMIT, Found, Setting
 from services.router.storage.store import point_uuid
@@ -32,8 +33,9 @@ class FaissHnsw:
 
     def __init__(self, kind: str, documents_ND: Array, keys: Sequence[str]) -> None:
         self._kind, self._keys = kind, keys
-        self._index = faiss.index_factory(documents_ND.shape[1], kind)
-        self._index.hnsw.efConstruction = _EF_CONSTRUCT
+        index: Any = faiss.index_factory(documents_ND.shape[1], kind)
+        index.hnsw.efConstruction = _EF_CONSTRUCT
+        self._index = index
         faiss.omp_set_num_threads(os.cpu_count())
         self._index.train(documents_ND)
         self._index.add(documents_ND)
@@ -41,7 +43,8 @@ class FaissHnsw:
     @property
     def memory_bytes(self) -> float:
         """Bytes for each point: its numbers or codes, and the graph's own arrays."""
-        hnsw, storage = self._index.hnsw, faiss.downcast_index(self._index.storage)
+        storage: Any = faiss.downcast_index(self._index.storage)
+        hnsw = self._index.hnsw
         graph = 4 * hnsw.neighbors.size() + 8 * hnsw.offsets.size() + 4 * hnsw.levels.size()
         return float(storage.code_size + graph / self._index.ntotal)
 

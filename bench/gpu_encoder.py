@@ -200,7 +200,7 @@ def sentence_transformer(network: BertModel, device: str) -> Any:  # noqa: ANN40
     """Put the same weights, in bf16, into a sentence-transformers model with a toy tokenizer."""
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers import models as parts
+        from sentence_transformers.sentence_transformer import modules as parts
     except ImportError:
         raise RuntimeError("not installed") from None
     from tokenizers import Tokenizer, models, pre_tokenizers

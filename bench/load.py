@@ -143,7 +143,7 @@ class GrpcClient:
 
     def __init__(self, run: Run, channel: grpc.aio.Channel) -> None:
         self._run = run
-        self._call: Any = channel.unary_unary(_EMBED)
+        self._call: Any = channel.unary_unary(_EMBED, None, None)
         self._task: asyncio.Task[None] | None = None
 
     def send(self, row: int) -> None:
@@ -205,7 +205,7 @@ async def play(plan: dict[str, Any], texts: list[str]) -> tuple[Run, float]:
         run.idle.extend(GrpcClient(run, channels[i % _GRPC_CHANNELS]) for i in range(number))
         seconds = await run.play(plan["rate"])
         for channel in channels:
-            await channel.close()
+            await channel.close(grace=None)
         return run, seconds
     loop = asyncio.get_running_loop()
     address = urlsplit(plan["address"])

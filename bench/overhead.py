@@ -140,7 +140,7 @@ async def run(checkouts: list[Path], rounds: int) -> None:
                 for server in servers if number % 2 else reversed(servers):
                     await server.round(queries_QD[begin : begin + _SEARCHES])
             for server in servers:
-                await server.channel.close()
+                await server.channel.close(grace=None)
         finally:
             for server in servers:
                 server.stop()

@@ -66,8 +66,8 @@ async def promises(
                 for t, row in zip([exact, *sequence], rows, strict=True)
                 if row.recalls[""].promised["latency"] >= target
             ]
-            trial, cost = min(sure, key=lambda one: one[1])
-            really = 1.0 if trial is None else trial.recall_chosen
+            chosen, cost = min(sure, key=lambda one: one[1])
+            really = 1.0 if chosen is None else chosen.recall_chosen
             cheapest = min([t.p50 for t in mine if t.recall_chosen >= target] + [exact.p50])
             held.append(really >= target)
             costs.append(cost / cheapest)

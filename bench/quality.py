@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from bench.adaptor import COLLECTIONS, DIMS, read_lines
-from services.shared.card import DimScores
+from services.shared.card import AnyScores
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
-from services.trainer.data.pairs import Pair, Questions, Split, questions, read_pairs
+from services.trainer.data.dataset import read_pairs
+from services.trainer.data.pairs import Pair, Questions, Split, questions
 from services.trainer.jobs.hyperparameters import Lora, Wanted, fill
 from services.trainer.jobs.spec import TRAINING, VALIDATION, Result, Spec, result_path, spec_path
 from services.trainer.results.evaluate import evaluate
@@ -100,9 +101,9 @@ def run(base: Path, data: Path, folder: Path, **wanted: object) -> Result:
     return result
 
 
-def train_peer(base: Path, data: Path, wanted: Wanted) -> tuple[DimScores, ...]:
+def train_peer(base: Path, data: Path, wanted: Wanted) -> tuple[AnyScores, ...]:
     """Train with sentence-transformers' loss, everything else alike; return what it then scores."""
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     pairs = read_pairs(data / TRAINING, TRAINING)
     model = TextModel(base, "float32")
@@ -146,8 +147,8 @@ def ask_of(data: Path, pairs: Sequence[Pair]) -> Questions:
     return questions(Split(tuple(pairs), read_pairs(data / VALIDATION, VALIDATION)))
 
 
-def ndcg(scores: Sequence[DimScores]) -> Scores:
-    return {score.dim: round(score.ndcg10, 4) for score in scores}
+def ndcg(scores: Sequence[AnyScores]) -> Scores:
+    return {score.dim: round(score.score, 4) for score in scores}
 
 
 def retained(scores: Scores) -> Scores:

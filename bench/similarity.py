@@ -72,7 +72,7 @@ def run(base: Path, data: Split[Scored], folder: Path, wanted: Wanted) -> Result
 
 def train_peer(base: Path, data: Split[Scored], wanted: Wanted) -> tuple[AnyScores, ...]:
     """Train with sentence-transformers' losses, everything else alike; return what it scores."""
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     model = TextModel(base, "float32")
     transformer = model.transformer
