@@ -24,13 +24,14 @@ SET_BY_THE_CHART: dict[type[ServerSettings], frozenset[str]] = {
     RouterSettings: frozenset(
         {
             "encoder_address", "encoder_api_key", "trainer_address", "trainer_api_key",
-            "qdrant_url", "qdrant_grpc_port", "qdrant_api_key", "database_url", "files_url",
+            "tls_peer_ca", "qdrant_url", "qdrant_grpc_port", "qdrant_api_key", "database_url",
+            "files_url",
         }
     ),
     TrainerSettings: frozenset(
         {
             "encoder_address", "encoder_api_key", "router_address", "router_api_key",
-            "database_url", "files_database_url", "files_url", "launcher", "devices",
+            "tls_peer_ca", "database_url", "files_database_url", "files_url", "launcher", "devices",
             "kubernetes_namespace", "kubernetes_image", "kubernetes_claim", "kubernetes_nodes",
             "kubernetes_gpus", "kubernetes_cpu", "kubernetes_memory", "kubernetes_queue",
         }
@@ -39,7 +40,8 @@ SET_BY_THE_CHART: dict[type[ServerSettings], frozenset[str]] = {
 SHARED = frozenset(
     {
         "host", "http_port", "grpc_port", "data_dir", "api_key", "keys_file", "drain_s", "grace_s",
-        "log_format",
+        "log_format", "probe_port", "tls_cert", "tls_key", "tls_grpc_client_ca",
+        "tls_http_client_ca",
     }
 )  # fmt: skip
 
@@ -321,6 +323,7 @@ def schema() -> Schema:
             router=image(),
         ),
         auth=fields(enabled=SWITCH, existingSecret=NAME, keysSecret=NAME),
+        tls=fields(enabled=SWITCH, existingSecret=NAME, mutual=SWITCH),
         database=fields(existingSecret=NAME, key={"type": "string", "minLength": 1}),
         files=fields(url={"type": "string", "pattern": "^([a-z0-9]+://.+)?$"}, existingSecret=NAME),
         state=claim(existingClaim=NAME, accessMode=choice("ReadWriteOnce", "ReadWriteMany")),

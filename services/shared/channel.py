@@ -5,6 +5,7 @@ change: calls that begin then go through it, and those that are going on end in 
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,33 @@ S = TypeVar("S")
 
 Options = Sequence[tuple[str, Any]]
 
+# Where a name stands for several addresses, as a headless Service's does, calls take turns between
+# them. A call that an encoder did not answer, as it is gone, is made again: any of the encoder's
+# may be made twice. Names are looked up again soon after a connection has ended.
+_BALANCED: Options = (
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "methodConfig": [
+                    {
+                        "name": [{"service": "matryoshka.v1.EncoderService"}],
+                        "retryPolicy": {
+                            "maxAttempts": 4,
+                            "initialBackoff": "0.05s",
+                            "maxBackoff": "0.5s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["UNAVAILABLE"],
+                        },
+                    }
+                ],
+            }
+        ),
+    ),
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
+)
+
 # For calls that are going on when certificates change; streams of a training job take hours.
 _LONGEST_CALL_S = 86_400.0
 
@@ -28,9 +56,10 @@ def connect(
 
     Args:
         address: host:port, or "unix:" and a path, which is never encrypted.
-        options: of gRPC.
+        options: of gRPC, beside those that balance calls.
         credentials: of TLS; None: nothing is encrypted.
     """
+    options = (*_BALANCED, *options)
     if credentials is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)

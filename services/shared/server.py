@@ -44,6 +44,8 @@ from services.shared.trace_export import start_tracing
 log = logging.getLogger(__name__)
 
 
+# Callers connect anew after it, and then see servers that have come since; calls go on meanwhile.
+_CONNECTION_AGE_MS = 60_000
 # Looks at whether calls come in, before gRPC stops: so often, and so many without one.
 _QUIET_LOOK_S = 0.01
 _QUIET_LOOKS = 5
@@ -132,7 +134,10 @@ async def run(
     door = Door(metrics, state, keys, open_to_tenants, scopes, tracing)
     grpc_server = grpc.aio.server(
         interceptors=[door],
-        options=channel_options(settings.max_message_bytes),
+        options=[
+            *channel_options(settings.max_message_bytes),
+            ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
+        ],
         maximum_concurrent_rpcs=settings.max_calls,
     )
     ports = listen(grpc_server, settings, tls, own_socket)

@@ -62,6 +62,8 @@ def test_what_the_chart_keeps_to_itself_it_sets():
             for name in env
             if found == service
         }
+        # HTTP's callers come through an Ingress, which shows no certificate.
+        seen.add("tls_http_client_ca")
         assert seen >= SHARED | SET_BY_THE_CHART[kind], service
         assert set(kind.model_fields) >= SHARED | SET_BY_THE_CHART[kind], service
 
@@ -90,12 +92,17 @@ def test_probes_and_services_ask_at_the_ports_that_are_listened_on(case, monkeyp
         settings = read(service, env, monkeypatch)
         (container,) = pod["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        probes = ports.pop("probes")
         assert ports == {"http": settings.http_port, "grpc": settings.grpc_port}
+        assert probes == settings.probe_port
         assert str(settings.host) == "0.0.0.0"
         assert container["args"] == ["serve", service]
-        assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-        assert container["readinessProbe"]["grpc"] == {"port": settings.grpc_port}
-        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
+        assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+        if settings.tls_cert is None:
+            assert container["readinessProbe"]["grpc"] == {"port": settings.grpc_port}
+        else:
+            assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "probes"}
         for found in made.of("Service"):
             if found["metadata"]["labels"]["app.kubernetes.io/component"] == service:
                 assert {p["name"]: p["port"] for p in found["spec"]["ports"]} == ports
@@ -162,3 +169,20 @@ def test_router_and_trainer_see_the_same_files(case, monkeypatch):
         router, trainer = found["router"], found["trainer"]
         assert trainer.files_database_url == router.database
         assert (trainer.files_url or str(trainer.data_dir / "files")) == router.files_place
+
+
+def test_with_tls_everybody_shows_and_asks_for_certificates(monkeypatch):
+    """Both wires are encrypted, and gRPC's callers are asked for theirs, by files of one Secret."""
+    for service, pod, env in services_of("tls"):
+        settings = read(service, env, monkeypatch)
+        (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "tls"]
+        (volume,) = [v for v in pod["volumes"] if v["name"] == "tls"]
+        assert volume["secret"] == {"secretName": "certificates"}, "whole, so that it is renewed"
+        files = [settings.tls_cert, settings.tls_key, settings.tls_grpc_client_ca]
+        if service != "encoder":
+            files.append(settings.tls_peer_ca)
+        assert {str(file.parent) for file in files} == {mount["mountPath"]}
+        assert {file.name for file in files} == {"tls.crt", "tls.key", "ca.crt"}
+    for found in rendered("tls").of("PodMonitor"):
+        (endpoint,) = found["spec"]["podMetricsEndpoints"]
+        assert endpoint["scheme"] == "https"

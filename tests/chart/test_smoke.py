@@ -71,6 +71,6 @@ def test_the_pod_runs_it_with_the_addresses_of_the_release():
     (container,) = made.one("Pod", "-test")["spec"]["containers"]
     urls = [one["value"] for one in container["env"] if one["name"].endswith("_URL")]
     assert len(urls) == 3
-    assert {re.fullmatch(r"http://([\w-]+):\d+", url)[1] for url in urls} <= services
+    assert {re.fullmatch(r"http://([\w-]+)\.ns\.svc:\d+", url)[1] for url in urls} <= services
     hook = made.one("Pod", "-test")["metadata"]["annotations"]
     assert hook["helm.sh/hook"] == "test"

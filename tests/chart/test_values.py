@@ -108,6 +108,8 @@ REFUSED = [
         {"auth": {"enabled": False}, "ingress": {"enabled": True, "host": "a.b"}},
         "ingress and gateway need auth.enabled",
     ),
+    ({"tls": {"enabled": True}}, "tls.enabled needs tls.existingSecret"),
+    ({"tls": {"existingSecret": "tls"}}, "encrypts nothing while tls.enabled is false"),
     ({"auth": {"enabled": False, "keysSecret": "k"}}, "protect nothing"),
     ({"encoder": {"pools": {"default": None}}}, "encoder.pools must have a pool"),
     ({"router": {"pool": "gpu"}}, 'router.pool "gpu" is not one of encoder.pools: default'),

@@ -5,6 +5,7 @@ with a sentence on the first thing that is not as it should be.
 """
 
 import os
+import ssl
 import sys
 import time
 
@@ -26,7 +27,10 @@ def connect(name: str) -> httpx.Client | None:
         return None
     key = os.environ.get("API_KEY", "")
     return httpx.Client(
-        base_url=url, headers={"authorization": f"Bearer {key}"} if key else {}, timeout=60
+        base_url=url,
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        timeout=60,
+        verify=ssl.create_default_context(cafile=os.environ.get("CA_FILE")),
     )
 
 

@@ -22,6 +22,12 @@
 {{- if and (not $v.auth.enabled) (or $v.auth.existingSecret $v.auth.keysSecret) }}
 {{- fail "auth.existingSecret and auth.keysSecret protect nothing while auth.enabled is false: set it, or leave them empty" }}
 {{- end }}
+{{- if and $v.tls.enabled (not $v.tls.existingSecret) }}
+{{- fail "tls.enabled needs tls.existingSecret: a Secret with tls.crt, tls.key and ca.crt" }}
+{{- end }}
+{{- if and $v.tls.existingSecret (not $v.tls.enabled) }}
+{{- fail "tls.existingSecret encrypts nothing while tls.enabled is false: set it, or leave it empty" }}
+{{- end }}
 {{- if not $pools }}{{ fail "encoder.pools must have a pool" }}{{ end }}
 
 {{- if $v.router.enabled }}

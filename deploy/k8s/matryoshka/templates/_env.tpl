@@ -26,6 +26,22 @@
   value: /etc/matryoshka/keys/keys.jsonl
 {{- end }}
 {{- end }}
+- name: {{ $prefix }}_PROBE_PORT
+  value: {{ $one.probes | quote }}
+{{- if $v.tls.enabled }}
+- name: {{ $prefix }}_TLS_CERT
+  value: /etc/matryoshka/tls/tls.crt
+- name: {{ $prefix }}_TLS_KEY
+  value: /etc/matryoshka/tls/tls.key
+{{- if $v.tls.mutual }}
+- name: {{ $prefix }}_TLS_GRPC_CLIENT_CA
+  value: /etc/matryoshka/tls/ca.crt
+{{- end }}
+{{- if ne $one.component "encoder" }}
+- name: {{ $prefix }}_TLS_PEER_CA
+  value: /etc/matryoshka/tls/ca.crt
+{{- end }}
+{{- end }}
 {{ include (printf "matryoshka.env.%s" $one.component) . }}
 {{- range $name, $value := $one.settings }}
 - name: {{ $prefix }}_{{ upper $name }}

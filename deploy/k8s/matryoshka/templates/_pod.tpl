@@ -69,19 +69,25 @@ spec:
       ports:
         - {name: http, containerPort: {{ $one.http }}}
         - {name: grpc, containerPort: {{ $one.grpc }}}
+        - {name: probes, containerPort: {{ $one.probes }}}
       {{- /* Ready once it has loaded; until then neither of the others is asked. */}}
       startupProbe:
-        httpGet: {path: /readyz, port: http}
+        httpGet: {path: /readyz, port: probes}
         periodSeconds: 5
         timeoutSeconds: 3
         failureThreshold: {{ divf $one.startupBudgetSeconds 5 | ceil | int }}
       readinessProbe:
+        {{- /* Kubernetes cannot ask gRPC over TLS; then the same is asked by HTTP. */}}
+        {{- if $v.tls.enabled }}
+        httpGet: {path: /readyz, port: probes}
+        {{- else }}
         grpc: {port: {{ $one.grpc }}}
+        {{- end }}
         periodSeconds: 5
         timeoutSeconds: 3
         failureThreshold: 2
       livenessProbe:
-        httpGet: {path: /livez, port: http}
+        httpGet: {path: /livez, port: probes}
         periodSeconds: 10
         timeoutSeconds: 10
         failureThreshold: 6
@@ -98,6 +104,9 @@ spec:
         {{- end }}
         {{- if and $v.auth.enabled $v.auth.keysSecret }}
         - {name: keys, mountPath: /etc/matryoshka/keys, readOnly: true}
+        {{- end }}
+        {{- if $v.tls.enabled }}
+        - {name: tls, mountPath: /etc/matryoshka/tls, readOnly: true}
         {{- end }}
         {{- if and $one.models $one.models.existingClaim }}
         - {name: models, mountPath: /models, readOnly: true}
@@ -116,6 +125,10 @@ spec:
     {{- if and $v.auth.enabled $v.auth.keysSecret }}
     - name: keys
       secret: {secretName: {{ $v.auth.keysSecret }}, items: [{key: keys.jsonl, path: keys.jsonl}]}
+    {{- end }}
+    {{- if $v.tls.enabled }}
+    - name: tls
+      secret: {secretName: {{ $v.tls.existingSecret }}}
     {{- end }}
     {{- if and $one.models $one.models.existingClaim }}
     - name: models

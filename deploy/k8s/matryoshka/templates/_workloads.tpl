@@ -17,7 +17,7 @@ isScaled, state ("": not mounted; "read" or "write"), volume ("": none, "claim",
 {{- $serves := default $pool $one.serves }}
 {{- $state := and $one.readsTrainedModels $values.trainer.enabled | ternary "read" "" }}
 {{- $own := dict "component" "encoder" "pool" $pool "name" (printf "encoder-%s" $pool)
-      "serves" (printf "encoder-%s" $serves) "http" 8000 "grpc" 9000
+      "serves" (printf "encoder-%s" $serves) "http" 8000 "grpc" 9000 "probes" 8100
       "drain" $values.encoder.drain "state" $state
       "volume" (ternary "claim" "empty" $one.persistence.enabled) }}
 {{- include "matryoshka.overlay" (dict "base" $one "over" $own) }}
@@ -25,7 +25,7 @@ isScaled, state ("": not mounted; "read" or "write"), volume ("": none, "claim",
 {{- end }}
 {{- if $values.router.enabled }}
 {{- $isStateless := include "matryoshka.routerIsStateless" $root }}
-{{- $own := dict "component" "router" "pool" "" "name" "router" "serves" "router" "http" 8001 "grpc" 9001
+{{- $own := dict "component" "router" "pool" "" "name" "router" "serves" "router" "http" 8001 "grpc" 9001 "probes" 8101
       "image" (include "matryoshka.image" (list $root "router"))
       "state" (ternary "" "write" (eq $isStateless "true"))
       "volume" (ternary "empty" "" (eq $isStateless "true")) "runtimeClassName" "" }}
@@ -36,7 +36,7 @@ isScaled, state ("": not mounted; "read" or "write"), volume ("": none, "claim",
 {{- if $values.trainer.enabled }}
 {{- $one := deepCopy $values.trainer }}
 {{- include "matryoshka.onProfile" (dict "root" $root "one" $one) }}
-{{- $own := dict "component" "trainer" "pool" "" "name" "trainer" "serves" "trainer" "http" 8002 "grpc" 9002
+{{- $own := dict "component" "trainer" "pool" "" "name" "trainer" "serves" "trainer" "http" 8002 "grpc" 9002 "probes" 8102
       "state" "write" "volume" "" "autoscaling" (dict "enabled" false) "keda" (dict "enabled" false) }}
 {{- include "matryoshka.overlay" (dict "base" $one "over" $own) }}
 {{- $list = append $list $one }}
