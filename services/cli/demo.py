@@ -294,12 +294,11 @@ class Demo:
             version=version, encoder_alias="default", collections=[ALIAS], gate=gate
         )
         promotion = tr.Promotion()
-        with self.screen.progress("the gate judges", len(self.documents)) as advance:
+        with self.screen.progress("judge, then index anew", len(self.documents)) as advance:
             async for answer in self.stubs.trainer.Promote(request):
                 promotion = answer.promotion
                 is_done = promotion.state == tr.PROMOTION_STATE_DONE
-                done = len(self.documents) if is_done else promotion.done
-                advance(done, promotion.total or None, _said(promotion))
+                advance(len(self.documents) if is_done else promotion.done)
         return promotion
 
     async def keep_searching(self, stop: asyncio.Event) -> tuple[int, int, list[str]]:
@@ -318,12 +317,6 @@ class Demo:
                 self.screen.say(f"[red]a search failed: {error.details()}[/red]")
             await asyncio.sleep(0.02)
         return searched, failed, answered_by
-
-
-def _said(promotion: tr.Promotion) -> str:
-    is_filled = promotion.state in (tr.PROMOTION_STATE_MIGRATING, tr.PROMOTION_STATE_DONE)
-    state = tr.PromotionState.Name(promotion.state).removeprefix("PROMOTION_STATE_").lower()
-    return "index in the new space" if is_filled else state
 
 
 async def _pairs(filename: str, documents: list[Document]) -> AsyncIterator[tr.UploadFileRequest]:
