@@ -80,6 +80,8 @@ class Parts:
         self._open.push_async_callback(encoder.close)
         store, gate, metrics = self.store, self._gate, self._metrics
         self._open.callback(self._database.close)
+        # The database may be a file in it.
+        await asyncio.to_thread(s.data_dir.mkdir, parents=True, exist_ok=True)
         await asyncio.to_thread(self._database.open)
         await store.open()
         self._open.push_async_callback(store.close)

@@ -18,9 +18,13 @@ class OverLimit(Overloaded):
     """A key was used more often than it may be; `limit` says which of the two it was."""
 
     def __init__(
-        self, limit: Literal["requests", "calls"], message: str, retry_after_s: int
+        self,
+        message: str,
+        param: str | None = None,
+        limit: Literal["requests", "calls"] = "requests",
+        retry_after_s: int = 1,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, param)
         self.limit = limit
         self.retry_after_s = retry_after_s
 
@@ -73,7 +77,7 @@ class Allowance:
         most = self.limits.concurrent_calls
         if most is not None and self._num_calls >= most:
             raise OverLimit(
-                "calls", f"this key may be used by at most {most} calls at once; wait for one", 1
+                f"this key may be used by at most {most} calls at once; wait for one", limit="calls"
             )
         self._take_request()
         self._num_calls += 1
@@ -89,9 +93,8 @@ class Allowance:
         self._requests, self._seen_s = self._left(), self._now()
         if self._requests < 1 - _ROUNDING:
             raise OverLimit(
-                "requests",
                 f"this key may be used for at most {rate} requests a minute; try again later",
-                math.ceil((1 - self._requests) * 60 / rate),
+                retry_after_s=math.ceil((1 - self._requests) * 60 / rate),
             )
         self._requests -= 1
 

@@ -85,7 +85,7 @@ async def served(router: Running, tmp_path) -> AsyncIterator[str]:
     """The router's real HTTP server."""
     server = _build_http(
         [router.service], RouterSettings(data_dir=tmp_path), State(True, True), router.registry,
-        router.keys,
+        router.keys, None, None,
     )  # fmt: skip
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve([listener]))

@@ -5,6 +5,7 @@ import pytest
 
 from services.shared import errors
 from services.shared.errors import ServiceError, outcome_of_status, peer_errors
+from services.shared.limits import OverLimit
 
 
 def tree(kind):
@@ -61,4 +62,4 @@ def test_http_status_and_grpc_code_name_the_same_outcome(kind):
 def test_only_errors_worth_a_retry_say_so():
     """A caller retries what may pass, and nothing else."""
     retried = {kind for kind in ALL if kind.retry_after_s}
-    assert retried == {errors.Overloaded, errors.Unavailable}
+    assert retried == {errors.Overloaded, errors.Unavailable, OverLimit}
