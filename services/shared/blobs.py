@@ -59,8 +59,12 @@ class Blobs:
             if path.rsplit("/", 1)[-1].startswith(self._temporary):
                 self._files.rm_file(path)
 
-    async def store(self, pieces: AsyncIterator[bytes]) -> Blob:
+    async def store(self, pieces: AsyncIterator[bytes], is_bounded: bool = True) -> Blob:
         """Store a file from its pieces.
+
+        Args:
+            pieces: its bytes.
+            is_bounded: False for what a service has made itself.
 
         Raises:
             TooLarge: longer than `max_bytes`; nothing is kept.
@@ -74,7 +78,7 @@ class Blobs:
             try:
                 async for piece in pieces:
                     num_bytes += len(piece)
-                    if num_bytes > self._max_bytes:
+                    if is_bounded and num_bytes > self._max_bytes:
                         raise TooLarge(f"a file must be at most {self._max_bytes} bytes")
                     await asyncio.to_thread(stream.write, piece)
             finally:

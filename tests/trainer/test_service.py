@@ -26,7 +26,7 @@ SETTINGS = {
     "MATRYOSHKA_TRAINER_CHECKPOINT_STEPS": "5",
     "MATRYOSHKA_TRAINER_THREADS": "1",
     "MATRYOSHKA_TRAINER_MAX_QUEUED_JOBS": "3",
-    "MATRYOSHKA_TRAINER_MAX_FILE_BYTES": "400000",
+    "MATRYOSHKA_TRAINER_MAX_FILE_BYTES": "200000",
     "MATRYOSHKA_TRAINER_DRAIN_S": "0",
 }
 
@@ -312,8 +312,8 @@ async def test_uploads_are_whole_or_not_there(stub, process):
     """Too long, empty, nameless or cut off: nothing is left."""
     files = process.log_path.parent / "serve-trainer" / "files"
     before = sorted(files.iterdir())
-    with pytest.raises(grpc.aio.AioRpcError, match="at most 400000 bytes"):
-        await upload(stub, b"x" * 400_001, piece=50_000)
+    with pytest.raises(grpc.aio.AioRpcError, match="at most 200000 bytes"):
+        await upload(stub, b"x" * 200_001, piece=50_000)
     with pytest.raises(grpc.aio.AioRpcError, match="empty"):
         await upload(stub, b"")
     with pytest.raises(grpc.aio.AioRpcError, match="filename"):

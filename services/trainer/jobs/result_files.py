@@ -40,7 +40,7 @@ async def store_results(files: Files, job: Job, folder: Path) -> tuple[str, ...]
     for name in (METRICS, PLOT, REPORT_PAGE, REPORT, RESULT_FILE):
         if name in stored.ids or not (folder / name).exists():
             continue
-        blob = await files.blobs.store(file_pieces(folder / name))
+        blob = await files.blobs.store(file_pieces(folder / name), is_bounded=False)
         stored = ResultFiles(ids=stored.ids | {name: blob.id})
         stored.write(path)
         await files.add(
