@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli.doctor.checks import findings
-from services.cli.doctor.facts import Facts, Failure, Http
+from services.cli.doctor.facts import Facts, Failure, Grpc, Http, Service
 from services.cli.doctor.probe import look_at
 from services.cli.doctor.targets import Target, read_target
 from services.cli.main import app
@@ -258,6 +258,25 @@ def test_what_is_broken_is_found(name, facts):
     assert after[place].status == status
     assert says in f"{after[place].text} {after[place].todo}"
     assert after[place].todo
+
+
+@pytest.mark.parametrize(
+    ("refused", "over_limit", "is_told"), [(120, 0, True), (120, 120, False), (90, 0, False)]
+)
+def test_load_is_told_where_the_service_refused_and_often_enough(refused, over_limit, is_told):
+    """Calls over a key's own limit are no load, and a handful of requests is no share."""
+    metrics = (
+        "# TYPE matryoshka_router_requests counter\n"
+        'matryoshka_router_requests_total{method="Search",outcome="RESOURCE_EXHAUSTED"} '
+        f"{refused}\n"
+        "# TYPE matryoshka_router_over_limit counter\n"
+        f'matryoshka_router_over_limit_total{{limit="requests"}} {over_limit}\n'
+    )
+    http = Http("http://x", is_live=True, is_ready=True, metrics=metrics)
+    found = judged(Facts({"router": Service(http, Grpc("127.0.0.1:1", health="SERVING"))}))
+    assert (("router", "load") in found) is is_told
+    if is_told:
+        assert found["router", "load"].text.endswith("as too much since it started")
 
 
 def test_a_gpu_is_told_where_the_encoder_has_one(facts):

@@ -17,7 +17,7 @@ Status = Literal["ok", "warning", "problem"]
 _SKEW_WARNING_S, _SKEW_PROBLEM_S = 2.0, 30.0
 _DISK_WARNING, _DISK_PROBLEM = 0.1, 0.02
 _LOOPBACK = ("127.", "localhost", "[::1]")
-_MAX_REFUSED = 0.05
+_MAX_REFUSED, _FEWEST_REQUESTS = 0.05, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,8 @@ def _metrics(name: str, samples: list[Sample]) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", name, "metrics", f"{len(samples)} numbers, all of them sane")
-    yield from _outcomes(name, _sums(samples, f"{prefix}requests_total", "outcome"))
+    over_limit = sum(_sums(samples, f"{prefix}over_limit_total", "limit").values())
+    yield from _outcomes(name, _sums(samples, f"{prefix}requests_total", "outcome"), over_limit)
     yield from _disk(name, _sums(samples, "matryoshka_server_disk_bytes", "part"))
     if any(_sums(samples, f"{prefix}recall_alarms_count", "slice").values()):
         yield Finding(
@@ -188,18 +189,19 @@ def _sums(samples: list[Sample], name: str, label: str) -> dict[str, float]:
     return sums
 
 
-def _outcomes(name: str, totals: dict[str, float]) -> Iterator[Finding]:
+def _outcomes(name: str, totals: dict[str, float], over_limit: float) -> Iterator[Finding]:
     requests = sum(totals.values())
     if bugs := totals.get("INTERNAL", 0) + totals.get("UNKNOWN", 0):
         yield Finding(
             "warning", name, "errors", f"{bugs:,.0f} of {requests:,.0f} requests ended in an error "
             "of ours since it started", "its log has the traceback of each",
         )  # fmt: skip
-    refused = totals.get("RESOURCE_EXHAUSTED", 0)
-    if requests and refused / requests > _MAX_REFUSED:
+    # Those over a key's own limit say nothing of the service: more cores would refuse them too.
+    refused = max(0.0, totals.get("RESOURCE_EXHAUSTED", 0) - over_limit)
+    if requests >= _FEWEST_REQUESTS and refused / requests > _MAX_REFUSED:
         yield Finding(
             "warning", name, "load", f"{refused / requests:.0%} of {requests:,.0f} requests were "
-            "refused as too much", "give it more cores, or run another beside it; "
+            "refused as too much since it started", "give it more cores, or run another beside it; "
             "`matryoshka plan-capacity` says how many",
         )  # fmt: skip
 
