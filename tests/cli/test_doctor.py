@@ -260,6 +260,14 @@ def test_what_is_broken_is_found(name, facts):
     assert after[place].todo
 
 
+def test_an_encoder_that_is_away_is_not_said_to_serve_no_model():
+    """Nobody knows what it serves."""
+    grpc_seen = Grpc("127.0.0.1:1", failure=Failure("UNAVAILABLE", "Connection refused"))
+    found = judged(Facts({"encoder": Service(Http("http://x", error="away"), grpc_seen)}))
+    assert found["encoder", "grpc"].status == "problem"
+    assert ("encoder", "models") not in found
+
+
 @pytest.mark.parametrize(
     ("refused", "over_limit", "is_told"), [(120, 0, True), (120, 120, False), (90, 0, False)]
 )

@@ -52,7 +52,8 @@ def findings(facts: Facts, version: str) -> list[Finding]:
         found += _clock(name, service.http)
         found += _key(name, service)
     found += _versions(samples, version)
-    if "encoder" in facts.services and facts.services["encoder"].grpc.call is None:
+    encoder = facts.services.get("encoder")
+    if encoder and encoder.grpc.failure is None and encoder.grpc.call is None:
         found += _devices(facts)
     found += _spaces(facts)
     found += _search(facts)
