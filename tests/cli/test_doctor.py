@@ -269,6 +269,27 @@ def test_an_encoder_that_is_away_is_not_said_to_serve_no_model():
 
 
 @pytest.mark.parametrize(
+    ("url", "http_says", "grpc_says", "is_tls"),
+    [
+        ("https://x", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+         "Ssl handshake failed", (True, True)),
+        ("https://x", "Server disconnected", "Socket closed", (True, True)),
+        ("http://x", "All connection attempts failed", "Connection refused", (False, False)),
+    ],
+)  # fmt: skip
+def test_where_tls_fails_its_options_are_named(url, http_says, grpc_says, is_tls):
+    """To start a service that runs would not help."""
+    seen = Service(
+        Http(url, error=http_says),
+        Grpc("127.0.0.1:1", failure=Failure("UNAVAILABLE", grpc_says)),
+    )
+    found = judged(Facts({"router": seen}))
+    todos = [found["router", check].todo for check in ("http", "grpc")]
+    assert tuple("--tls-ca" in todo for todo in todos) == is_tls
+    assert ("start it" in todos[1]) is not is_tls[1]
+
+
+@pytest.mark.parametrize(
     ("refused", "over_limit", "is_told"), [(120, 0, True), (120, 120, False), (90, 0, False)]
 )
 def test_load_is_told_where_the_service_refused_and_often_enough(refused, over_limit, is_told):

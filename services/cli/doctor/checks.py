@@ -17,6 +17,12 @@ Status = Literal["ok", "warning", "problem"]
 _SKEW_WARNING_S, _SKEW_PROBLEM_S = 2.0, 30.0
 _DISK_WARNING, _DISK_PROBLEM = 0.1, 0.02
 _LOOPBACK = ("127.", "localhost", "[::1]")
+# What OpenSSL and gRPC say where two sides do not agree on TLS or on certificates.
+_TLS_WORDS = ("CERTIFICATE", "SSL", "HANDSHAKE", "SOCKET CLOSED")
+_TLS_TODO = (
+    "give the CA of its certificate (`matryoshka --tls-ca FILE doctor`), and, where it asks for "
+    "one of this side, --tls-cert and --tls-key"
+)
 _MAX_REFUSED, _FEWEST_REQUESTS = 0.05, 100
 
 
@@ -66,7 +72,7 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
     if http.error:
         yield Finding(
             "problem", name, "http", f"{http.url} cannot be reached: {http.error}",
-            f"start it, or say where it is with --{name}-http",
+            _where(http.error, f"--{name}-http", is_tls=http.url.startswith("https:")),
         )  # fmt: skip
     elif not http.is_live:
         yield Finding(
@@ -88,7 +94,7 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
     elif grpc.failure:
         yield Finding(
             "problem", name, "grpc", f"{grpc.address} cannot be reached: {_said(grpc.failure)}",
-            f"start it, or say where it is with --{name}",
+            _where(_said(grpc.failure), f"--{name}"),
         )  # fmt: skip
     elif grpc.health != "SERVING":
         yield Finding(
@@ -97,6 +103,14 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", name, "grpc", f"{grpc.address} is serving")
+
+
+def _where(failure: str, option: str, *, is_tls: bool = False) -> str:
+    """Return what to do where nothing was reached; over TLS, or by its words, it may be TLS."""
+    if any(word in failure.upper() for word in _TLS_WORDS):
+        return _TLS_TODO
+    todo = f"start it, or say where it is with {option}"
+    return f"{todo}; if it is there, {_TLS_TODO}" if is_tls else todo
 
 
 def _key(name: str, service: Service) -> Iterator[Finding]:
