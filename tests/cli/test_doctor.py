@@ -239,8 +239,11 @@ BROKEN = {
     "encoder's key": (lambda f: dataclasses.replace(f, search=Failure(
         "UNAUTHENTICATED", "no")), ("router", "search"), "problem",
         "MATRYOSHKA_ROUTER_ENCODER_API_KEY"),
-    "tenant": (lambda f: with_grpc(f, "encoder", call=Failure("PERMISSION_DENIED", "no")),
-               ("encoder", "key"), "problem", "a tenant's sees too little"),
+    "scopes": (lambda f: with_grpc(f, "encoder", call=Failure(
+        "PERMISSION_DENIED", "ListModels needs a key with the scope ADMIN")),
+        ("encoder", "key"), "problem", "ListModels needs a key with the scope ADMIN"),
+    "call": (lambda f: with_grpc(f, "encoder", call=Failure("INTERNAL", "a bug")),
+             ("encoder", "call"), "problem", "a call failed: a bug"),
     "open": (lambda f: with_grpc(f, "router", address="10.0.0.1:9001"), ("router", "key"),
              "warning", "whoever reaches 10.0.0.1:9001"),
     "jobs": (lambda f: dataclasses.replace(f, failed_jobs=("ftjob-1",)), ("trainer", "jobs"),

@@ -124,8 +124,8 @@ def _key(name: str, service: Service) -> Iterator[Finding]:
         )  # fmt: skip
     elif grpc.call and grpc.call.code == "PERMISSION_DENIED":
         yield Finding(
-            "problem", name, "key", "this key may not do what an operator may",
-            "give an operator's key; a tenant's sees too little",
+            "problem", name, "key", f"this key may not do that: {_said(grpc.call)}",
+            "give an operator's key that is not limited by scopes, or one with that scope",
         )  # fmt: skip
     elif grpc.call:
         yield Finding(
