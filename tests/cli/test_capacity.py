@@ -255,7 +255,8 @@ def test_the_command_prints_a_table_and_what_it_rests_on():
     ended = matryoshka("plan-capacity", "--vectors", "1000000", "--searches-per-s", "50")
     assert ended.returncode == 0, ended.stderr
     for part in ("full float32", "full turbo2", "nested", "router: ", "encoder: ", "training: ",
-                 "measured: ", "yours: ", "assumed: ", "bench/results/million.txt"):  # fmt: skip
+                 "measured: ", "yours: ", "assumed: ", "bench/results/million.txt",
+                 "from 36,103 points on", "a lower bound"):  # fmt: skip
         assert part in ended.stdout
 
 

@@ -119,6 +119,12 @@ def assumptions(need: Need) -> list[Assumption]:
             "the least sure figures here: calibrate a collection of your size, and give --measured",
         ),
         Assumption(
+            "assumed", "full-width plans keep their `ef` and oversampling from "
+            f"{figures.POINTS_SINGLE:,} points on. At a billion their recall would fall with them, "
+            "so their cost is a lower bound; the shortlist of nested plans grows with the points, "
+            "so the two are not alike",
+        ),
+        Assumption(
             "assumed", f"a nested shortlist grows as points^{growth(target):.2f}, from "
             f"{figures.POINTS_SINGLE:,} to {figures.POINTS_NESTED:,} points "
             "and on; the longer one was of codes, so it is rather less",
