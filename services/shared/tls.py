@@ -66,16 +66,21 @@ class TlsFiles:
                 # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(self.cert, self.key, password="")
             except ssl.SSLError as error:
+                # OpenSSL gives no reason for a file that it cannot read, encrypted ones among them.
+                reason = (
+                    error.reason or "one of them cannot be read, or they do not belong together"
+                )
                 raise CertificatesError(
                     f"{self.cert} and {self.key} must be a certificate and its key in PEM, not "
-                    f"encrypted: {error.reason}"
+                    f"encrypted: {reason}"
                 ) from error
         if self.ca is not None:
             try:
                 context.load_verify_locations(self.ca)
             except ssl.SSLError as error:
                 raise CertificatesError(
-                    f"{self.ca} must hold certificates in PEM: {error.reason}"
+                    f"{self.ca} must hold certificates in PEM: "
+                    f"{error.reason or 'it cannot be read as such'}"
                 ) from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context

@@ -184,6 +184,32 @@ def test_the_cheapest_machine_is_taken():
     assert all(row.machine == small for row in estimate(with_(machines=(dear, small))).rows)
 
 
+def test_of_plans_at_one_price_the_fastest_is_the_cheapest():
+    """With what it reads from the disk: fewer bytes are worth nothing where all fit."""
+    found = estimate(with_(vectors=100_000, searches_per_s=10))
+    assert len({row.price for row in found.rows}) == 1
+    fastest = min(found.rows, key=lambda row: row.search_p50_ms + row.read_ms)
+    assert found.cheapest is not None
+    assert found.cheapest.search_p50_ms + found.cheapest.read_ms == (
+        fastest.search_p50_ms + fastest.read_ms
+    )
+    assert found.cheapest.scored == 0
+
+
+def test_what_a_router_refuses_is_never_the_cheapest():
+    """More shards or replicas than it allows, or too long a shortlist; nor is one of several."""
+    found = estimate(with_(vectors=10**12))
+    assert all(row.warnings() for row in found.rows)
+    assert found.cheapest is None
+    assert found.shown is found.rows[0]
+    ended = CliRunner().invoke(app, ["plan-capacity", "--vectors", str(10**12)])
+    assert ended.exit_code == 0
+    assert "the cheapest: none" in ended.output
+    found = estimate(NEED)
+    assert found.cheapest is not None
+    assert not found.cheapest.warnings()
+
+
 def test_a_simulation_is_repeatable_and_agrees_with_the_arithmetic():
     """The same seed gives the same; another about the same; cores are as busy as planned."""
     row = estimate(NEED).cheapest
@@ -229,7 +255,8 @@ def test_the_command_prints_a_table_and_what_it_rests_on():
     ended = matryoshka("plan-capacity", "--vectors", "1000000", "--searches-per-s", "50")
     assert ended.returncode == 0, ended.stderr
     for part in ("full float32", "full turbo2", "nested", "router: ", "encoder: ", "training: ",
-                 "measured: ", "yours: ", "assumed: ", "bench/results/million.txt"):  # fmt: skip
+                 "measured: ", "yours: ", "assumed: ", "bench/results/million.txt",
+                 "from 36,103 points on", "a lower bound"):  # fmt: skip
         assert part in ended.stdout
 
 
@@ -247,6 +274,7 @@ def test_the_command_speaks_json():
     assert said["layouts"][-1]["search_p50_ms"] == 0.83
     assert said["layouts"][0]["relative_cost"] == 1
     assert said["others"]["encoder_gpus"] == 2
+    assert said["simulated"] == said["layouts"][-1]["layout"]
     assert said["simulation"]["before"]["searches"] > 0
     assert {one["kind"] for one in said["assumptions"]} == {"measured", "yours", "assumed"}
 
@@ -263,6 +291,7 @@ def test_the_command_speaks_json():
         (["--gpu", "fast"], "--gpu must be 2 numbers"),
         (["--plan", "128:int3"], "--plan must be a size and its codes such as 128:turbo4"),
         (["--plan", "128:int8"], "--plan needs --measured"),
+        (["--measured", "1:2:100:10"], "--measured needs --plan"),
         (["--plan", "512:int8", "--measured", "1:2:100:10"], "--plan must be at most 384"),
         (["--plan", "8:int8", "--measured", "2:1:100:10"], "P99_MS must be no less than P50_MS"),
     ],

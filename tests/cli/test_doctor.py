@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli.doctor.checks import findings
-from services.cli.doctor.facts import Facts, Failure, Http
+from services.cli.doctor.facts import Facts, Failure, Grpc, Http, Service
 from services.cli.doctor.probe import look_at
 from services.cli.doctor.targets import Target, read_target
 from services.cli.main import app
@@ -239,8 +239,11 @@ BROKEN = {
     "encoder's key": (lambda f: dataclasses.replace(f, search=Failure(
         "UNAUTHENTICATED", "no")), ("router", "search"), "problem",
         "MATRYOSHKA_ROUTER_ENCODER_API_KEY"),
-    "tenant": (lambda f: with_grpc(f, "encoder", call=Failure("PERMISSION_DENIED", "no")),
-               ("encoder", "key"), "problem", "a tenant's sees too little"),
+    "scopes": (lambda f: with_grpc(f, "encoder", call=Failure(
+        "PERMISSION_DENIED", "ListModels needs a key with the scope ADMIN")),
+        ("encoder", "key"), "problem", "ListModels needs a key with the scope ADMIN"),
+    "call": (lambda f: with_grpc(f, "encoder", call=Failure("INTERNAL", "a bug")),
+             ("encoder", "call"), "problem", "a call failed: a bug"),
     "open": (lambda f: with_grpc(f, "router", address="10.0.0.1:9001"), ("router", "key"),
              "warning", "whoever reaches 10.0.0.1:9001"),
     "jobs": (lambda f: dataclasses.replace(f, failed_jobs=("ftjob-1",)), ("trainer", "jobs"),
@@ -258,6 +261,54 @@ def test_what_is_broken_is_found(name, facts):
     assert after[place].status == status
     assert says in f"{after[place].text} {after[place].todo}"
     assert after[place].todo
+
+
+def test_an_encoder_that_is_away_is_not_said_to_serve_no_model():
+    """Nobody knows what it serves."""
+    grpc_seen = Grpc("127.0.0.1:1", failure=Failure("UNAVAILABLE", "Connection refused"))
+    found = judged(Facts({"encoder": Service(Http("http://x", error="away"), grpc_seen)}))
+    assert found["encoder", "grpc"].status == "problem"
+    assert ("encoder", "models") not in found
+
+
+@pytest.mark.parametrize(
+    ("url", "http_says", "grpc_says", "is_tls"),
+    [
+        ("https://x", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+         "Ssl handshake failed", (True, True)),
+        ("https://x", "Server disconnected", "Socket closed", (True, True)),
+        ("http://x", "All connection attempts failed", "Connection refused", (False, False)),
+    ],
+)  # fmt: skip
+def test_where_tls_fails_its_options_are_named(url, http_says, grpc_says, is_tls):
+    """To start a service that runs would not help."""
+    seen = Service(
+        Http(url, error=http_says),
+        Grpc("127.0.0.1:1", failure=Failure("UNAVAILABLE", grpc_says)),
+    )
+    found = judged(Facts({"router": seen}))
+    todos = [found["router", check].todo for check in ("http", "grpc")]
+    assert tuple("--tls-ca" in todo for todo in todos) == is_tls
+    assert ("start it" in todos[1]) is not is_tls[1]
+
+
+@pytest.mark.parametrize(
+    ("refused", "over_limit", "is_told"), [(120, 0, True), (120, 120, False), (90, 0, False)]
+)
+def test_load_is_told_where_the_service_refused_and_often_enough(refused, over_limit, is_told):
+    """Calls over a key's own limit are no load, and a handful of requests is no share."""
+    metrics = (
+        "# TYPE matryoshka_router_requests counter\n"
+        'matryoshka_router_requests_total{method="Search",outcome="RESOURCE_EXHAUSTED"} '
+        f"{refused}\n"
+        "# TYPE matryoshka_router_over_limit counter\n"
+        f'matryoshka_router_over_limit_total{{limit="requests"}} {over_limit}\n'
+    )
+    http = Http("http://x", is_live=True, is_ready=True, metrics=metrics)
+    found = judged(Facts({"router": Service(http, Grpc("127.0.0.1:1", health="SERVING"))}))
+    assert (("router", "load") in found) is is_told
+    if is_told:
+        assert found["router", "load"].text.endswith("as too much since it started")
 
 
 def test_a_gpu_is_told_where_the_encoder_has_one(facts):

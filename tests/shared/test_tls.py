@@ -237,8 +237,9 @@ async def test_files_that_cannot_be_used_are_refused_and_change_nothing(
     tls = ServerTls(places.cert, places.key, places.ca, places.ca)
     before = TlsFiles(*authorities[0].issue("client"), authorities[0].ca)
     spoil(places)
-    with pytest.raises(CertificatesError, match=says):
+    with pytest.raises(CertificatesError, match=says) as caught:
         ServerTls(places.cert, places.key, places.ca, places.ca)
+    assert "None" not in str(caught.value)
     tls.refresh()
     tls.refresh()
     assert [record.levelname for record in caplog.records] == ["ERROR"]

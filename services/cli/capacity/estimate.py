@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from services.cli.capacity import figures
 from services.cli.capacity.layouts import Layout, layouts
 from services.cli.capacity.need import Machine, Need
+from services.router.settings import RouterSettings
+from services.router.storage.shard_limits import per_shard
 from services.shared.errors import InvalidRequest
 
+READ_MS = 0.1
+"""Time to read one full vector from an NVMe disk: usual, not measured here."""
 _DISK_SHARE = 0.5
 """Of a disk: a rebuild writes new files before it deletes the old ones."""
 
@@ -52,6 +56,27 @@ class Nodes:
     def price(self) -> float:
         return self.nodes * self.machine.price
 
+    @property
+    def read_ms(self) -> float:
+        """Of one search: the full vectors of a shard's part of its shortlist, from the disk."""
+        return per_shard(self.scored, self.shards, 0) * READ_MS if self.scored else 0.0
+
+    def warnings(self) -> list[str]:
+        """Say what a router would refuse, as it is set by default."""
+        most = RouterSettings.model_fields
+        found = []
+        if self.layout.is_shortlist and self.scored > most["max_candidates"].default:
+            found.append(
+                f"a shortlist of {self.scored:,} is longer than MATRYOSHKA_ROUTER_MAX_CANDIDATES "
+                "allows"
+            )
+        for name, number in (("shards", self.shards), ("replicas", self.replicas)):
+            if number > most[f"max_{name}"].default:
+                found.append(
+                    f"{number} {name} are more than MATRYOSHKA_ROUTER_MAX_{name.upper()} allows"
+                )
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Others:
@@ -80,8 +105,19 @@ class Estimate:
     others: Others
 
     @property
-    def cheapest(self) -> Nodes:
-        return min(self.rows, key=lambda row: (row.price, row.bytes_per_point))
+    def cheapest(self) -> Nodes | None:
+        """Of those that a router takes, and of several at one price the fastest; None: none is."""
+        taken = [row for row in self.rows if not row.warnings()]
+        return min(
+            taken,
+            key=lambda row: (row.price, row.search_p50_ms + row.read_ms, row.bytes_per_point),
+            default=None,
+        )
+
+    @property
+    def shown(self) -> Nodes:
+        """What is simulated: the user's own plan, else the cheapest; where none is, the first."""
+        return self.rows[-1] if self.need.own_plan else self.cheapest or self.rows[0]
 
     def cost(self, row: Nodes) -> float:
         """Return the price of a row relative to the first: the nodes that search."""

@@ -116,6 +116,8 @@ def parse_gpu(text: str) -> Gpu:
 
 def parse_own_plan(text: str, measured: str) -> OwnPlan:
     """Read DIM:CODES and P50_MS:P99_MS:POINTS:SCORED; InvalidRequest."""
+    if not text:
+        raise InvalidRequest("--measured needs --plan, the size and codes that it is of")
     dim, _, codes = text.partition(":")
     if not dim.isdecimal() or int(dim) < 1 or codes not in BITS:
         raise InvalidRequest(

@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.capacity import figures
-from services.cli.capacity.estimate import Estimate, Nodes, estimate
+from services.cli.capacity.estimate import READ_MS, Estimate, Nodes, estimate
 from services.cli.capacity.layouts import growth
 from services.cli.capacity.need import Need
-from services.cli.capacity.simulation import NOTICED_S, READ_MS, Phase, Simulation, simulate
-from services.router.settings import RouterSettings
+from services.cli.capacity.simulation import NOTICED_S, Phase, Simulation, simulate
 
 _GIB, _TIB = 2**30, 2**40
 
@@ -26,19 +25,19 @@ class Assumption(NamedTuple):
 
 
 def plan_capacity(need: Need, seed: int, is_json: bool) -> None:
-    """Plan, simulate the cheapest layout, and print both.
+    """Plan, simulate the user's own plan or the cheapest, and print both.
 
     Raises:
         InvalidRequest: a number is out of bounds.
     """
     found = estimate(need)
-    seen = simulate(found.cheapest, need, seed)
+    seen = simulate(found.shown, need, seed)
     if is_json:
         print(json.dumps(describe(found, seen)))
         return
     _show_layouts(found)
     _show_others(found)
-    _show_simulation(found.cheapest, seen)
+    _show_simulation(found.shown, seen)
     for kind, text, source in assumptions(need):
         _say(f"  {kind + ':':9} {text}" + (f" ({source})" if source else ""))
 
@@ -58,33 +57,18 @@ def describe(found: Estimate, seen: Simulation | None) -> dict[str, object]:
             "busy": row.busy,
             "busy_after_loss": row.busy_after_loss if row.replicas > 1 else None,
             "price": row.price, "relative_cost": found.cost(row),
-            "warnings": warnings(row),
+            "warnings": row.warnings(),
         }
         for row in found.rows
     ]  # fmt: skip
     return {
         "layouts": rows,
-        "cheapest": found.cheapest.layout.name,
+        "cheapest": found.cheapest.layout.name if found.cheapest else None,
+        "simulated": found.shown.layout.name,
         "others": asdict(found.others),
         "simulation": asdict(seen) if seen else None,
         "assumptions": [one._asdict() for one in assumptions(found.need)],
     }
-
-
-def warnings(row: Nodes) -> list[str]:
-    """Say what a layout would need beside machines."""
-    most = RouterSettings.model_fields
-    found = []
-    if row.layout.is_shortlist and row.scored > most["max_candidates"].default:
-        found.append(
-            f"a shortlist of {row.scored:,} is longer than MATRYOSHKA_ROUTER_MAX_CANDIDATES allows"
-        )
-    for name, number in (("shards", row.shards), ("replicas", row.replicas)):
-        if number > most[f"max_{name}"].default:
-            found.append(
-                f"{number} {name} are more than MATRYOSHKA_ROUTER_MAX_{name.upper()} allows"
-            )
-    return found
 
 
 def assumptions(need: Need) -> list[Assumption]:
@@ -135,6 +119,12 @@ def assumptions(need: Need) -> list[Assumption]:
             "the least sure figures here: calibrate a collection of your size, and give --measured",
         ),
         Assumption(
+            "assumed", "full-width plans keep their `ef` and oversampling from "
+            f"{figures.POINTS_SINGLE:,} points on. At a billion their recall would fall with them, "
+            "so their cost is a lower bound; the shortlist of nested plans grows with the points, "
+            "so the two are not alike",
+        ),
+        Assumption(
             "assumed", f"a nested shortlist grows as points^{growth(target):.2f}, from "
             f"{figures.POINTS_SINGLE:,} to {figures.POINTS_NESTED:,} points "
             "and on; the longer one was of codes, so it is rather less",
@@ -170,12 +160,17 @@ def _show_layouts(found: Estimate) -> None:
         )  # fmt: skip
     Console().print(table)
     for row in found.rows:
-        for text in warnings(row):
+        for text in row.warnings():
             _say(f"{row.layout.name}: {text}")
-    row = found.cheapest
     _say(
         "bytes of a vector in memory, and memory of all replicas; cost: nodes' prices relative to "
-        f"the first plan's\nthe cheapest: nodes of {row.machine.name}, "
+        "the first plan's"
+    )
+    if not (row := found.cheapest):
+        _say("the cheapest: none, a router refuses each as its settings are")
+        return
+    _say(
+        f"the cheapest: {row.layout.name}, nodes of {row.machine.name}, "
         f"{_bytes(row.disk_bytes_per_point * need.vectors // row.shards)} and "
         f"{row.disk_reads_per_s:,.0f} reads/s of the disk each"
     )

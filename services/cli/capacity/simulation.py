@@ -19,14 +19,11 @@ from services.cli.capacity import figures
 from services.cli.capacity.estimate import Nodes
 from services.cli.capacity.layouts import spread
 from services.cli.capacity.need import Need
-from services.router.storage.shard_limits import per_shard
 
 _CALLS, _MAX_CALLS = 800_000, 4_000_000
 """To all shards: as many as take some two seconds, and what is too long to wait for."""
 _LEAST_S, _MOST_S = 2.0, 20.0
 _WARM_SHARE, _LOSS_SHARE = 0.1, 1 / 3
-READ_MS = 0.1
-"""Time to read one full vector from an NVMe disk: usual, not measured here."""
 NOTICED_S = 0.5
 """From the loss of a machine until nobody asks it any more: assumed."""
 
@@ -150,12 +147,11 @@ def simulate(row: Nodes, need: Need, seed: int = 0) -> Simulation | None:
     draw = random.Random(seed)
     cluster = _Cluster(row, seconds, draw)
     took_ms = _run(cluster, need.searches_per_s, seconds, draw)
-    read_ms = per_shard(row.scored, row.shards, 0) * READ_MS if row.scored else 0.0
     phases: tuple[list[float], ...] = ([], [], [])
     for came_s, storage_ms in took_ms:
         if came_s >= seconds * _WARM_SHARE:
             place = (came_s >= cluster.loss_s) + (came_s >= cluster.noticed_s)
-            phases[place].append(storage_ms + read_ms)
+            phases[place].append(storage_ms + row.read_ms)
     cores = row.machine.cores
     core_s = cluster.loss_s * cores * row.shards * row.replicas
     left_s = (seconds - cluster.noticed_s) * cores * (row.replicas - 1)

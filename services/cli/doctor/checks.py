@@ -17,7 +17,13 @@ Status = Literal["ok", "warning", "problem"]
 _SKEW_WARNING_S, _SKEW_PROBLEM_S = 2.0, 30.0
 _DISK_WARNING, _DISK_PROBLEM = 0.1, 0.02
 _LOOPBACK = ("127.", "localhost", "[::1]")
-_MAX_REFUSED = 0.05
+# What OpenSSL and gRPC say where two sides do not agree on TLS or on certificates.
+_TLS_WORDS = ("CERTIFICATE", "SSL", "HANDSHAKE", "SOCKET CLOSED")
+_TLS_TODO = (
+    "give the CA of its certificate (`matryoshka --tls-ca FILE doctor`), and, where it asks for "
+    "one of this side, --tls-cert and --tls-key"
+)
+_MAX_REFUSED, _FEWEST_REQUESTS = 0.05, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,8 @@ def findings(facts: Facts, version: str) -> list[Finding]:
         found += _clock(name, service.http)
         found += _key(name, service)
     found += _versions(samples, version)
-    if "encoder" in facts.services and facts.services["encoder"].grpc.call is None:
+    encoder = facts.services.get("encoder")
+    if encoder and encoder.grpc.failure is None and encoder.grpc.call is None:
         found += _devices(facts)
     found += _spaces(facts)
     found += _search(facts)
@@ -65,7 +72,7 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
     if http.error:
         yield Finding(
             "problem", name, "http", f"{http.url} cannot be reached: {http.error}",
-            f"start it, or say where it is with --{name}-http",
+            _where(http.error, f"--{name}-http", is_tls=http.url.startswith("https:")),
         )  # fmt: skip
     elif not http.is_live:
         yield Finding(
@@ -87,7 +94,7 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
     elif grpc.failure:
         yield Finding(
             "problem", name, "grpc", f"{grpc.address} cannot be reached: {_said(grpc.failure)}",
-            f"start it, or say where it is with --{name}",
+            _where(_said(grpc.failure), f"--{name}"),
         )  # fmt: skip
     elif grpc.health != "SERVING":
         yield Finding(
@@ -96,6 +103,14 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", name, "grpc", f"{grpc.address} is serving")
+
+
+def _where(failure: str, option: str, *, is_tls: bool = False) -> str:
+    """Return what to do where nothing was reached; over TLS, or by its words, it may be TLS."""
+    if any(word in failure.upper() for word in _TLS_WORDS):
+        return _TLS_TODO
+    todo = f"start it, or say where it is with {option}"
+    return f"{todo}; if it is there, {_TLS_TODO}" if is_tls else todo
 
 
 def _key(name: str, service: Service) -> Iterator[Finding]:
@@ -109,8 +124,8 @@ def _key(name: str, service: Service) -> Iterator[Finding]:
         )  # fmt: skip
     elif grpc.call and grpc.call.code == "PERMISSION_DENIED":
         yield Finding(
-            "problem", name, "key", "this key may not do what an operator may",
-            "give an operator's key; a tenant's sees too little",
+            "problem", name, "key", f"this key may not do that: {_said(grpc.call)}",
+            "give an operator's key that is not limited by scopes, or one with that scope",
         )  # fmt: skip
     elif grpc.call:
         yield Finding(
@@ -155,7 +170,8 @@ def _metrics(name: str, samples: list[Sample]) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", name, "metrics", f"{len(samples)} numbers, all of them sane")
-    yield from _outcomes(name, _sums(samples, f"{prefix}requests_total", "outcome"))
+    over_limit = sum(_sums(samples, f"{prefix}over_limit_total", "limit").values())
+    yield from _outcomes(name, _sums(samples, f"{prefix}requests_total", "outcome"), over_limit)
     yield from _disk(name, _sums(samples, "matryoshka_server_disk_bytes", "part"))
     if any(_sums(samples, f"{prefix}recall_alarms_count", "slice").values()):
         yield Finding(
@@ -188,18 +204,19 @@ def _sums(samples: list[Sample], name: str, label: str) -> dict[str, float]:
     return sums
 
 
-def _outcomes(name: str, totals: dict[str, float]) -> Iterator[Finding]:
+def _outcomes(name: str, totals: dict[str, float], over_limit: float) -> Iterator[Finding]:
     requests = sum(totals.values())
     if bugs := totals.get("INTERNAL", 0) + totals.get("UNKNOWN", 0):
         yield Finding(
             "warning", name, "errors", f"{bugs:,.0f} of {requests:,.0f} requests ended in an error "
             "of ours since it started", "its log has the traceback of each",
         )  # fmt: skip
-    refused = totals.get("RESOURCE_EXHAUSTED", 0)
-    if requests and refused / requests > _MAX_REFUSED:
+    # Those over a key's own limit say nothing of the service: more cores would refuse them too.
+    refused = max(0.0, totals.get("RESOURCE_EXHAUSTED", 0) - over_limit)
+    if requests >= _FEWEST_REQUESTS and refused / requests > _MAX_REFUSED:
         yield Finding(
             "warning", name, "load", f"{refused / requests:.0%} of {requests:,.0f} requests were "
-            "refused as too much", "give it more cores, or run another beside it; "
+            "refused as too much since it started", "give it more cores, or run another beside it; "
             "`matryoshka plan-capacity` says how many",
         )  # fmt: skip
 

@@ -136,7 +136,10 @@ def _brief(problems: list[str], fields: Sequence[str]) -> list[str]:
     ):
         return problems
     names = ", ".join(name for name in fields if _NAME.fullmatch(name)) or "none with a name"
-    return [f"{problems[0]}, and in the {len(lacking) - 1} rows after; their fields: {names}"]
+    # At the limit nobody has looked at the rows behind.
+    is_whole = len(problems) <= _MAX_PROBLEMS
+    rows = f"the {len(lacking) - 1} rows after" if is_whole else f"all {len(lacking)} rows so far"
+    return [f"{problems[0]}, and in {rows}; their fields: {names}"]
 
 
 def _wrong(problems: Sequence[str], param: str) -> InvalidRequest:
