@@ -166,13 +166,13 @@ def _show_layouts(found: Estimate) -> None:
         "bytes of a vector in memory, and memory of all replicas; cost: nodes' prices relative to "
         "the first plan's"
     )
-    if not (row := found.cheapest):
+    if not (cheapest := found.cheapest):
         _say("the cheapest: none, a router refuses each as its settings are")
         return
     _say(
-        f"the cheapest: {row.layout.name}, nodes of {row.machine.name}, "
-        f"{_bytes(row.disk_bytes_per_point * need.vectors // row.shards)} and "
-        f"{row.disk_reads_per_s:,.0f} reads/s of the disk each"
+        f"the cheapest: {cheapest.layout.name}, nodes of {cheapest.machine.name}, "
+        f"{_bytes(cheapest.disk_bytes_per_point * need.vectors // cheapest.shards)} and "
+        f"{cheapest.disk_reads_per_s:,.0f} reads/s of the disk each"
     )
 
 
