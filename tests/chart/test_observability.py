@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import grpc
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services.encoder.metrics import EncoderMetrics
 from services.router.metrics import RouterMetrics
-from services.shared.metrics import SECONDS_BUCKETS
+from services.shared.metrics import SECONDS_BUCKETS, show_server
 from services.trainer.metrics import TrainerMetrics
 from tests.chart.chart import CHART, RELEASE, ROOT, rendered
 from tests.chart.promql import groupings, selectors
@@ -22,8 +23,12 @@ ENDS = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "
 
 
 def exported():
-    """Return {name of a sample: its labels} of the real registries of all three services."""
+    """Return {name of a sample: its labels} of the real registries, a process's own included."""
     found = {"up": set()}
+    process = CollectorRegistry()
+    show_server(process, "0", Path())
+    for family in process.collect():
+        found |= {sample.name: set(sample.labels) for sample in family.samples}
     for kind in (EncoderMetrics, RouterMetrics, TrainerMetrics):
         for metric in vars(kind(CollectorRegistry())).values():
             if isinstance(metric, MetricWrapperBase):

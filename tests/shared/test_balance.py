@@ -1,7 +1,10 @@
 """Calls to a name of several addresses: they take turns, and none is lost with a server."""
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
@@ -16,35 +19,49 @@ class Encoder(pb_grpc.EncoderServiceServicer):
 
     def __init__(self, host):
         self.host = host
-        self.calls = 0
 
     async def GetModel(self, request, context):
-        self.calls += 1
         await asyncio.sleep(0.002)
         return pb.GetModelResponse(model=pb.Model(id=self.host))
 
 
 async def start(host, port):
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    encoder = Encoder(host)
-    pb_grpc.add_EncoderServiceServicer_to_server(encoder, server)
+    pb_grpc.add_EncoderServiceServicer_to_server(Encoder(host), server)
     port = server.add_insecure_port(f"{host}:{port}")
     await server.start()
-    return server, encoder, port
+    return server, port
+
+
+async def serve(host, port):
+    """What the second server's process does."""
+    server, _ = await start(host, port)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await server.wait_for_termination()
 
 
 @pytest.fixture
 async def two():
-    """Two servers at one port of two addresses of this machine, as two pods have them."""
-    first, one, port = await start("127.0.0.1", 0)
-    second, other, _ = await start("127.0.0.2", port)
-    yield (first, one), (second, other), f"ipv4:127.0.0.1:{port},127.0.0.2:{port}"
-    await asyncio.gather(first.stop(None), second.stop(None))
+    """Two servers at one port of two addresses of this machine, as two pods have them; the second
+    is a process of its own."""
+    first, port = await start("127.0.0.1", 0)
+    arguments = [sys.executable, "-m", "tests.shared.test_balance", "127.0.0.2", str(port)]
+    second = subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert second.stdout
+    try:
+        assert await asyncio.to_thread(second.stdout.readline) == b"ready\n"
+        yield second, f"ipv4:127.0.0.1:{port},127.0.0.2:{port}"
+    finally:
+        second.kill()
+        second.wait()
+        second.stdout.close()
+        await first.stop(None)
 
 
 async def test_calls_take_turns(two):
     """Each of two servers gets half of them."""
-    *_, address = two
+    _, address = two
     async with connect(address) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
         await channel.channel_ready()
@@ -54,22 +71,26 @@ async def test_calls_take_turns(two):
 
 
 async def test_the_end_of_one_server_fails_no_call(two):
-    """It ends at once, amid calls; each of these is answered by the other."""
-    (_, one), (second, other), address = two
+    """It is killed amid calls; each of these is answered by the other."""
+    second, address = two
+    seen = Counter()
     async with connect(address) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
 
-        async def call():
-            return (await stub.GetModel(pb.GetModelRequest(), timeout=20)).model.id
-
         async def caller():
-            return [await call() for _ in range(100)]
+            for _ in range(100):
+                answer = await stub.GetModel(pb.GetModelRequest(), timeout=20)
+                seen[answer.model.id] += 1
 
         calling = asyncio.gather(*(caller() for _ in range(8)))
         async with asyncio.timeout(20):
-            while other.calls < 50:
+            while seen["127.0.0.2"] < 50:
                 await asyncio.sleep(0.001)
-        await second.stop(None)
-        answers = await calling
-    assert sum(map(len, answers)) == 800
-    assert one.calls > 300
+        second.kill()
+        await calling
+    assert seen.total() == 800
+    assert seen["127.0.0.1"] > 300
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
