@@ -19,7 +19,7 @@ _DISK_WARNING, _DISK_PROBLEM = 0.1, 0.02
 _LOOPBACK = ("127.", "localhost", "[::1]")
 # What OpenSSL and gRPC say where two sides do not agree on TLS or on certificates.
 _TLS_WORDS = ("CERTIFICATE", "SSL", "HANDSHAKE", "SOCKET CLOSED")
-_TLS_TODO = (
+_TLS_ADVICE = (
     "give the CA of its certificate (`matryoshka --tls-ca FILE doctor`), and, where it asks for "
     "one of this side, --tls-cert and --tls-key"
 )
@@ -108,9 +108,9 @@ def _reach(name: str, service: Service) -> Iterator[Finding]:
 def _where(failure: str, option: str, *, is_tls: bool = False) -> str:
     """Return what to do where nothing was reached; over TLS, or by its words, it may be TLS."""
     if any(word in failure.upper() for word in _TLS_WORDS):
-        return _TLS_TODO
+        return _TLS_ADVICE
     todo = f"start it, or say where it is with {option}"
-    return f"{todo}; if it is there, {_TLS_TODO}" if is_tls else todo
+    return f"{todo}; if it is there, {_TLS_ADVICE}" if is_tls else todo
 
 
 def _key(name: str, service: Service) -> Iterator[Finding]:
