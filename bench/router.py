@@ -87,7 +87,9 @@ def sizes_of(full: int) -> list[SizeRequest]:
 
 
 def nested_of(full: int) -> list[SizeRequest]:
-    return [SizeRequest(dim, "turbo4", is_nested=True) for dim in (full // 4, full // 3)]
+    """Return a short nested size, and a long one within an eighth of full HNSW's memory."""
+    dims = (full // 3, full * 7 // 12)
+    return [SizeRequest(dim, "turbo4", is_nested=True) for dim in dims]
 
 
 def load(texts: Texts, model: TextModel, cache: Path | None) -> Vectors:

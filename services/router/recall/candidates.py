@@ -18,12 +18,15 @@ from services.router.sizes import Key, Size
 _LEAST_RECALL = 0.85
 # ... to the one that keeps this share, and further for codes, which blur ranks.
 _MOST_RECALL = 0.999
-_STEP = 1.15
+_STEP = 1.2
 _BEYOND = {False: 1.0, True: 3.0}
-# Widths of the walk, as multiples of the shortlist; the engine takes no less than one.
+# Widths of the walk. A short size is limited by its prefix: the walk goes with the shortlist, from
+# once to four times as wide. A size near the full one is limited by its graph, and needs a walk as
+# wide as the full one's however short the list is: at 224 nested numbers of 384, lists of 20.
+_EFS = (16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
 _EF_FACTORS = (1.0, 1.5, 2.5, 4.0)
-_LEAST_EF = 16
-_EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_LEAST_EF = _EFS[0]
+_WIDEST_OF_SHORT_LISTS = 256
 _OVERSAMPLINGS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 # Numbers that a scan may read; more take longer than any plan that is worth it (some 20 ms).
 _MAX_SCANNED = 50_000_000
@@ -83,8 +86,7 @@ def _first_stages(size: Size, shortlists: Sequence[int], num_points: int) -> Ite
     stage = Stage(size.dim, is_nested=size.is_nested)
     for candidates in shortlists:
         if size.hnsw_m:
-            for factor in _EF_FACTORS:
-                ef = min(MAX_EF, max(_LEAST_EF, math.ceil(candidates * factor)))
+            for ef in _walks(candidates):
                 for oversampling in times:
                     yield replace(stage, candidates=candidates, ef=ef, oversampling=oversampling)
         if num_points * size.dim <= _MAX_SCANNED:
@@ -94,6 +96,13 @@ def _first_stages(size: Size, shortlists: Sequence[int], num_points: int) -> Ite
             else:
                 for oversampling in times:
                     yield replace(stage, candidates=candidates, oversampling=oversampling)
+
+
+def _walks(candidates: int) -> list[int]:
+    """Return widths of a walk that ends in so many candidates, ascending."""
+    near = {max(_LEAST_EF, math.ceil(candidates * factor)) for factor in _EF_FACTORS}
+    wide = {ef for ef in _EFS if max(near) < ef <= _WIDEST_OF_SHORT_LISTS}
+    return sorted(min(MAX_EF, ef) for ef in near | wide)
 
 
 def _funnels(
