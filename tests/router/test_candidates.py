@@ -79,7 +79,7 @@ def test_all_that_can_be_set_is_tried():
 
 def test_a_short_list_is_tried_with_wide_walks_too():
     """A size near the full one is limited by its graph: lists of 10 get walks up to 256."""
-    plans = candidate_plans(SIZES, neighbours_at(SIZES, [1] * 40), 10_000, 10, 5000)
+    plans = candidate_plans(SIZES, neighbours_at(SIZES, [1, 5, 10] * 9), 10_000, 10, 5000)
     firsts = [plan.stages[0] for plan in plans if len(plan.stages) == 2]
     walks = {f.ef for f in firsts if f.dim == 32 and f.candidates == 10 and f.ef}
     assert {16, 96, 128, 256} <= walks
