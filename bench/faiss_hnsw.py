@@ -64,7 +64,7 @@ class FaissHnsw:
             return [(self._keys[row], cosine) for row, cosine in found if row >= 0], took_s
 
         is_cosine = self._kind.endswith("Flat")
-        return Setting(f"{self._kind} ef={ef}", self, ask, self.memory_bytes, is_cosine)
+        return Setting(f"{self._kind} ef={ef}", ask, self.memory_bytes, is_cosine)
 
 
 def faiss_settings(documents_ND: Array) -> list[Setting]:

@@ -17,6 +17,7 @@ from services.shared.vectors import Array
 
 LIMIT = 10
 _BATCH = 2048
+_WARM_UP = 3
 
 Found = tuple[list[tuple[str, float]], float]
 """(key, score) of the hits, best first, and the engine's seconds."""
@@ -38,8 +39,6 @@ class Setting:
     """A way to search."""
 
     what: str
-    index: object
-    """What it searches; the first search after those of another index finds its memory cold."""
     ask: Callable[[Array], Awaitable[Found]]
     memory_bytes: float
     """For each point: what a search reads, and links."""
@@ -69,9 +68,7 @@ def of_plan(
         return [(hit.key, hit.score) for hit in answer.hits], answer.seconds
 
     is_cosine = scores_are_cosines(plan, collection.sizes[-1])
-    # A scan leaves as little of a graph in the caches as another index does.
-    index = (collection.name, plan.stages[0].exact)
-    return Setting(what, index, ask, memory_bytes, is_cosine)
+    return Setting(what, ask, memory_bytes, is_cosine)
 
 
 def words(plan: Plan) -> str:
@@ -116,19 +113,22 @@ async def read_truth(
 async def measure(
     settings: Sequence[Setting], queries_QD: Array, truth: Neighbours
 ) -> list[Measured]:
-    """Let all settings answer all questions, in turns.
+    """Let all settings answer all questions, under the same conditions.
 
-    Before the first search of an index after those of another comes one that does not count.
+    For each question in an order of its own, drawn anew; each right after the same setting has
+    answered a few other questions. One that stood in a row of settings of its index, with the same
+    question, would find all it reads in the processor's caches: users do not ask like that, and
+    long sweeps would look faster than a single plan.
     """
+    random = np.random.default_rng(0)
     recalls = np.zeros((len(settings), len(queries_QD)))
     seconds = np.zeros_like(recalls)
     for query, query_D in enumerate(queries_QD):
         exact = list(zip(truth.keys[query], truth.scores[query], strict=True))
-        last: object = None
-        for number, setting in enumerate(settings):
-            if setting.index != last:
-                await setting.ask(query_D)
-                last = setting.index
+        for number in random.permutation(len(settings)):
+            setting = settings[number]
+            for other in random.integers(len(queries_QD), size=_WARM_UP):
+                await setting.ask(queries_QD[other])
             hits, seconds[number, query] = await setting.ask(query_D)
             recalls[number, query] = recall(hits, exact, setting.is_cosine)
     return [
