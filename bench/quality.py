@@ -6,7 +6,7 @@ train a text model stands sentence-transformers' own MatryoshkaLoss, with the sa
 steps, rates and dropout, once over all weights and once over the same low-rank changes; and a model
 trained for one single size. The last line of stdout is one JSON object.
 
-    python -m bench.quality [FOLDER ...] [--steps N] [--work FOLDER]
+    python -m bench.quality [FOLDER ...] [--steps N] [--seeds N] [--work FOLDER]
 """
 
 import argparse
@@ -155,11 +155,25 @@ def retained(scores: Scores) -> Scores:
     return {dim: round(score / scores[DIMS[-1]], 4) for dim, score in scores.items()}
 
 
+def spread(runs: Sequence[Scores]) -> Scores:
+    """Return how far the seeds are apart, at each size."""
+    return {dim: round(float(np.ptp([run[dim] for run in runs])), 4) for dim in DIMS}
+
+
+def joined(runs: Sequence[Scores]) -> tuple[Scores, str]:
+    """Return the means over seeds, and how far they are apart at most, in words."""
+    means = {dim: round(float(np.mean([run[dim] for run in runs])), 4) for dim in DIMS}
+    apart = f", seeds up to {max(spread(runs).values()):.3f} apart"
+    return means, apart if len(runs) > 1 else ""
+
+
 def show(name: str, scores: Scores, note: str = "") -> None:
     print(name.ljust(28) + "".join(f"{scores[dim]:8.3f}" for dim in DIMS) + f"  {note}", flush=True)
 
 
-def measure(folder: Path, base: Path, work: Path, steps: int) -> dict[str, object]:
+def measure(
+    folder: Path, base: Path, work: Path, steps: int, text_seeds: Sequence[int]
+) -> dict[str, object]:
     """Run every method on a collection."""
     data = work / f"{folder.name}-data"
     write_data(folder, data)
@@ -177,38 +191,40 @@ def measure(folder: Path, base: Path, work: Path, steps: int) -> dict[str, objec
             print("\n" + f"{folder.name}, nDCG@10".ljust(28) + "".join(f"{d:>8}" for d in DIMS))
             show("before", before)
         runs = [ndcg(result.quality.after) for result in results if result.quality]
-        means = {dim: round(float(np.mean([r[dim] for r in runs])), 4) for dim in DIMS}
-        spread = {dim: round(float(np.ptp([r[dim] for r in runs])), 4) for dim in DIMS}
+        means, widest = joined(runs)
         methods[name] = {
-            "seeds": list(seeds), "ndcg10": means, "retained": retained(means), "spread": spread,
-            "seconds": round(seconds, 1),
+            "seeds": list(seeds), "ndcg10": means, "retained": retained(means),
+            "spread": spread(runs), "seconds": round(seconds, 1),
         }  # fmt: skip
-        widest = f", seeds up to {max(spread.values()):.3f} apart" if len(seeds) > 1 else ""
         show(name, means, f"{seconds:.0f} s{widest}")
         return means
 
-    def peer(name: str, wanted: Wanted) -> Scores:
+    def peer(name: str, **wanted: object) -> Scores:
         begin = time.perf_counter()
-        scores = ndcg(train_peer(base, data, wanted))
-        show(name, scores, f"{time.perf_counter() - begin:.0f} s")
-        return scores
+        runs = [
+            ndcg(train_peer(base, data, Wanted.model_validate(wanted | {"seed": seed})))
+            for seed in text_seeds
+        ]
+        means, widest = joined(runs)
+        show(name, means, f"{(time.perf_counter() - begin) / len(runs):.0f} s{widest}")
+        return means
 
     for head, seeds in SEEDS.items():
         trial(f"adaptor {head}", seeds, head=head)
     tuned = {"steps": steps, "batch_size": 32}
-    full = trial("full", method="full", learning_rate=_FULL_RATE, **tuned)
-    lora = trial("lora", method="lora", lora=_LORA, learning_rate=_LORA_RATE, **tuned)
+    full_like = {"method": "full", "learning_rate": _FULL_RATE, **tuned}
+    lora_like = {"method": "lora", "lora": _LORA, "learning_rate": _LORA_RATE, **tuned}
     dims = DIMS[:-1]
+    full = trial("full", text_seeds, **full_like)
     theirs = {
-        "full": peer("sentence-transformers full", Wanted(
-            method="full", matryoshka_dims=dims, learning_rate=_FULL_RATE, **tuned)),
-        "lora": peer("sentence-transformers lora", Wanted(
-            method="lora", lora=_LORA, matryoshka_dims=dims, learning_rate=_LORA_RATE, **tuned)),
-    }  # fmt: skip
+        "full": peer("sentence-transformers full", matryoshka_dims=dims, **full_like),
+    }
+    lora = trial("lora", text_seeds, **lora_like)
+    theirs["lora"] = peer("sentence-transformers lora", matryoshka_dims=dims, **lora_like)
     single = trial(
-        f"full, for {SINGLE} alone", method="full", learning_rate=_FULL_RATE,
+        f"full, for {SINGLE} alone", text_seeds,
         matryoshka_dims=(SINGLE, 384), dim_weights=(1.0, _NOTHING),
-        evaluated_dims=tuple(d for d in dims if d != SINGLE), **tuned,
+        evaluated_dims=tuple(d for d in dims if d != SINGLE), **full_like,
     )  # fmt: skip
     trial("static", method="static")
     trial("distill into a table", method="distill", student="static")
@@ -229,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, default=COLLECTIONS)
     parser.add_argument("--steps", type=int, default=40, help="of those that train a text model")
+    parser.add_argument("--seeds", type=int, default=2, help="of those that train a text model")
     parser.add_argument("--work", type=Path, help="folder for jobs; a temporary one otherwise")
     options = parser.parse_args()
     conditions: dict[str, object] = {
@@ -243,7 +260,8 @@ def main() -> None:
         work = options.work or Path(made)
         base = short_base(work / "base")
         present = [folder for folder in options.folders if folder.is_dir()]
-        results = [measure(folder, base, work, options.steps) for folder in present]
+        seeds = range(options.seeds)
+        results = [measure(folder, base, work, options.steps, seeds) for folder in present]
     minutes = round((time.perf_counter() - begin) / 60, 1)
     print(json.dumps({"bench": "quality", **conditions, "minutes": minutes, "results": results}))
 
