@@ -22,9 +22,9 @@ from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
 from services.trainer.data.pictures import Item
 from services.trainer.results.layout import (
-    add_old_spelling,
     read_json,
     read_modules,
+    spell_for_all,
     write_json,
     write_modules,
 )
@@ -165,7 +165,7 @@ def finish(
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
     """
     write_modules(folder, read_modules(folder))
-    add_old_spelling(folder, max_tokens)
+    spell_for_all(folder, max_tokens)
     _declare(folder, origin.dims)
     measured = [scores.dim for scores in quality.after]
     card = Card(
