@@ -103,7 +103,9 @@ def test_readers_of_both_spellings_find_what_they_want_and_the_sizes(tmp_path, d
         "sentence_transformers.models.Normalize",
     ]
     assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 256
-    assert "| 64 | 0.500 → 0.500 |" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "| 64 | 0.500 → 0.500 |" in readme
+    assert "**Note:** too few held-out queries (1)" in readme
 
 
 # What the modules of sentence-transformers 5.1 take; they refuse every other key.
