@@ -88,11 +88,24 @@ def full_width(folder: Path) -> int:
 
 def takes_pictures(folder: Path) -> bool:
     """Say whether the model takes pictures, without loading it; as `tower.Tower` does."""
+    ways = _ways(folder)
+    return any(ways.get(kind) == "forward" for kind in ("image", "image+text"))
+
+
+def has_network_for_each(folder: Path) -> bool:
+    """Say whether texts and pictures are read by networks of their own, as CLIP's kind does."""
+    ways = _ways(folder)
+    return ways.get("text", "forward") != "forward" or ways.get("image", "forward") != "forward"
+
+
+def _ways(folder: Path) -> dict[str, str]:
+    """Return by which method a transformer's network reads each kind of input."""
     name, path = read_modules(folder)[0]
     config = path / "sentence_bert_config.json"
     if name != "Transformer" or not config.is_file():
-        return False
-    return not {"image", "image+text"}.isdisjoint(read_json(config).get("modality_config") or ())
+        return {}
+    listed = read_json(config).get("modality_config") or {}
+    return {kind: str(way.get("method")) for kind, way in listed.items()}
 
 
 def network_weights(folder: Path) -> list[str]:
@@ -189,9 +202,7 @@ def _pooling(config: dict[str, Any]) -> dict[str, Any]:
 def _without(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Leave out what says no more than the default does."""
     return {
-        key: value
-        for key, value in config.items()
-        if key not in defaults or defaults[key] != value
+        key: value for key, value in config.items() if key not in defaults or defaults[key] != value
     }
 
 
