@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.peer import HERE, TLS, RouterAddress, RouterKey, call, describe
+from services.cli.peer import HERE, TLS, RouterAddress, RouterKey, call, tell
 
 commands = typer.Typer()
 
@@ -186,7 +186,7 @@ def index(
         )
         run_index(options)
     except (BadData, ServiceError, OSError) as error:
-        print(describe(error), file=sys.stderr)
+        tell(error)
         raise typer.Exit(2 if isinstance(error, BadData | OSError) else _code(error)) from None
 
 

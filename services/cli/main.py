@@ -195,12 +195,17 @@ def up(
         _refuse(str(SettingsError(mistakes)))
     registry = CollectorRegistry()
 
+    shown = settings.describe()
+
     def build(address: Address) -> list[Service]:
         plain = {"tls_peer_ca": None}
         found = router.model_copy(update=dict.fromkeys(addresses, address.own_grpc) | plain)
         training = trainer.model_copy(update=dict.fromkeys(trainers, address.own_grpc) | plain)
         for name, own in (("encoder", encoder), ("router", found), ("trainer", training)):
-            logs.show_settings(name, own.describe())
+            changed = own.describe_changed().items()
+            # What all of them share is told once, as the process's.
+            mine = {field: value for field, value in changed if shown.get(field) != value}
+            logs.show_settings(name, own.describe(), mine)
         return [
             EncoderService(encoder, registry),
             RouterService(found, registry),
@@ -339,7 +344,7 @@ def _run(
     except OSError as error:
         _refuse(f"--data must name a folder, or a new one: {describe(error)}")
     logs.configure(settings.log_format)
-    logs.show_settings(name, settings.describe())
+    logs.show_settings(name, settings.describe(), settings.describe_changed())
 
     def on_ready(address: Address) -> None:
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.peer import HERE
+from services.cli.peer import HERE, KEY_VARIABLE
 
 operator = typer.Typer()
 
@@ -98,7 +98,10 @@ def doctor(
     trainer_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
     api_key: Annotated[
         str | None,
-        typer.Option(help="An operator's key, for all of them.", envvar="MATRYOSHKA_UP_API_KEY"),
+        typer.Option(
+            help="An operator's key, for all of them.",
+            envvar=[KEY_VARIABLE, "MATRYOSHKA_UP_API_KEY"],
+        ),
     ] = None,
     encoder_api_key: Annotated[
         str | None, typer.Option(help="The encoder's own.", envvar="MATRYOSHKA_ENCODER_API_KEY")

@@ -13,11 +13,17 @@ import typer
 
 from services.shared import channel
 from services.shared.address import check_address
-from services.shared.errors import ServiceError
+from services.shared.errors import PermissionDenied, ServiceError, Unauthenticated
 from services.shared.tls import CertificatesError, TlsFiles
 
 TLS: ContextVar[TlsFiles | None] = ContextVar("tls", default=None)
 """With what all calls of this command are made, as `matryoshka --tls-ca ...` says; None: no TLS."""
+
+
+KEY_VARIABLE = "MATRYOSHKA_CLI_API_KEY"
+"""Holds the key of every command that calls a service; one of the service's own goes before it."""
+_KEY_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"
 
 
 def _checked(param: typer.CallbackParam, value: str) -> str:
@@ -33,21 +39,27 @@ RouterAddress = Annotated[
 ]
 RouterKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="The router's key.", envvar="MATRYOSHKA_ROUTER_API_KEY"),
+    typer.Option(
+        "--api-key", help="The router's key.", envvar=["MATRYOSHKA_ROUTER_API_KEY", KEY_VARIABLE]
+    ),
 ]
 EncoderAddress = Annotated[
     str, typer.Option("--encoder", help="host:port of the encoder's gRPC.", callback=_checked)
 ]
 EncoderKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="The encoder's key.", envvar="MATRYOSHKA_ENCODER_API_KEY"),
+    typer.Option(
+        "--api-key", help="The encoder's key.", envvar=["MATRYOSHKA_ENCODER_API_KEY", KEY_VARIABLE]
+    ),
 ]
 TrainerAddress = Annotated[
     str, typer.Option("--trainer", help="host:port of the trainer's gRPC.", callback=_checked)
 ]
 TrainerKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="The trainer's key.", envvar="MATRYOSHKA_TRAINER_API_KEY"),
+    typer.Option(
+        "--api-key", help="The trainer's key.", envvar=["MATRYOSHKA_TRAINER_API_KEY", KEY_VARIABLE]
+    ),
 ]
 HERE = "127.0.0.1:9000"
 """Where `matryoshka up` serves all."""
@@ -83,14 +95,23 @@ def call(command: Callable[[], None], option: str, address: str) -> None:
     try:
         command()
     except (ServiceError, OSError, CertificatesError) as error:
-        print(describe(error), file=sys.stderr)
+        tell(error)
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
         print(error.details(), file=sys.stderr)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             name = option.lstrip("-")
             print(f"{option} is {address}: host:port of the {name}'s gRPC", file=sys.stderr)
+        if error.code() in _KEY_CODES:
+            print(KEY_ADVICE, file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def tell(error: Exception) -> None:
+    """Print what went wrong, and of a key what to do."""
+    print(describe(error), file=sys.stderr)
+    if isinstance(error, Unauthenticated | PermissionDenied):
+        print(KEY_ADVICE, file=sys.stderr)
 
 
 def describe(error: Exception) -> str:

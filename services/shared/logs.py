@@ -17,6 +17,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if settings := getattr(record, "settings", None):
+            line["settings"] = settings
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -38,7 +40,14 @@ def configure(log_format: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def show_settings(name: str, resolved: dict[str, object]) -> None:
-    """Log the resolved settings at start; secrets arrive here masked."""
-    pairs = " ".join(f"{field}={value}" for field, value in sorted(resolved.items()))
-    logging.getLogger(name).info("settings: %s", pairs)
+def show_settings(name: str, resolved: dict[str, object], changed: dict[str, object]) -> None:
+    """Log the settings at start, secrets masked: for people what differs, for machines all.
+
+    Args:
+        name: of the service, or of the process.
+        resolved: all settings.
+        changed: those of them that a reader who knows the defaults wants to see, one a line.
+    """
+    lines = [f"  {field}={value}" for field, value in sorted(changed.items())]
+    what = "settings that are not the defaults:" if lines else "all settings are the defaults"
+    logging.getLogger(name).info("\n".join([what, *lines]), extra={"settings": resolved})

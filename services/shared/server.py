@@ -157,6 +157,8 @@ async def run(
             started.callback(asyncio.create_task(watch).cancel)
         if ports.probes is not None:
             await started.enter_async_context(_probes(ports.probes, state))
+            host, port = ports.probes.getsockname()[:2]
+            log.info("probes are answered at http://%s:%s", host, port)
         if tracing:
             started.push_async_callback(asyncio.to_thread, tracing.close)
         for service in services:

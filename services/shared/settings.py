@@ -154,6 +154,10 @@ class ServerSettings(BaseSettings):
         """Return the resolved settings for the start-up log; secrets are masked."""
         return self.model_dump(mode="json")
 
+    def describe_changed(self) -> dict[str, object]:
+        """Return those that are not the defaults; secrets are masked."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 class CallerSettings(ServerSettings):
     """What a service needs that calls others of the suite."""

@@ -49,10 +49,14 @@ class Tower:
         self.device = device
         self.tokenizer: Any = self.modules[0].tokenizer
         self.is_static = type(self.modules[0]).__name__ == "StaticEmbedding"
-        modalities = set(getattr(self.modules[0], "modality_config", ()))
+        modalities = getattr(self.modules[0], "modality_config", {})
         # Such a model reads every text through its chat template.
         self._is_chat = "message" in modalities
-        self.takes_images = "image" in modalities or ("image", "text") in modalities
+        # Pictures are read as tokens among others; a network of their own, as CLIP has, is not.
+        self.takes_images = any(
+            modalities.get(kind, {}).get("method") == "forward"
+            for kind in ("image", ("image", "text"))
+        )
         self._backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         self.max_tokens = self._find_max_tokens()
         self._prefix, self._suffix = self._special_tokens()

@@ -5,7 +5,6 @@ the state `paused`, and the header `Idempotency-Key`.
 """
 
 import asyncio
-import re
 from dataclasses import replace
 
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from services.trainer.jobs.spec import CHECKPOINTS
 from services.trainer.openai_answer import (
     checkpoint_step,
     event_number,
+    use_openais_words,
     write_checkpoint,
     write_event,
     write_fine_tuning,
@@ -30,7 +30,6 @@ from services.trainer.openai_body import read_create, read_filter
 from services.trainer.parts import Parts
 from services.trainer.training.checkpoint import saved
 
-_METHOD = re.compile(r"METHOD_([A-Z]+)")
 _JOBS, _JOB = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{fine_tuning_job_id}"
 OPEN_TO_TENANTS = frozenset(
     {
@@ -78,7 +77,7 @@ class FineTuningHttp:
         try:
             job = await self._parts.intake.create(wanted, key)
         except InvalidRequest as error:
-            _use_openais_words(error)
+            use_openais_words(error)
             raise
         return await self._answer(job)
 
@@ -151,11 +150,3 @@ def _paging(request: Request, default_limit: int = 20) -> Paging:
     if paging.before or paging.order == "asc":
         raise InvalidRequest("this list takes 'after' and 'limit'; it is newest first", "order")
     return paging
-
-
-def _use_openais_words(error: InvalidRequest) -> None:
-    """Name fields and methods as they are called here."""
-    if error.param == "base_model":
-        error.param = "model"
-    error.message = error.message.replace("base_model", "model")
-    error.message = _METHOD.sub(lambda found: f"'{found[1].lower()}'", error.message)

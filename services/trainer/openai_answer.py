@@ -3,19 +3,28 @@
 Source: openai/openai-openapi, `FineTuningJob`, `FineTuningJobEvent`, `FineTuningJobCheckpoint`.
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from services.shared.errors import NotFound
+from services.shared.errors import NotFound, ServiceError
 from services.trainer.data.data_report import read_report
 from services.trainer.jobs.events import Event, last_training
 from services.trainer.jobs.hyperparameters import MAX_STEPS, Hyperparameters
 from services.trainer.jobs.rows import Job
-from services.trainer.jobs.spec import Result, Spec, result_path, spec_path
+from services.trainer.jobs.spec import (
+    Failure,
+    Result,
+    Spec,
+    failure_path,
+    result_path,
+    spec_path,
+)
 from services.trainer.training.checkpoint import Saved
 
 _OPERATOR = "matryoshka"
+_METHOD = re.compile(r"METHOD_([A-Z]+)")
 _EVENT, _CHECKPOINT = "ftevent-", "ftckpt-"
 
 
@@ -33,7 +42,7 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": int(job.created_at),
-        "error": _write_error(job),
+        "error": _write_error(job, folder),
         "fine_tuned_model": job.model_id if job.state == "succeeded" else None,
         "finished_at": None if job.finished_at is None else int(job.finished_at),
         "hyperparameters": settings | common | {"n_epochs": "auto"},
@@ -142,11 +151,27 @@ def _number(given: str, prefix: str) -> int:
     return int(digits[:18])
 
 
-def _write_error(job: Job) -> dict[str, object] | None:
+def _write_error(job: Job, folder: Path) -> dict[str, object] | None:
+    """Write why a job failed; its process left the field in its own words."""
     if job.state != "failed":
         return None
-    param = "training_file" if job.error_code == "invalid_data" else None
-    return {"code": job.error_code or "internal_error", "message": job.error, "param": param}
+    failure = Failure.read(failure_path(folder))
+    error = ServiceError(job.error, failure.param if failure else None)
+    if job.error_code == "invalid_data":
+        use_openais_words(error)
+    return {
+        "code": job.error_code or "internal_error",
+        "message": error.message,
+        "param": error.param,
+    }
+
+
+def use_openais_words(error: ServiceError) -> None:
+    """Name fields and methods as they are called here."""
+    if error.param == "base_model":
+        error.param = "model"
+    error.message = error.message.replace("base_model", "model")
+    error.message = _METHOD.sub(lambda found: f"'{found[1].lower()}'", error.message)
 
 
 def _estimate(job: Job, folder: Path) -> int | None:

@@ -173,9 +173,9 @@ def test_dashboards_are_there_for_each_service_and_are_grafanas():
 
 
 def test_the_document_explains_every_alert_and_no_other():
-    """docs/deploy.md says of each what it means and what to do."""
-    text = (ROOT / "docs" / "deploy.md").read_text()
-    explained = re.findall(r"^#### (Matryoshka\w+)$", text, re.MULTILINE)
+    """docs/monitoring.md says of each what it means and what to do."""
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    explained = re.findall(r"^### (Matryoshka\w+)$", text, re.MULTILINE)
     alerts = [rule["alert"] for rule in rules() if "alert" in rule]
     assert sorted(explained) == sorted(alerts)
     assert len(set(alerts)) == len(alerts)

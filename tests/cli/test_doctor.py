@@ -142,6 +142,26 @@ def test_a_missing_key_is_a_problem_and_a_given_one_is_shown_nowhere(router):
     assert KEY not in ended.output
 
 
+def test_one_variable_holds_the_key_of_every_command(process, router, monkeypatch):
+    """A refusal names it, and --api-key; with it doctor and the others are let in."""
+    command = ["recall", "no-such-collection", "--router", router.grpc]
+    bare = CliRunner().invoke(app, command)
+    assert bare.exit_code == 1
+    assert "--api-key, or in MATRYOSHKA_CLI_API_KEY" in bare.output
+    # The environment is the interface under test.
+    monkeypatch.setenv("MATRYOSHKA_CLI_API_KEY", KEY)
+    let_in = CliRunner().invoke(app, command)
+    assert "MATRYOSHKA_CLI_API_KEY" not in let_in.output
+    assert "no-such-collection" in let_in.output
+    ended = CliRunner().invoke(
+        app,
+        ["doctor", "--encoder", "none", "--trainer", "none", "--router", router.grpc,
+         "--router-http", router.http],
+    )  # fmt: skip
+    assert ended.exit_code == 0, ended.output
+    assert KEY not in let_in.output + ended.output
+
+
 def test_a_collection_whose_model_is_gone_is_a_problem(process, router):
     """The encoder served it when the collection was made, and does no more."""
     with grpc.insecure_channel(process.grpc) as channel:

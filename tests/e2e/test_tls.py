@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-import socket
+import re
 import ssl
 import subprocess
 import sys
@@ -15,29 +15,47 @@ import pytest
 
 from services.shared.pb import router_pb2 as rt
 from services.shared.pb import router_pb2_grpc
-from tests.certificates import Authority, needs_openssl
+from tests.certificates import needs_openssl
 from tests.conftest import serve
 
 pytestmark = needs_openssl
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+PROBES = re.compile(r"probes are answered at (http://\S+)$", re.MULTILINE)
+
+
+class Documented:
+    """A CA and its certificates, made as docs/operations.md says."""
+
+    def __init__(self, folder: Path) -> None:
+        section = OPERATIONS.read_text().partition("### Make certificates")[2]
+        recipe = section.partition("```bash\n")[2].partition("```")[0]
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", recipe], cwd=folder, check=True,
+            capture_output=True, timeout=60,
+        )  # fmt: skip
+        self.folder = folder
+        self.ca = folder / "ca.crt"
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        return self.folder / f"{name}.crt", self.folder / f"{name}.key"
+
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority") / "ours")
+    return Documented(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")
 def process(authority, tmp_path_factory):
-    cert, key = authority.issue("server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        probe_port = free.getsockname()[1]
+    cert, key = authority.issue("encoder")
     started = serve(
         tmp_path_factory.mktemp("up"), "up",
         MATRYOSHKA_UP_TLS_CERT=str(cert), MATRYOSHKA_UP_TLS_KEY=str(key),
         MATRYOSHKA_UP_TLS_GRPC_CLIENT_CA=str(authority.ca),
-        MATRYOSHKA_UP_PROBE_PORT=str(probe_port),
+        MATRYOSHKA_UP_PROBE_PORT="0",
     )  # fmt: skip
-    started.probes = f"http://127.0.0.1:{probe_port}"
+    started.probes = PROBES.search(started.log_path.read_text())[1]
     yield started
     assert started.stop() == 0
 
@@ -51,6 +69,16 @@ def connect(process, authority):
     files = client_files(authority)
     contents = [Path(files[name]).read_bytes() for name in ("CA", "KEY", "CERT")]
     return grpc.aio.secure_channel(process.grpc, grpc.ssl_channel_credentials(*contents))
+
+
+def test_the_documented_recipe_keeps_its_keys(authority):
+    """Nobody but their owner may read them, and each certificate is of the CA."""
+    keys = sorted(authority.folder.glob("*.key"))
+    assert [path.stem for path in keys] == ["ca", "client", "encoder", "router", "trainer"]
+    assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
+    for name in ("client", "encoder", "router", "trainer"):
+        command = ["openssl", "verify", "-x509_strict", "-CAfile", "ca.crt", f"{name}.crt"]
+        subprocess.run(command, cwd=authority.folder, check=True, capture_output=True, timeout=30)
 
 
 def test_an_openai_sdk_needs_the_ca_and_nothing_else(process, authority):
@@ -120,7 +148,7 @@ async def test_services_call_each_other(process, authority, tmp_path):
 
 def test_wrong_files_end_the_start(authority, tmp_path):
     """Of its own and of those that it calls, with a sentence each."""
-    cert, key = authority.issue("wrong")
+    cert, key = authority.issue("trainer")
 
     def start(**variables):
         ended = subprocess.run(

@@ -1,8 +1,14 @@
-"""A small model of texts and pictures in the exact files of its repository."""
+"""Small models of texts and pictures in the exact files of their repositories."""
 
 from pathlib import Path
 
-from transformers import Qwen3VLConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    Qwen3VLConfig,
+)
 
 from tests.families import vocabularies
 from tests.families.checkpoints import (
@@ -83,3 +89,36 @@ def qwen3_vl(folder: Path) -> None:
     write_modules(folder, modules, "new")
     prompts = {"default": "Represent the user's input.", "query": "Find a picture of this."}
     write_prompts(folder, prompts, default_prompt_name="default", truncate_dim=16)
+
+
+def clip(folder: Path) -> None:
+    """CLIP as sentence-transformers saves it today: a network for texts, another for pictures."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{one}</w>" for one in letters)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32).save_pretrained(folder)
+    size = {
+        "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }  # fmt: skip
+    text = size | {
+        "vocab_size": len(tokens), "max_position_embeddings": 32, "bos_token_id": 0,
+        "eos_token_id": 1,
+    }  # fmt: skip
+    vision = size | {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
+    ways = {
+        kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"}
+        for kind in ("text", "image")
+    }
+    write_json(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction", "modality_config": ways,
+            "module_output_name": "sentence_embedding",
+        },
+    )  # fmt: skip
+    write_modules(folder, [("Transformer", "")], "new")

@@ -13,10 +13,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 
 from services.shared.errors import InvalidRequest
 from services.shared.loading import load_modules
 from services.shared.model import TextModel
+from services.trainer.jobs.bases import locate_base
+from services.trainer.results.layout import takes_pictures
 from tests.conftest import serve
 from tests.families import checkpoints, picture_checkpoints
 
@@ -165,3 +168,24 @@ def test_a_picture_of_too_many_tokens_is_refused(folder):
     model.towers["none"].max_tokens = 30
     with pytest.raises(InvalidRequest, match="at most 30 tokens"):
         model.read_image(picture("PNG", 64, 64))
+
+
+def test_clip_is_served_for_texts_and_not_trained(tmp_path):
+    """A network for pictures alone is none that reads them as tokens; who trains is told."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    picture_checkpoints.clip(folder)
+    model = TextModel(folder, "float32", "cpu")
+    assert not model.takes_images
+    assert not takes_pictures(folder)
+    texts = ["a red kite", "over the sea " * 20]
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(model.encode_texts(texts), theirs, atol=1e-5)
+    with pytest.raises(InvalidRequest, match="with one network, as the kind of Qwen3-VL") as caught:
+        locate_base(str(folder))
+    assert caught.value.param == "base_model"
+
+
+def test_the_trainer_takes_a_base_that_reads_pictures_as_tokens(folder):
+    """Told from its files."""
+    assert takes_pictures(locate_base(str(folder)))

@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from services.shared.card import DimScores, Quality
 from services.shared.errors import InvalidRequest, ServiceError
@@ -13,7 +15,13 @@ from services.shared.model import TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import normalize, truncate
 from services.trainer.results.export import Origin, add_head, copy_base, finish
-from services.trainer.results.layout import full_width, read_json
+from services.trainer.results.layout import (
+    full_width,
+    read_json,
+    read_modules,
+    spell_for_all,
+    write_modules,
+)
 from services.trainer.training.layers import Layer
 
 TEXTS = ["red cat sees the house", "a", "blue river opens " * 20]
@@ -75,8 +83,8 @@ def test_the_card_has_byte_ranges_of_each_size(tmp_path, tiny_model, rotation):
     assert [entry["dim"] for entry in written] == [16, 32]
 
 
-def test_both_spellings_and_the_sizes_are_written(tmp_path, default_model):
-    """Readers of either spelling find pooling, width, longest text and sizes."""
+def test_readers_of_both_spellings_find_what_they_want_and_the_sizes(tmp_path, default_model):
+    """Pooling, width, longest text and sizes, in keys that releases before and after 5.4 know."""
     identity = np.eye(384, dtype=np.float32)
     export(default_model, tmp_path, identity, dims=(64, 384), max_tokens=256)
     folder = tmp_path / "model"
@@ -84,7 +92,7 @@ def test_both_spellings_and_the_sizes_are_written(tmp_path, default_model):
     assert pooling["pooling_mode_mean_tokens"] is True
     assert pooling["pooling_mode_cls_token"] is False
     assert pooling["pooling_mode"] == "mean"
-    assert pooling["word_embedding_dimension"] == pooling["embedding_dimension"] == 384
+    assert pooling["word_embedding_dimension"] == 384
     assert read_json(folder / "sentence_bert_config.json")["max_seq_length"] == 256
     config = read_json(folder / "config.json")
     assert config["is_matryoshka"] is True
@@ -95,7 +103,59 @@ def test_both_spellings_and_the_sizes_are_written(tmp_path, default_model):
         "sentence_transformers.models.Normalize",
     ]
     assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 256
-    assert "| 64 | 0.500 → 0.500 |" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "| 64 | 0.500 → 0.500 |" in readme
+    assert "**Note:** too few held-out queries (1)" in readme
+
+
+# What the modules of sentence-transformers 5.1 take; they refuse every other key.
+POOLING_5_1 = {"word_embedding_dimension", "pooling_mode", "include_prompt"} | {
+    f"pooling_mode_{mode}"
+    for mode in (
+        "cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
+        "lasttoken",
+    )
+}  # fmt: skip
+DENSE_5_1 = {"in_features", "out_features", "bias", "activation_function"}
+
+
+def test_no_file_has_a_key_that_older_releases_refuse(tmp_path, tiny_model, rotation):
+    """A base as today's release saves it becomes a folder that 5.1 loads too."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    weights = torch.nn.Linear(32, 32, bias=False)
+    torch.nn.init.eye_(weights.weight)
+    dense = Dense(32, 32, bias=False, activation_function=torch.nn.Identity())
+    dense.linear = weights
+    (base / "3_Dense").mkdir()
+    dense.save(str(base / "3_Dense"))
+    write_modules(base, [*read_modules(base), ("Dense", base / "3_Dense")])
+    assert "modality_config" in read_json(base / "sentence_bert_config.json")
+    assert "embedding_dimension" in read_json(base / "1_Pooling" / "config.json")
+    assert "module_input_name" in read_json(base / "3_Dense" / "config.json")
+    export(base, tmp_path, rotation)
+    folder = tmp_path / "model"
+    transformer = read_json(folder / "sentence_bert_config.json")
+    assert set(transformer) <= {"max_seq_length", "do_lower_case"}
+    assert set(read_json(folder / "1_Pooling" / "config.json")) <= POOLING_5_1
+    for name in ("3_Dense", "4_Dense"):
+        assert set(read_json(folder / name / "config.json")) == DENSE_5_1
+    plain = SentenceTransformer(str(folder), device="cpu")
+    expected = SentenceTransformer(str(tiny_model), device="cpu").encode(TEXTS) @ rotation.T
+    np.testing.assert_allclose(plain.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_several_poolings_are_said_in_flags(tmp_path, tiny_model):
+    """Older releases take one name only, newer ones find both modes in the flags."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_model, folder)
+    config = {"embedding_dimension": 32, "pooling_mode": ["cls", "mean"]}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    spell_for_all(folder, 48)
+    assert "pooling_mode" not in read_json(folder / "1_Pooling" / "config.json")
+    assert full_width(folder) == 64
+    model = SentenceTransformer(str(folder), device="cpu")
+    assert model.encode("a").shape == (64,)
 
 
 def test_a_layer_norm_before_the_cut_becomes_a_module(tmp_path, tiny_model, rotation):

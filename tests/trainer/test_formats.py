@@ -191,6 +191,35 @@ def test_rows_that_all_lack_a_field_are_told_of_once(tmp_path, suffix, count):
     assert "given in columns" in accepted
 
 
+def test_some_rows_that_lack_a_field_are_told_of_together(tmp_path):
+    """Once for each set of fields, with the rows; what else is wrong has a line of its own."""
+    good, short, other = {"query": "a", "pos": "b"}, {"query": "a", "answers": "b"}, {"pos": "b"}
+    rows = [good, short, good, short, other, {"query": "", "pos": "b"}, short]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InvalidRequest) as caught:
+        read(tmp_path / "a.jsonl")
+    assert caught.value.message.splitlines()[:-1] == [
+        'a.jsonl:2: "positive" is missing, and in rows 4, 7; their fields: query, answers',
+        'a.jsonl:5: "anchor" is missing',
+        'a.jsonl:6: "query" is empty',
+    ]
+
+
+def test_with_columns_only_what_they_ask_for_is_told(tmp_path):
+    """Who maps fields need not hear of the names that would else be known."""
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "x", "b": "y"}] * 30)
+    with pytest.raises(InvalidRequest) as caught:
+        read(tmp_path / "a.jsonl", columns={"q": "anchor", "a": "positive"})
+    assert caught.value.message.splitlines() == [
+        'a.jsonl:1: "a" is missing, and in all 20 rows so far; their fields: q, b',
+        'each row must have "q" (anchor) and "a" (positive), as columns say',
+    ]
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "x", "a": "y"}] * 2)
+    with pytest.raises(InvalidRequest, match="as columns say") as caught:
+        read(tmp_path / "a.jsonl", columns={"q": "anchor", "a": "positive"})
+    assert 'anchor": "..."' not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [

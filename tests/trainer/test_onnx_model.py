@@ -1,6 +1,7 @@
 """A finished model as ONNX: what other servers make of it, and what is refused."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,23 @@ def test_other_servers_make_the_same_vectors_of_it(job):
         wanted = plain.encode(texts)
         np.testing.assert_allclose(vectors, wanted, atol=1e-5)
         np.testing.assert_allclose(normalize(normalize(pooled) @ weight.T), wanted, atol=1e-5)
+
+
+@needs_packages
+def test_the_lines_of_the_document_read_it(job):
+    """What docs/models.md shows is all that it takes."""
+    import onnxruntime
+    import transformers
+
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    lines = page.partition("```py\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 3
+    names = {
+        "folder": str(job / "model"), "onnxruntime": onnxruntime, "transformers": transformers,
+    }  # fmt: skip
+    exec(lines, names)
+    wanted = SentenceTransformer(str(job / "model"), device="cpu").encode(["a text"])
+    np.testing.assert_allclose(names["vectors"], wanted, atol=1e-5)
 
 
 @needs_packages

@@ -78,6 +78,7 @@ def test_a_job_from_upload_to_its_results(client, process, file_id, held_out_id,
         metadata={"user": "ann", "team": "a b"},
     )  # fmt: skip
     assert (job.object, job.status, job.seed) == ("fine_tuning.job", "queued", 7)
+    assert job.model == str(tiny_model), "what was asked for, not a part of it"
     assert (job.training_file, job.validation_file) == (file_id, held_out_id)
     assert job.fine_tuned_model is job.finished_at is job.error is None
     job = wait(client, job.id, "succeeded")
@@ -91,6 +92,11 @@ def test_a_job_from_upload_to_its_results(client, process, file_id, held_out_id,
     assert picture.startswith(b"\x89PNG")
     assert page.startswith(b"<!doctype html>")
     assert json.loads(report)["model_id"] == job.fine_tuned_model
+    caution = json.loads(report)["caution"]
+    assert caution.startswith("too few held-out queries (8): with fewer than 30 any change may be")
+    assert caution in page.decode()
+    said = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    assert said.index("queued") + 1 == said.index(f"data: {caution}"), "told before it waits"
     assert {file.id for file in client.files.list(purpose="fine-tune-results")} >= set(
         job.result_files
     )

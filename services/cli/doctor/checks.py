@@ -10,6 +10,7 @@ from prometheus_client.samples import Sample
 
 from services.cli.doctor.facts import Facts, Failure, Http, Service
 from services.cli.doctor.targets import Name
+from services.cli.peer import KEY_VARIABLE
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -120,7 +121,7 @@ def _key(name: str, service: Service) -> Iterator[Finding]:
     if grpc.call and grpc.call.code == "UNAUTHENTICATED":
         yield Finding(
             "problem", name, "key", "the key is refused, or one is needed",
-            f"give an operator's key with --api-key, or --{name}-api-key",
+            f"give an operator's key with --api-key, --{name}-api-key or in {KEY_VARIABLE}",
         )  # fmt: skip
     elif grpc.call and grpc.call.code == "PERMISSION_DENIED":
         yield Finding(

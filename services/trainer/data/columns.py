@@ -92,6 +92,15 @@ class Columns:
         """Of the newest table, all columns."""
         self._layouts: dict[tuple[str, ...], _Layout] = {}
 
+    @property
+    def accepted(self) -> str:
+        """What each row must be, for people."""
+        if self._mapped is None:
+            return ACCEPTED
+        fields = self._mapped.fields
+        needed = [f'"{fields[role]}" ({role})' for role in _NEEDED[self._mapped.kind]]
+        return f"each row must have {' and '.join(needed)}, as columns say"
+
     def choose(self, names: Sequence[str]) -> list[str]:
         """Return those of a table's columns that mean something to us."""
         self.table = tuple(names)

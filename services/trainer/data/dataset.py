@@ -4,7 +4,6 @@ A source is a file, or the files of a folder. Every problem has its file and lin
 and a reason that never holds the user's text.
 """
 
-import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,10 @@ from services.trainer.data.columns import ACCEPTED, Columns
 from services.trainer.data.examples import Example
 from services.trainer.data.pairs import MIN_PAIRS, Kind, Pair
 from services.trainer.data.pictures import Pictures
+from services.trainer.data.problems import MAX_PROBLEMS, Problem, tell
 from services.trainer.data.rows import read_rows
 
-_MAX_PROBLEMS = 20  # enough to see a pattern, short enough to read
 MAX_EXAMPLES = 5_000_000
-_MISSING = re.compile(r': ("[^"]+") is missing$')
-# A CSV file without a header has texts in its place.
-_NAME = re.compile(r"[\w.-]{1,40}")
 NAMES: dict[Kind, str] = {
     "pairs": "pairs", "scored": "scored pairs", "labelled": "labelled texts",
 }  # fmt: skip
@@ -92,8 +88,7 @@ def read_dataset(
     )
     examples: list[Example] = []
     places = Places()
-    problems: list[str] = []
-    fields: tuple[str, ...] = ()
+    problems: list[Problem] = []
     for file in files:
         places.names.append(file.name)
         places.begins.append(len(examples))
@@ -104,46 +99,31 @@ def read_dataset(
             except InvalidRequest as error:  # of no picture by itself, so once is enough
                 raise InvalidRequest(f"{file.name}:{row.line}: {error.message}", param) from error
             if isinstance(found, str):
-                problems.append(f"{file.name}:{row.line}: {found}")
-                fields = fields or reader.table or tuple(row.values)
-                if len(problems) == _MAX_PROBLEMS:
-                    problems.append("and perhaps more")
-                    raise _wrong(problems if examples else _brief(problems, fields), param)
+                fields = reader.table or tuple(row.values)
+                problems.append(Problem(file.name, row.line, found, fields))
+                if len(problems) == MAX_PROBLEMS:
+                    raise _wrong(problems, not examples, reader, param)
                 continue
             examples.extend(found)
             places.lines.extend([row.line] * len(found))
             if len(examples) > max_examples:
                 raise InvalidRequest(f"{param} must hold at most {max_examples:,} examples", param)
     if problems:
-        raise _wrong(problems if examples else _brief(problems, fields), param)
+        raise _wrong(problems, not examples, reader, param)
     kind: Kind = reader.kind or "pairs"
     if len(examples) < MIN_PAIRS:
         raise InvalidRequest(
             f"{files[0].name} has {len(examples)} {NAMES[kind]}, at least {MIN_PAIRS} are needed; "
-            f"{ACCEPTED}",
+            f"{reader.accepted}",
             param,
         )
     return Dataset(kind, examples, places)
 
 
-def _brief(problems: list[str], fields: Sequence[str]) -> list[str]:
-    """Return one line for all rows where every one lacks the same field: others are there."""
-    lacking = [found[1] for line in problems if (found := _MISSING.search(line))]
-    if (
-        len(lacking) < 2
-        or len(set(lacking)) > 1
-        or len(lacking) < min(len(problems), _MAX_PROBLEMS)
-    ):
-        return problems
-    names = ", ".join(name for name in fields if _NAME.fullmatch(name)) or "none with a name"
-    # At the limit nobody has looked at the rows behind.
-    is_whole = len(problems) <= _MAX_PROBLEMS
-    rows = f"the {len(lacking) - 1} rows after" if is_whole else f"all {len(lacking)} rows so far"
-    return [f"{problems[0]}, and in {rows}; their fields: {names}"]
-
-
-def _wrong(problems: Sequence[str], param: str) -> InvalidRequest:
-    return InvalidRequest("\n".join([*problems, ACCEPTED]), param)
+def _wrong(
+    problems: Sequence[Problem], is_every_row: bool, reader: Columns, param: str
+) -> InvalidRequest:
+    return InvalidRequest("\n".join([*tell(problems, is_every_row), reader.accepted]), param)
 
 
 def read_pairs(path: Path, filename: str, param: str = "training_file") -> tuple[Pair, ...]:

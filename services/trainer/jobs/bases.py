@@ -6,7 +6,12 @@ from services.shared.errors import InvalidRequest
 from services.shared.folder import locate
 from services.shared.safety import check_folder, has_two_towers
 from services.trainer.jobs.hyperparameters import PICTURE_METHODS, Method, Wanted
-from services.trainer.results.layout import full_width, network_weights, takes_pictures
+from services.trainer.results.layout import (
+    full_width,
+    has_network_for_each,
+    network_weights,
+    takes_pictures,
+)
 
 
 def locate_base(source: str, param: str = "base_model") -> Path:
@@ -18,8 +23,14 @@ def locate_base(source: str, param: str = "base_model") -> Path:
         raise InvalidRequest(f"{param}: {error.message}", param) from error
     if has_two_towers(base):
         raise InvalidRequest(
-            f"{param} must have one tower for queries and documents; a two-tower model can be "
-            "served, not trained",
+            f"{param} must have one tower for queries and documents; one with a tower for each "
+            "can be served, not trained",
+            param,
+        )
+    if has_network_for_each(base):
+        raise InvalidRequest(
+            f"{param} must read texts alone, or texts and pictures with one network, as the kind "
+            "of Qwen3-VL does; one with a network for each, as CLIP, cannot be trained",
             param,
         )
     return base

@@ -18,7 +18,7 @@ from services.trainer.data.columns import check_columns
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES, Dataset, read_dataset
 from services.trainer.data.examples import Example, write_examples
-from services.trainer.data.pairs import MIN_PAIRS, Kind, Split, split
+from services.trainer.data.pairs import MIN_PAIRS, Kind, Questions, Split, split
 from services.trainer.data.pictures import PICTURES, Pictures
 from services.trainer.data.questions import ask, check_asked, check_learnable, keep_aside
 from services.trainer.data.sample import MIN_QUERIES, MIN_VECTORS, check_vectors
@@ -41,13 +41,14 @@ from services.trainer.jobs.spec import (
     Spec,
     spec_path,
 )
+from services.trainer.results.gate import caution
 from services.trainer.results.layout import check_exportable, full_width
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.accelerator import why_no_kernel
 
 MAX_KEY_LENGTH = 128
 # What requests did not have at first, and their hyperparameters.
-_LATER, _LATER_SETTINGS = {"columns", "mining", "teacher"}, {"onnx", "loss_kernel"}
+_LATER, _LATER_SETTINGS = {"columns", "mining", "base_dir", "teacher"}, {"onnx", "loss_kernel"}
 _SUFFIX = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -70,6 +71,8 @@ class JobRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
     """From a field of the files to its role, see `columns.py`; empty: told by their names."""
     mining: Mining | None = None
+    base_dir: str = ""
+    """Where the base lies, if `base_model` names a model that a job has made."""
     teacher: str = ""
     """Where the teacher lies, if the hyperparameters name a model that a job has made."""
 
@@ -156,18 +159,21 @@ class Drafts:
         folder.mkdir(parents=True)
         try:
             is_nest = request.hyperparameters.method == "nest"
-            spec = (self._nest_spec if is_nest else self._model_spec)(request, folder)
+            spec, warning = (self._nest_spec if is_nest else self._model_spec)(request, folder)
             spec.write(spec_path(folder))
             events = EventLog(folder)
             if report := read_report(folder):
                 events.append(Event(status="queued", message=report.describe()))
+            if warning:
+                events.append(Event(status="queued", message=f"data: {warning}"))
             events.append(Event(status="queued", message="queued"))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return Job(
             id=folder.name,
-            base_model=spec.base_model,
+            # As it was asked for, so that it can be asked for again; the card has a name.
+            base_model=request.base_model or spec.base_model,
             model_id=spec.model_id,
             hyperparameters=spec.hyperparameters.model_dump_json(),
             tenant=request.tenant,
@@ -181,8 +187,9 @@ class Drafts:
         """Remove the folder of a job that is not queued after all."""
         shutil.rmtree(self._folder / job.id, ignore_errors=True)
 
-    def _model_spec(self, request: JobRequest, folder: Path) -> Spec:
-        source = request.base_model or DEFAULT_MODEL
+    def _model_spec(self, request: JobRequest, folder: Path) -> tuple[Spec, str]:
+        """Return what to do, and what the data is not worth; empty: it is enough."""
+        source = request.base_dir or request.base_model or DEFAULT_MODEL
         base = locate_base(source)
         full = full_width(base)
         check_method(request.hyperparameters, base)
@@ -193,13 +200,13 @@ class Drafts:
         teacher = locate_teacher(request.teacher or request.hyperparameters.teacher, full)
         refusal = refuse_pictures(request.hyperparameters.method, base)
         checked = self._read_data(request, folder, refusal)
-        examples = _training_examples(request, checked)
+        examples, asked = _examples(request, checked)
         if request.hyperparameters.early_stopping:
             _check_watchable(examples, request.hyperparameters.seed)
         card = read_card(base)
         base_model = card.id if card else default_id(base, source)
         root = (card and card.base_model) or base_model
-        return Spec(
+        spec = Spec(
             base_dir=str(base),
             base_model=base_model,
             teacher_dir=teacher,
@@ -212,6 +219,7 @@ class Drafts:
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
+        return spec, caution(len(asked.names), "pairs" if asked.kind == "scored" else "queries")
 
     def _check_kernel(self) -> None:
         """Refuse the loss kernel where jobs have no accelerator."""
@@ -225,7 +233,7 @@ class Drafts:
                 "hyperparameters.loss_kernel",
             )
 
-    def _nest_spec(self, request: JobRequest, folder: Path) -> Spec:
+    def _nest_spec(self, request: JobRequest, folder: Path) -> tuple[Spec, str]:
         count, full = self._fetch_vectors(
             request.training_file, folder / TRAINING_VECTORS, "training_file", MIN_VECTORS
         )
@@ -240,7 +248,7 @@ class Drafts:
                     f"got {width}",
                     "validation_file",
                 )
-        return Spec(
+        spec = Spec(
             base_dir="",
             base_model="",
             model_id=f"nest:{request.suffix or 'rotation'}:{_short(folder)}",
@@ -249,6 +257,7 @@ class Drafts:
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
+        return spec, ""
 
     def _filename(self, file_id: str, param: str) -> str:
         # Whether the caller may have it was seen before.
@@ -327,14 +336,19 @@ def _check_kind(request: JobRequest, kind: Kind) -> None:
         )
 
 
-def _training_examples(request: JobRequest, checked: Checked) -> Sequence[Example]:
-    """Return what is trained on; InvalidRequest if none can be held out, or nothing be told."""
+def _examples(request: JobRequest, checked: Checked) -> tuple[Sequence[Example], Questions]:
+    """Return what is trained on, and what quality is measured on.
+
+    Raises:
+        InvalidRequest: none can be held out, or nothing be told from them.
+    """
     data = Split(checked.training, checked.validation)
     if not checked.validation:
         data = split(checked.training, request.hyperparameters.seed)
     check_learnable(data.training)
-    check_asked(ask(data))
-    return data.training
+    asked = ask(data)
+    check_asked(asked)
+    return data.training, asked
 
 
 def _short(folder: Path) -> str:

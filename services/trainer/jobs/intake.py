@@ -110,7 +110,7 @@ class Intake:
         teacher = wanted.hyperparameters.teacher
         return replace(
             wanted,
-            base_model=self._find_model(wanted.base_model, wanted.tenant, "base_model"),
+            base_dir=self._find_model(wanted.base_model, wanted.tenant, "base_model"),
             teacher=self._find_model(teacher, wanted.tenant, "hyperparameters.teacher"),
         )
 

@@ -178,6 +178,8 @@ class Failure(JsonFile):
     message: str
     code: FailureCode = "internal_error"
     """For programs, and for the metrics."""
+    param: str | None = None
+    """The request's field that it is about, where there is one."""
 
 
 class ResultFiles(JsonFile):

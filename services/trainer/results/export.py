@@ -21,10 +21,11 @@ from services.shared.model import Role, TextModel
 from services.shared.safety import check_folder
 from services.shared.vectors import Array, PreOp, normalize
 from services.trainer.data.pictures import Item
+from services.trainer.results.gate import caution
 from services.trainer.results.layout import (
-    add_old_spelling,
     read_json,
     read_modules,
+    spell_for_all,
     write_json,
     write_modules,
 )
@@ -165,7 +166,7 @@ def finish(
         ServiceError: the folder, loaded again, does not make the vectors that were evaluated.
     """
     write_modules(folder, read_modules(folder))
-    add_old_spelling(folder, max_tokens)
+    spell_for_all(folder, max_tokens)
     _declare(folder, origin.dims)
     measured = [scores.dim for scores in quality.after]
     card = Card(
@@ -219,6 +220,8 @@ def _check_vectors(folder: Path, items: Sequence[Item], expected_BD: Array, role
 
 def _readme(card: Card, quality: Quality) -> str:
     sizes = ", ".join(map(str, card.dims))
+    note = caution(quality.num_queries, quality.after[0].COUNTED)
+    warning = f"**Note:** {note}.\n\n" if note else ""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -239,4 +242,4 @@ vectors = model.encode(["a text"], normalize_embeddings=True)
 Quality on {quality.data}: {quality.counts},
 before and after training.
 
-{markdown_table(quality)}"""
+{warning}{markdown_table(quality)}"""

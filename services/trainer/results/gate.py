@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.trainer.results.evaluate import Scores, kind_of
 from services.trainer.results.slices import SliceQuality, compare
 
+MIN_QUERIES = 30
+"""Fewer held-out queries, or scored pairs, say nothing about a model."""
 ALL = ""
 """Stands for all queries together."""
 
@@ -29,7 +31,7 @@ class Rule(BaseModel):
     """Sizes that are served; empty: all that were measured."""
     slices: tuple[str, ...] = ()
     """Slices that must not lose either, beside all queries together."""
-    min_queries: int = Field(default=30, ge=1)
+    min_queries: int = Field(default=MIN_QUERIES, ge=1)
     """Fewer held-out queries of a slice say nothing about it; or scored pairs."""
 
 
@@ -46,6 +48,17 @@ class Verdict(BaseModel):
     @property
     def passes(self) -> bool:
         return not self.reasons
+
+
+def caution(num_queries: int, counted: str) -> str:
+    """Say what so few held-out queries, or scored pairs, are worth; empty: they are enough."""
+    if num_queries >= MIN_QUERIES:
+        return ""
+    return (
+        f"too few held-out {counted} ({num_queries}): with fewer than {MIN_QUERIES} any change "
+        "may be chance, and the gate refuses to judge by them; give more examples, or a "
+        "validation_file"
+    )
 
 
 def judge(

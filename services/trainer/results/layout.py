@@ -1,12 +1,13 @@
 """The Sentence Transformers files of a model folder: which modules, how wide, which spelling.
 
-Folders come in two spellings (before and after sentence-transformers 5.4). Both are read; what
-is written carries both, as other servers know only the older one.
+Folders come in two spellings (before and after sentence-transformers 5.4). Both are read. What is
+written loads in both: releases before 5.4, and other servers, know only the older keys.
 """
 
 import importlib.util
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ _POOLING_FLAGS = {
     "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
+}
+# What the newer spelling says of every model of texts; left out, it means the same.
+_TEXT_DEFAULTS = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+_DENSE_DEFAULTS = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+    "use_residual": False,
 }
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -76,11 +88,24 @@ def full_width(folder: Path) -> int:
 
 def takes_pictures(folder: Path) -> bool:
     """Say whether the model takes pictures, without loading it; as `tower.Tower` does."""
+    ways = _ways(folder)
+    return any(ways.get(kind) == "forward" for kind in ("image", "image+text"))
+
+
+def has_network_for_each(folder: Path) -> bool:
+    """Say whether texts and pictures are read by networks of their own, as CLIP's kind does."""
+    ways = _ways(folder)
+    return ways.get("text", "forward") != "forward" or ways.get("image", "forward") != "forward"
+
+
+def _ways(folder: Path) -> dict[str, str]:
+    """Return by which method a transformer's network reads each kind of input."""
     name, path = read_modules(folder)[0]
     config = path / "sentence_bert_config.json"
     if name != "Transformer" or not config.is_file():
-        return False
-    return not {"image", "image+text"}.isdisjoint(read_json(config).get("modality_config") or ())
+        return {}
+    listed = read_json(config).get("modality_config") or {}
+    return {kind: str(way.get("method")) for kind, way in listed.items()}
 
 
 def network_weights(folder: Path) -> list[str]:
@@ -137,8 +162,11 @@ def pooling_modes(config: dict[str, Any]) -> list[str]:
     return [name for name, flag in _POOLING_FLAGS.items() if config.get(flag)]
 
 
-def add_old_spelling(folder: Path, max_tokens: int) -> None:
-    """Complete the folder's configs with the keys that older readers want.
+def spell_for_all(folder: Path, max_tokens: int) -> None:
+    """Write the folder's configs in keys that every reader knows, and in no others.
+
+    Older readers refuse a key that they do not know; newer ones read the older keys too. So a newer
+    key stays only where older readers want it as well, or where it says what they cannot do.
 
     Args:
         folder: a copy of ours, in either spelling.
@@ -146,19 +174,40 @@ def add_old_spelling(folder: Path, max_tokens: int) -> None:
     """
     for name, path in read_modules(folder):
         if name == "Pooling":
-            config = read_json(path / "config.json")
-            modes = pooling_modes(config)
-            width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-            config["word_embedding_dimension"] = config["embedding_dimension"] = width
-            config |= {flag: mode in modes for mode, flag in _POOLING_FLAGS.items()}
-            config["pooling_mode"] = modes[0] if len(modes) == 1 else modes
-            write_json(path / "config.json", config)
+            _edit(path / "config.json", _pooling)
+        elif name == "Dense":
+            _edit(path / "config.json", lambda config: _without(config, _DENSE_DEFAULTS))
         elif name == "Transformer":
             target = path / "sentence_bert_config.json"
             config = read_json(target) if target.exists() else {"do_lower_case": False}
-            write_json(
-                target, config | {"max_seq_length": config.get("max_seq_length") or max_tokens}
-            )
+            if all(config.get(key, value) == value for key, value in _TEXT_DEFAULTS.items()):
+                config = _without(config, _TEXT_DEFAULTS)
+            longest = config.get("max_seq_length") or max_tokens
+            write_json(target, config | {"max_seq_length": longest})
+
+
+def _pooling(config: dict[str, Any]) -> dict[str, Any]:
+    modes = pooling_modes(config)
+    width = config.pop("embedding_dimension", None)
+    config.setdefault("word_embedding_dimension", width)
+    config |= {flag: mode in modes for mode, flag in _POOLING_FLAGS.items()}
+    if len(modes) == 1:
+        config["pooling_mode"] = modes[0]
+    else:
+        # Older readers take one name only; the flags say it to all.
+        config.pop("pooling_mode", None)
+    return config
+
+
+def _without(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what says no more than the default does."""
+    return {
+        key: value for key, value in config.items() if key not in defaults or defaults[key] != value
+    }
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    write_json(path, change(read_json(path)))
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 (JSON)

@@ -38,6 +38,7 @@ def write_page(summary: Summary) -> str:
     )
     parts = [
         f"<h1>{title}</h1><p class='soft'>{about}</p>",
+        f"<p class='worse'>{escape(summary.caution)}</p>" if summary.caution else "",
         _picture(
             plot(quality, summary.model_id), f"{quality.metric} at each size, before and after"
         ),

@@ -65,6 +65,8 @@ class Summary(JsonFile):
     num_pairs: int = Field(ge=1)
     """Examples of that kind."""
     quality: Quality
+    caution: str = ""
+    """What the quality is not worth, where it was measured on too little."""
     slices: tuple[SliceQuality, ...]
     """Those that lost most first."""
     slice_of_query: tuple[str, ...]

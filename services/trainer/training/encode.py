@@ -97,5 +97,5 @@ def read_picture(model: TextModel, picture: Picture, role: Role) -> ImageTokens:
         return model.read_image(picture.path.read_bytes(), role)
     except InvalidRequest as error:
         raise InvalidRequest(
-            f"the picture with the sha256 {picture.digest}: {error.message}"
+            f"the picture with the sha256 {picture.digest}: {error.message}", "training_file"
         ) from error

@@ -91,8 +91,9 @@ def _fail(job_dir: Path, error: Exception) -> int:
         log.error("the disk is full: %s", error)
         return DISK_FULL
     code: FailureCode = "internal_error"
+    param = None
     if isinstance(error, ServiceError):
-        message = error.message
+        message, param = error.message, error.param
         code = "invalid_data" if isinstance(error, InvalidRequest) else "training_failed"
         log.error("%s", message)
     elif isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -103,7 +104,7 @@ def _fail(job_dir: Path, error: Exception) -> int:
         log.error("the job failed", exc_info=error)
         message = f"internal error ({type(error).__name__}); the job's log.txt says more"
     try:
-        Failure(message=message, code=code).write(failure_path(job_dir))
+        Failure(message=message, code=code, param=param).write(failure_path(job_dir))
     except OSError as unwritten:
         if is_disk_full(unwritten):
             return DISK_FULL

@@ -44,6 +44,7 @@ from services.trainer.jobs.spec import (
 )
 from services.trainer.results import export, onnx_model, report
 from services.trainer.results.evaluate import Scores, means, measure
+from services.trainer.results.gate import caution
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
@@ -143,9 +144,16 @@ def _load_base(job: Job) -> TextModel:
     try:
         model = TextModel(folder, "bfloat16" if wanted == "bfloat16" else "float32")
     except InvalidRequest:
-        model = TextModel(folder, "float32")
+        model = _load_exact(folder)
     write_atomic(kept, model.engine.split()[-1].encode())
     return model
+
+
+def _load_exact(folder: Path) -> TextModel:
+    try:
+        return TextModel(folder, "float32")
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, "base_model") from error
 
 
 def _count_too_long(job: Job, model: TextModel) -> None:
@@ -224,6 +232,7 @@ def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -
         kind=spec.kind,
         num_pairs=len(job.data.training),
         quality=quality,
+        caution=caution(quality.num_queries, quality.after[0].COUNTED),
         slices=compare_slices(before_QKS, after_QKS, asked.slices, dims),
         slice_of_query=asked.slices if any(asked.slices) else (),
         losers=find_losers(before_QKS, after_QKS, asked.names, asked.slices, dims),

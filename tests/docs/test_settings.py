@@ -1,4 +1,4 @@
-"""What docs/operations.md says of settings and of rounding is what the code and the bench say."""
+"""What docs/settings.md says of settings and of rounding is what the code and the bench say."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from services.shared.settings import ServerSettings
 from services.trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
 RESULT = ROOT / "bench" / "results" / "int8-quality.txt"
 
 SERVICES = {
@@ -46,7 +47,7 @@ FIELDS = [
 @pytest.fixture(scope="module")
 def rows():
     """The tables' rows: {variable: (default, unit, text)}."""
-    found = ROW.findall(OPERATIONS)
+    found = ROW.findall(SETTINGS)
     assert len({name for name, *_ in found}) == len(found), "a variable stands in two rows"
     return {name: (default, unit.strip(), text) for name, default, unit, text in found}
 
@@ -88,7 +89,7 @@ def test_the_figures_of_rounding_are_the_committed_ones():
             ratios = result["arithmetics"][arithmetic]["retained"].values()
             name = f"{arithmetic}: {result['collection']}, {result['measure']}"
             wanted.append(f"| {name} | {' | '.join(f'{ratio:.4f}' for ratio in ratios)} |")
-    assert sorted(wanted) == sorted(re.findall(r"^\| (?:bfloat16|int8)\b.*$", OPERATIONS, re.M))
+    assert sorted(wanted) == sorted(re.findall(r"^\| (?:bfloat16|int8)\b.*$", SETTINGS, re.M))
 
 
 def test_the_encoders_metrics_are_all_explained():
@@ -97,5 +98,5 @@ def test_the_encoders_metrics_are_all_explained():
     EncoderMetrics(registry)
     shared = {"requests", "over_limit", "request_seconds", "stage_seconds"}
     own = {family.name.removeprefix("matryoshka_encoder_") for family in registry.collect()}
-    said = re.findall(r"`matryoshka_encoder_(\w+)`", OPERATIONS)
+    said = re.findall(r"`matryoshka_encoder_(\w+)`", MONITORING)
     assert {name.removesuffix("_total") for name in said} - shared == own - shared
