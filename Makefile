@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus schema clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus chromium console schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,15 @@ bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 an
 postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (as root)
 	apt-get update
 	apt-get install --yes --no-install-recommends postgresql
+
+console: .venv/.installed  ## Build the console's page into the package (needs Node 20)
+	cd console && npm ci --no-audit --no-fund
+	cd console && PATH="$(abspath $(BIN)):$$PATH" buf generate
+	cd console && npm run check && npm run build
+
+chromium:  ## Install Debian's Chromium, for the tests of the console
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium
 
 prometheus:  ## Unpack Debian's Prometheus, for the tests of alerts; nothing is started
 	apt-get update

@@ -14,6 +14,7 @@ from services.router import tenants, wire
 from services.router.catalog import Description
 from services.router.changes.change import read_change
 from services.router.changes.running import Progress
+from services.router.console import console_pages
 from services.router.hybrid.hybrid_wire import read_text_index
 from services.router.metrics import RouterMetrics
 from services.router.parts import Parts
@@ -93,7 +94,8 @@ class RouterService(pb_grpc.RouterServiceServicer):
         stores = VectorStoresHttp(retrieval, s.max_body_bytes)
         store_files = VectorStoreFilesHttp(retrieval, s.max_body_bytes)
         recall = VectorStoreRecallHttp(lambda: self._parts.store_recall, s.max_body_bytes)
-        return [*files.routes(), *stores.routes(), *store_files.routes(), *recall.routes()]
+        api = [*files.routes(), *stores.routes(), *store_files.routes(), *recall.routes()]
+        return [*console_pages(), *api]
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: _Context

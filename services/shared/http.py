@@ -119,6 +119,10 @@ def error_response(error: ServiceError) -> JSONResponse:
     return JSONResponse(error.openai_body(), error.http_status, headers)
 
 
+class Page(Route):
+    """A route that asks nobody who they are: it gives the same to everyone."""
+
+
 class _Guard:
     """Checks key, permission, readiness and limits of API calls; counts, times and traces them."""
 
@@ -209,8 +213,12 @@ def build_app(
         return Response(page, media_type=prometheus_client.CONTENT_TYPE_PLAIN_0_0_4)
 
     guarded: list[BaseRoute] = []
+    pages: list[BaseRoute] = []
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
+            if isinstance(route, Page):
+                pages.append(route)
+                continue
             route.app = _named(
                 _Guard(
                     route.app,
@@ -229,6 +237,7 @@ def build_app(
         routes=[
             *_probes(state),
             Route("/metrics", metrics),
+            *pages,
             *guarded,
         ],
         exception_handlers={
