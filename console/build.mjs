@@ -11,9 +11,12 @@ const out = process.argv[2] ?? "../services/router/static";
 
 /** Every file that the page is made of, in an order that does not depend on the disk's. */
 async function sources() {
-  const inside = await readdir("src", { recursive: true, withFileTypes: true });
-  const files = inside.filter((one) => one.isFile()).map((one) => path.join(one.parentPath, one.name));
-  return [...files, "build.mjs", "package.json", "package-lock.json"].sort();
+  const found = [];
+  for (const folder of ["src", "../protos"]) {
+    const inside = await readdir(folder, { recursive: true, withFileTypes: true });
+    found.push(...inside.filter((one) => one.isFile()).map((one) => path.join(one.parentPath, one.name)));
+  }
+  return [...found, "build.mjs", "package.json", "package-lock.json"].sort();
 }
 
 const digest = createHash("sha256");
