@@ -38,9 +38,9 @@ function App() {
   };
   return (
     <>
-      <a class="skip" href={location.hash} onClick={() => document.querySelector("main")?.focus()}>
+      <button class="skip" onClick={() => document.querySelector("main")?.focus()}>
         To the page
-      </a>
+      </button>
       <header>
         <a class="brand" href={to("search")}>
           <img src="/console/icon.svg" alt="" width="24" height="24" />

@@ -67,9 +67,10 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
             pb.CreateCollectionRequest(name="docs", model="default", sizes=sizes)
         )
         points = [
-            pb.Point(id=f"{_TOPICS[at % 4]}-{at}", text=f"What number {at} says about {_TOPICS[at % 4]}.")
+            pb.Point(id=f"{topic}-{at}", text=f"What number {at} says about {topic}.")
             for at in range(400)
-        ]  # fmt: skip
+            for topic in [_TOPICS[at % 4]]
+        ]
         batch = pb.UpsertRequest(collection="docs", points=points)
         assert [answer.total_points for answer in router.Upsert(iter([batch]))] == [400]
     yield started

@@ -57,7 +57,7 @@ def test_a_search_by_keyboard_alone(page, process):
     page.goto(process.http)
     settle(page)
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="To the page")).to_be_focused()
+    expect(page.get_by_role("button", name="To the page")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     query = page.get_by_label("Query")

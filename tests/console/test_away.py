@@ -6,7 +6,7 @@ from tests.conftest import serve
 
 
 def test_a_service_that_is_down_is_named_and_tried_again(page, tmp_path):
-    """What is shown stays; the next call says that nobody answers, and goes on once somebody does."""
+    """The next call says that nobody answers, and a button goes on once somebody does."""
     process = serve(tmp_path, "up")
     page.goto(f"{process.http}/#/models")
     expect(page.get_by_role("alert")).to_have_count(0)

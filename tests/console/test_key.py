@@ -43,7 +43,7 @@ def enter(page: Page, key: str) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_in_the_session_only(page, guarded):
-    """Without one the page asks; a wrong one is asked for again; a right one is in no other place."""
+    """Without one, and after a wrong one, the page asks; a right one is in no other place."""
     page.goto(guarded.http)
     expect(page.get_by_role("dialog")).to_be_visible()
     enter(page, "wrong")
