@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus chromium console schema clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-console bench-int8 bench-trainer bench-quality postgres prometheus chromium console schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench-overload: .venv/.installed  ## Offer the encoder up to four times what it 
 
 bench-router: .venv/.installed  ## Plans beside single-stage settings, and how often promises hold
 	$(BIN)/python -m bench.router $(ARGS)
+
+bench-console: .venv/.installed  ## How long the first view of the console takes (a minute; needs Chromium)
+	$(BIN)/python -m bench.console $(ARGS)
 
 bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)
