@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus schema clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-console bench-int8 bench-trainer bench-quality postgres prometheus chromium console schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,12 +43,24 @@ bench-overload: .venv/.installed  ## Offer the encoder up to four times what it 
 bench-router: .venv/.installed  ## Plans beside single-stage settings, and how often promises hold
 	$(BIN)/python -m bench.router $(ARGS)
 
+bench-console: .venv/.installed  ## How long the first view of the console takes (a minute; needs Chromium)
+	$(BIN)/python -m bench.console $(ARGS)
+
 bench-int8: .venv/.installed  ## Quality at every size from float32, bfloat16 and int8 (minutes)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.int8_quality $(ARGS)
 
 postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (as root)
 	apt-get update
 	apt-get install --yes --no-install-recommends postgresql
+
+console: .venv/.installed  ## Build the console's page into the package (needs Node 20)
+	cd console && npm ci --no-audit --no-fund
+	cd console && PATH="$(abspath $(BIN)):$$PATH" buf generate
+	cd console && npm run check && npm run build
+
+chromium:  ## Install Debian's Chromium, for the tests of the console
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium
 
 prometheus:  ## Unpack Debian's Prometheus, for the tests of alerts; nothing is started
 	apt-get update

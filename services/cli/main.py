@@ -132,7 +132,11 @@ def serve(
         from services.router.settings import RouterSettings
 
         router = _read(RouterSettings, overrides)
-        _run(lambda _: [RouterService(router, registry)], router, registry, service)
+
+        def build(address: Address) -> list[Service]:
+            return [RouterService(router, registry, address.own_grpc)]
+
+        _run(build, router, registry, service, calls_itself=True)
     else:
         from services.trainer.service import TrainerService
         from services.trainer.settings import TrainerSettings
@@ -208,16 +212,11 @@ def up(
             logs.show_settings(name, own.describe(), mine)
         return [
             EncoderService(encoder, registry),
-            RouterService(found, registry),
+            RouterService(found, registry, address.own_grpc),
             TrainerService(training, registry, serves_files=False),
         ]
 
-    with contextlib.ExitStack() as stack:
-        own_socket = None
-        if settings.tls_cert is not None:
-            folder = stack.enter_context(TemporaryDirectory(prefix="matryoshka-"))
-            own_socket = Path(folder) / "grpc"
-        _run(build, settings, registry, "matryoshka", own_socket)
+    _run(build, settings, registry, "matryoshka", calls_itself=True)
 
 
 @app.command()
@@ -337,7 +336,7 @@ def _run(
     settings: ServerSettings,
     registry: CollectorRegistry,
     name: str,
-    own_socket: Path | None = None,
+    calls_itself: bool = False,
 ) -> None:
     try:  # before a model is measured, which takes a while
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -350,7 +349,12 @@ def _run(
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)
 
     try:
-        asyncio.run(run(build, settings, registry, name, on_ready, own_socket))
+        with contextlib.ExitStack() as stack:
+            own_socket = None
+            if calls_itself and settings.tls_cert is not None:
+                folder = stack.enter_context(TemporaryDirectory(prefix="matryoshka-"))
+                own_socket = Path(folder) / "grpc"
+            asyncio.run(run(build, settings, registry, name, on_ready, own_socket))
     except (KeysError, CertificatesError) as error:
         _refuse(str(error))
     except CannotListen as error:

@@ -37,6 +37,7 @@ from services.shared.card import FILENAME
 from services.shared.model import TextModel
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
+from services.shared.rpcs import ENCODER_OPEN_TO_TENANTS
 
 _Context = Any  # grpc.aio's context; unused, as errors are raised
 
@@ -51,11 +52,7 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
 
     name = "encoder"
     grpc_name = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
-    open_to_tenants = (
-        frozenset({"Embed", "EmbedStream", "Rerank", "ListModels", "GetModel"})
-        | OPEN_TO_TENANTS
-        | RERANK_OPEN_TO_TENANTS
-    )
+    open_to_tenants = ENCODER_OPEN_TO_TENANTS | OPEN_TO_TENANTS | RERANK_OPEN_TO_TENANTS
     scopes = SCOPES
 
     def __init__(self, settings: EncoderSettings, registry: CollectorRegistry) -> None:

@@ -2,13 +2,22 @@
 
 from services.shared import files_http
 from services.shared.auth import Scope, Scopes
+from services.shared.rpcs import ENCODER_SCOPES, TRAINER_SCOPES, over_http
 
 _STORE = "/v1/vector_stores/{vector_store_id}"
 _FILE, _BATCH = f"{_STORE}/files/{{file_id}}", f"{_STORE}/file_batches/{{batch_id}}"
 # Who writes must know what is there already.
 _READ = Scope.SEARCH | Scope.WRITE
 
-SCOPES: Scopes = {
+# Each of these asks `caller()` whose points it may touch.
+RPCS_OPEN_TO_TENANTS = frozenset(
+    {
+        "GetCollection", "ListCollections", "Upsert", "Delete", "SetAttributes", "Search",
+        "GetRecall",
+    }
+)  # fmt: skip
+
+_OWN: dict[str, Scope] = {
     "Search": Scope.SEARCH,
     "GetRecall": Scope.SEARCH,
     "GetCalibration": Scope.SEARCH,
@@ -49,4 +58,13 @@ SCOPES: Scopes = {
     f"GET {_BATCH}/files": _READ,
     f"POST {_BATCH}/cancel": Scope.WRITE,
     **files_http.SCOPES,
+}
+
+_RPCS: dict[str, Scopes] = {
+    "RouterService": {call: scope for call, scope in _OWN.items() if " " not in call},
+    "EncoderService": ENCODER_SCOPES,
+    "TrainerService": TRAINER_SCOPES,
+}
+SCOPES: Scopes = _OWN | {
+    over_http(service, rpc): scope for service, rpcs in _RPCS.items() for rpc, scope in rpcs.items()
 }

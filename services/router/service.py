@@ -10,10 +10,11 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from services.router import tenants, wire
+from services.router import rpcs_http, tenants, wire
 from services.router.catalog import Description
 from services.router.changes.change import read_change
 from services.router.changes.running import Progress
+from services.router.console import console_pages
 from services.router.hybrid.hybrid_wire import read_text_index
 from services.router.metrics import RouterMetrics
 from services.router.parts import Parts
@@ -24,7 +25,8 @@ from services.router.recall.calibration_wire import (
     write_watched,
 )
 from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
-from services.router.scopes import SCOPES
+from services.router.rpcs_http import RpcsHttp
+from services.router.scopes import RPCS_OPEN_TO_TENANTS, SCOPES
 from services.router.settings import RouterSettings
 from services.router.upsert import Batch
 from services.router.vector_stores import files_http as store_files_http
@@ -53,6 +55,7 @@ class RouterService(pb_grpc.RouterServiceServicer):
     Args:
         settings: see there.
         registry: gets the router's metrics.
+        own_grpc: where its gRPC is, for calls from within; None: where the settings say.
     """
 
     name = "router"
@@ -60,25 +63,32 @@ class RouterService(pb_grpc.RouterServiceServicer):
     # Each of these asks `caller()` whose points, files and stores it may touch.
     open_to_tenants = frozenset(
         {
-            "GetCollection", "ListCollections", "Upsert", "Delete", "SetAttributes", "Search",
-            "GetRecall",
+            *RPCS_OPEN_TO_TENANTS, *rpcs_http.OPEN_TO_TENANTS,
             *files_http.OPEN_TO_TENANTS, *stores_http.OPEN_TO_TENANTS,
             *store_files_http.OPEN_TO_TENANTS, *recall_http.OPEN_TO_TENANTS,
         }
     )  # fmt: skip
     scopes = SCOPES
 
-    def __init__(self, settings: RouterSettings, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        registry: CollectorRegistry,
+        own_grpc: str | None = None,
+    ) -> None:
         router_metrics = RouterMetrics(registry)
         self.metrics = router_metrics
         self._settings = settings
         self._parts = Parts(settings, router_metrics)
+        self._rpcs = RpcsHttp(settings, own_grpc or f"{settings.host}:{settings.grpc_port}")
         self._long_work: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
+        self._rpcs.start()
         await self._parts.start()
 
     async def stop(self) -> None:
+        await self._rpcs.stop()
         for task in self._long_work:
             task.cancel()
         await asyncio.gather(*self._long_work, return_exceptions=True)
@@ -93,7 +103,14 @@ class RouterService(pb_grpc.RouterServiceServicer):
         stores = VectorStoresHttp(retrieval, s.max_body_bytes)
         store_files = VectorStoreFilesHttp(retrieval, s.max_body_bytes)
         recall = VectorStoreRecallHttp(lambda: self._parts.store_recall, s.max_body_bytes)
-        return [*files.routes(), *stores.routes(), *store_files.routes(), *recall.routes()]
+        return [
+            *console_pages(),
+            *files.routes(),
+            *stores.routes(),
+            *store_files.routes(),
+            *recall.routes(),
+            *self._rpcs.routes(),
+        ]
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: _Context

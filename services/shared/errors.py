@@ -3,12 +3,14 @@
     ServiceError             INTERNAL             500
     ├── InvalidRequest       INVALID_ARGUMENT     400
     │   ├── TooLarge         INVALID_ARGUMENT     413
-    │   └── TooSlow          INVALID_ARGUMENT     408
+    │   ├── TooSlow          INVALID_ARGUMENT     408
+    │   └── WrongType        INVALID_ARGUMENT     415
     ├── Unauthenticated      UNAUTHENTICATED      401
     ├── PermissionDenied     PERMISSION_DENIED    403
     ├── NotFound             NOT_FOUND            404
     ├── AlreadyExists        ALREADY_EXISTS       409
     ├── WrongState           FAILED_PRECONDITION  400
+    ├── Unimplemented        UNIMPLEMENTED        501
     ├── Overloaded           RESOURCE_EXHAUSTED   429   retry
     ├── Unavailable          UNAVAILABLE          503   retry
     └── TookTooLong          DEADLINE_EXCEEDED    504   retry
@@ -23,6 +25,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+
+PARAM = "x-matryoshka-param"
+"""The metadata, or header, that names the field of the request which an error is about."""
 
 
 class ServiceError(Exception):
@@ -77,6 +82,12 @@ class TooSlow(InvalidRequest):
     http_status = 408
 
 
+class WrongType(InvalidRequest):
+    """The request's body is of a type that is not read."""
+
+    http_status = 415
+
+
 class Unauthenticated(ServiceError):
     """The API key is missing or wrong."""
 
@@ -128,6 +139,15 @@ class WrongState(ServiceError):
     openai_code = "wrong_state"
 
 
+class Unimplemented(ServiceError):
+    """Nothing answers such a call here."""
+
+    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+    http_status = 501
+    openai_type = "invalid_request_error"
+    openai_code = "unimplemented"
+
+
 class Overloaded(ServiceError):
     """A queue or another bound is full; nothing was done."""
 
@@ -161,11 +181,13 @@ _TREE = (
     InvalidRequest,
     TooLarge,
     TooSlow,
+    WrongType,
     Unauthenticated,
     PermissionDenied,
     NotFound,
     AlreadyExists,
     WrongState,
+    Unimplemented,
     Overloaded,
     Unavailable,
     TookTooLong,

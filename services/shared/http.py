@@ -4,12 +4,13 @@ Services give their routes; what they have in common is here, once.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Container, Coroutine
+from collections.abc import Awaitable, Callable, Container, Coroutine
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import orjson
 import prometheus_client
@@ -119,6 +120,37 @@ def error_response(error: ServiceError) -> JSONResponse:
     return JSONResponse(error.openai_body(), error.http_status, headers)
 
 
+class Page(Route):
+    """A route that asks nobody who they are: it gives the same to everyone."""
+
+
+class Forwarded(Route):
+    """A route whose calls are made anew over gRPC, where they are counted against their key.
+
+    What their key is for is looked at here too: the service behind may ask for no key, as none
+    but this process reaches it. An endpoint that got an answer from behind says so by
+    `scope["is_counted"]`, and what became of a call by `scope["outcome"]` where its HTTP status
+    does not tell.
+
+    Args:
+        path: of the route.
+        endpoint: answers, and lets no error of ours through.
+        refuse: writes an error in the shape that callers of the route read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[Request], Awaitable[Response]],
+        refuse: "Refuse",
+    ) -> None:
+        super().__init__(path, endpoint, methods=["POST"])
+        self.refuse = refuse
+
+
+Refuse: TypeAlias = Callable[[Request, ServiceError], Response]
+
+
 class _Guard:
     """Checks key, permission, readiness and limits of API calls; counts, times and traces them."""
 
@@ -132,8 +164,12 @@ class _Guard:
         open_to_tenants: Container[str],
         scopes: Scopes,
         tracing: Tracing | None,
+        refuse: Refuse,
+        is_forwarded: bool,
     ) -> None:
         self._app = app
+        self._refuse = refuse
+        self._is_forwarded = is_forwarded
         self._tracing = tracing
         self._bodies = bodies
         self._metrics = metrics
@@ -169,14 +205,17 @@ class _Guard:
             principal.check_may(method, self._open_to_tenants, self._scopes)
             self._state.check_open()
             set_caller(principal)
-            with principal.allowance.use(), self._bodies.hold() as scope["body"]:
+            used = contextlib.nullcontext() if self._is_forwarded else principal.allowance.use()
+            with used, self._bodies.hold() as scope["body"]:
                 await self._app(scope, receive, send_and_note)
         except ServiceError as error:
             self._metrics.note_limit(error)
-            await error_response(error)(scope, receive, send_and_note)
+            await self._refuse(request, error)(scope, receive, send_and_note)
         finally:
-            outcome = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
-            self._metrics.observe(method, outcome, time.perf_counter() - start)
+            by_status = "CANCELLED" if status == _CLIENT_LEFT else outcome_of_status(status)
+            outcome: str = scope.get("outcome", by_status)
+            if not scope.get("is_counted"):
+                self._metrics.observe(method, outcome, time.perf_counter() - start)
         return outcome
 
 
@@ -209,8 +248,12 @@ def build_app(
         return Response(page, media_type=prometheus_client.CONTENT_TYPE_PLAIN_0_0_4)
 
     guarded: list[BaseRoute] = []
+    pages: list[BaseRoute] = []
     for service_metrics, service_routes in routes.items():
         for route in service_routes:
+            if isinstance(route, Page):
+                pages.append(route)
+                continue
             route.app = _named(
                 _Guard(
                     route.app,
@@ -221,6 +264,8 @@ def build_app(
                     open_to_tenants,
                     scopes,
                     tracing,
+                    route.refuse if isinstance(route, Forwarded) else _refuse,
+                    isinstance(route, Forwarded),
                 ),
                 route.path,
             )
@@ -229,6 +274,7 @@ def build_app(
         routes=[
             *_probes(state),
             Route("/metrics", metrics),
+            *pages,
             *guarded,
         ],
         exception_handlers={
@@ -264,6 +310,10 @@ def _named(app: ASGIApp, path: str) -> ASGIApp:
         await app(scope, receive, send)
 
     return call
+
+
+def _refuse(_: Request, error: ServiceError) -> Response:
+    return error_response(error)
 
 
 def _on_service_error(_: Request, error: Exception) -> Response:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from services.shared.auth import ACTING_FOR, Scopes, set_caller
-from services.shared.errors import ServiceError, Unavailable
+from services.shared.errors import PARAM, ServiceError, Unavailable
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
 from services.shared.state import State
@@ -236,7 +236,9 @@ class _Outcome:
             self._span.__exit__(None, None, None)
         if message:
             retry_after_s = getattr(error, "retry_after_s", None)
-            await self._context.abort(status, message, _retry_metadata(retry_after_s))
+            param = error.param if isinstance(error, ServiceError) else None
+            told = _retry_metadata(retry_after_s) + _param_metadata(param)
+            await self._context.abort(status, message, told)
 
 
 def _retry_metadata(retry_after_s: int | None) -> tuple[tuple[str, str], ...]:
@@ -247,3 +249,10 @@ def _retry_metadata(retry_after_s: int | None) -> tuple[tuple[str, str], ...]:
         ("retry-after", str(retry_after_s)),
         ("grpc-retry-pushback-ms", str(retry_after_s * 1000)),
     )
+
+
+def _param_metadata(param: str | None) -> tuple[tuple[str, str], ...]:
+    """Say which field of the request it is about, where metadata can."""
+    if not param or not param.isascii() or not param.isprintable():
+        return ()
+    return ((PARAM, param),)

@@ -2,33 +2,12 @@
 
 from services.shared import files_http
 from services.shared.auth import Scope, Scopes
+from services.shared.rpcs import TRAINER_SCOPES
 
 _JOB = "/v1/fine_tuning/jobs/{fine_tuning_job_id}"
 
 SCOPES: Scopes = {
-    "UploadFile": Scope.TRAIN,
-    "DownloadFile": Scope.TRAIN,
-    "DeleteFile": Scope.TRAIN,
-    "CreateJob": Scope.TRAIN,
-    "GetJob": Scope.TRAIN,
-    "ListJobs": Scope.TRAIN,
-    "WatchJob": Scope.TRAIN,
-    "CancelJob": Scope.TRAIN,
-    "PauseJob": Scope.TRAIN,
-    "ResumeJob": Scope.TRAIN,
-    "ListCheckpoints": Scope.TRAIN,
-    "ListVersions": Scope.TRAIN,
-    "GetVersion": Scope.TRAIN,
-    "CompareVersions": Scope.TRAIN,
-    "SetVersionAlias": Scope.TRAIN,
-    "DeleteVersion": Scope.TRAIN,
-    "GetPromotion": Scope.TRAIN,
-    "ListPromotions": Scope.TRAIN,
-    # These change what is served, to everybody.
-    "Promote": Scope.ADMIN,
-    "CutOverPromotion": Scope.ADMIN,
-    "RollBackPromotion": Scope.ADMIN,
-    "FinishPromotion": Scope.ADMIN,
+    **TRAINER_SCOPES,
     "GET /v1/fine_tuning/jobs": Scope.TRAIN,
     "POST /v1/fine_tuning/jobs": Scope.TRAIN,
     f"GET {_JOB}": Scope.TRAIN,

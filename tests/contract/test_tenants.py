@@ -17,7 +17,7 @@ from services.encoder.settings import EncoderSettings
 from services.router.service import RouterService
 from services.router.settings import RouterSettings
 from services.shared.bodies import Bodies
-from services.shared.http import build_app
+from services.shared.http import Page, build_app
 from services.shared.interceptors import Door
 from services.shared.keys import Keys
 from services.shared.metrics import ServiceMetrics
@@ -116,7 +116,9 @@ def routes(kind, tmp_path):
         return OpenAIRoutes(None, None, settings).routes() + RerankRoutes(None, settings).routes()
     if kind is RouterService:
         settings = RouterSettings(data_dir=tmp_path)
-        return RouterService(settings, prometheus_client.CollectorRegistry()).routes()
+        routes = RouterService(settings, prometheus_client.CollectorRegistry()).routes()
+        # Pages give the same to everyone.
+        return [route for route in routes if not isinstance(route, Page)]
     return TrainerService(
         TrainerSettings(data_dir=tmp_path), prometheus_client.CollectorRegistry()
     ).routes()

@@ -97,6 +97,7 @@ OWNERS = {
         "services.router.hybrid.hybrid_wire",
         "services.router.encoder_client",
         "services.router.trainer_client",
+        "services.router.rpcs_http",
         "services.trainer.service",
         "services.trainer.models.calls",
         "services.trainer.models.models_wire",

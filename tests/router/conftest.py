@@ -199,14 +199,16 @@ async def running(
         "max_batch_points": 100,
         "max_text_chars": 1000,
     }
-    service = RouterService(RouterSettings(**(values | changes)), registry)
-    state = State(True, True)
-    keys = keys or Keys()
-    open_to_tenants = {service.grpc_name: service.open_to_tenants}
-    door = Door({service.grpc_name: service.metrics}, state, keys, open_to_tenants)
-    server = grpc.aio.server(interceptors=[door])
-    service.add_to(server)
+    state, keys = State(True, True), keys or Keys()
+    metrics: dict[str, ServiceMetrics] = {}
+    open_to_tenants: dict[str, frozenset[str]] = {}
+    server = grpc.aio.server(interceptors=[Door(metrics, state, keys, open_to_tenants)])
     port = server.add_insecure_port("127.0.0.1:0")
+    settings = RouterSettings(**(values | changes))
+    service = RouterService(settings, registry, f"127.0.0.1:{port}")
+    metrics[service.grpc_name] = service.metrics
+    open_to_tenants[service.grpc_name] = service.open_to_tenants
+    service.add_to(server)
     await service.start()
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -1,0 +1,71 @@
+// The console: a bar of pages, the page that the address names, and the question for a key.
+
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+
+import { KeyDialog } from "./key";
+import { onRefused } from "./load";
+import { CollectionsPage } from "./pages/collections";
+import { SearchPage } from "./pages/search";
+import { to, usePlace } from "./place";
+import { key } from "./services";
+import { ThemeButton } from "./theme";
+
+const PAGES = {
+  search: ["Search", SearchPage],
+  collections: ["Collections", CollectionsPage],
+} as const;
+
+type PageName = keyof typeof PAGES;
+
+function isPage(name: string): name is PageName {
+  return Object.hasOwn(PAGES, name);
+}
+
+function App() {
+  const place = usePlace();
+  const [isAsking, setIsAsking] = useState(false);
+  const [round, setRound] = useState(0);
+  useEffect(() => onRefused(() => setIsAsking(true)), []);
+  const name: PageName = isPage(place.page) ? place.page : "search";
+  const [title, Page] = PAGES[name];
+  useEffect(() => {
+    document.title = `${title} · Matryoshka`;
+  }, [title]);
+  const entered = (): void => {
+    setIsAsking(false);
+    setRound(round + 1);
+  };
+  return (
+    <>
+      <button class="skip" onClick={() => document.querySelector("main")?.focus()}>
+        To the page
+      </button>
+      <header>
+        <a class="brand" href={to("search")}>
+          <img src="/console/icon.svg" alt="" width="24" height="24" />
+          Matryoshka
+        </a>
+        <nav aria-label="Pages">
+          {Object.entries(PAGES).map(([page, [label]]) => (
+            <a key={page} href={to(page)} aria-current={page === name ? "page" : undefined}>
+              {label}
+            </a>
+          ))}
+        </nav>
+        <ThemeButton />
+        <button class="quiet" onClick={() => setIsAsking(true)}>
+          {key.get() ? "Change key" : "Enter key"}
+        </button>
+      </header>
+      <main tabIndex={-1}>
+        <h1>{title}</h1>
+        <Page key={`${name} ${round}`} settings={place.settings} />
+      </main>
+      {isAsking && <KeyDialog onEntered={entered} onClosed={() => setIsAsking(false)} />}
+    </>
+  );
+}
+
+const root = document.getElementById("app");
+if (root) render(<App />, root);

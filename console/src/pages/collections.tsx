@@ -1,0 +1,82 @@
+// What there is to search: sizes, memory, aliases, and changes under way.
+
+import { type Collection, type Size } from "../../gen/router_pb";
+import { useLoad } from "../load";
+import { Await, Bar, Empty } from "../notices";
+import { to } from "../place";
+import { router } from "../services";
+import { sizeMemory } from "../sizes";
+import { Table } from "../table";
+import { bytes, count, size } from "../words";
+
+export function CollectionsPage(_: { settings: URLSearchParams }) {
+  const collections = useLoad((signal) => router.listCollections({}, { signal }), [], 5);
+  return (
+    <Await of={collections}>
+      {({ collections: all }) =>
+        all.length ? (
+          <div class="cards">
+            {all.map((one) => (
+              <CollectionCard key={one.name} collection={one} />
+            ))}
+          </div>
+        ) : (
+          <Empty title="There are no collections yet">
+            <p>One command makes one, and encodes and writes what is in a file:</p>
+            <pre tabIndex={0}>matryoshka index docs documents.jsonl</pre>
+          </Empty>
+        )
+      }
+    </Await>
+  );
+}
+
+function CollectionCard(props: { collection: Collection }) {
+  const { collection } = props;
+  const { change } = collection;
+  const columns = [
+    { title: "Size", cell: (one: Size) => size(one.dim, one.nested) },
+    { title: "Codes", cell: (one: Size) => sizeMemory(collection, one).codes },
+    {
+      title: "Each",
+      isNumber: true,
+      cell: (one: Size) => bytes(sizeMemory(collection, one).bytes),
+    },
+    {
+      title: "All",
+      isNumber: true,
+      cell: (one: Size) => bytes(BigInt(sizeMemory(collection, one).bytes) * collection.numPoints),
+    },
+  ];
+  return (
+    <section class="card" aria-label={collection.name}>
+      <h2>{collection.name}</h2>
+      <dl>
+        <dt>Points</dt>
+        <dd>{count(collection.numPoints)}</dd>
+        {collection.aliases.length > 0 && (
+          <>
+            <dt>Aliases</dt>
+            <dd>{collection.aliases.join(", ")}</dd>
+          </>
+        )}
+        <dt>Model</dt>
+        <dd>{collection.model}</dd>
+        <dt>Space</dt>
+        <dd>
+          <code>{collection.spaceId}</code>
+        </dd>
+        <dt>Shards</dt>
+        <dd>
+          {collection.shards}, {collection.replicas === 1 ? "one copy" : `${collection.replicas} copies`} of each
+        </dd>
+      </dl>
+      {change?.error && <p class="bad">{`The last change (${change.kind}) ended early: ${change.error}`}</p>}
+      {change && !change.error && (
+        <Bar step={`${change.kind}: ${change.step}`} done={Number(change.done)} total={Number(change.total)} />
+      )}
+      <Table caption="Memory of each size" rows={collection.sizes} id={(one) => size(one.dim, one.nested)} columns={columns} />
+      <a href={to("search", { collection: collection.name })}>Search in it</a>
+    </section>
+  );
+}

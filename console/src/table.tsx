@@ -1,0 +1,84 @@
+// Tables that stay quick with many thousands of rows: one page of them is there at a time.
+
+import type { ComponentChildren } from "preact";
+import { useState } from "preact/hooks";
+
+import { count } from "./words";
+
+const ROWS = 50;
+
+export interface Column<T> {
+  title: string;
+  cell: (row: T) => ComponentChildren;
+  /** What to sort by; absent: the column cannot be sorted. */
+  by?: (row: T) => number | string;
+  isNumber?: boolean;
+}
+
+function compare(one: number | string, other: number | string): number {
+  return one < other ? -1 : one > other ? 1 : 0;
+}
+
+export function Table<T>(props: {
+  caption: string;
+  columns: readonly Column<T>[];
+  rows: readonly T[];
+  id: (row: T) => string;
+}) {
+  const { columns, rows } = props;
+  const [page, setPage] = useState(0);
+  const [order, setOrder] = useState<{ at: number; isDown: boolean }>();
+  const by = order && columns[order.at]?.by;
+  const sorted = by
+    ? [...rows].sort((one, other) => compare(by(one), by(other)) * (order.isDown ? -1 : 1))
+    : rows;
+  const last = Math.max(0, Math.ceil(rows.length / ROWS) - 1);
+  const shown = Math.min(page, last);
+  const turn = (at: number): void =>
+    setOrder(order?.at === at && !order.isDown ? { at, isDown: true } : { at, isDown: false });
+  return (
+    <div class="table" role="region" aria-label={props.caption} tabIndex={0}>
+      <table>
+        <caption>{props.caption}</caption>
+        <thead>
+          <tr>
+            {columns.map((column, at) => (
+              <th
+                key={column.title}
+                scope="col"
+                class={column.isNumber ? "number" : undefined}
+                aria-sort={order?.at === at ? (order.isDown ? "descending" : "ascending") : undefined}
+              >
+                {column.by ? <button onClick={() => turn(at)}>{column.title}</button> : column.title}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {sorted.slice(shown * ROWS, (shown + 1) * ROWS).map((row) => (
+            <tr key={props.id(row)}>
+              {columns.map((column) => (
+                <td key={column.title} class={column.isNumber ? "number" : undefined}>
+                  {column.cell(row)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {last > 0 && (
+        <div class="row">
+          <button class="quiet" disabled={shown === 0} onClick={() => setPage(shown - 1)}>
+            Earlier
+          </button>
+          <span>
+            {count(shown * ROWS + 1)} to {count(Math.min(rows.length, (shown + 1) * ROWS))} of {count(rows.length)}
+          </span>
+          <button class="quiet" disabled={shown === last} onClick={() => setPage(shown + 1)}>
+            Later
+          </button>
+        </div>
+      )}
+    </div>
+  );
+}
