@@ -50,6 +50,11 @@ values = st.recursive(
 )
 
 
+def as_json(message):
+    # Fields that JSON has no name for are not told, and not a number is equal to itself.
+    return json.loads(write_message(message, True))
+
+
 @given(st.binary(max_size=30) | values.map(lambda value: json.dumps(value).encode()),
        st.booleans())  # fmt: skip
 def test_any_bytes_are_a_message_or_refused(content, is_json):
@@ -61,7 +66,7 @@ def test_any_bytes_are_a_message_or_refused(content, is_json):
     else:
         for form in (True, False):
             again = read_message(pb.SearchRequest, write_message(message, form), form)
-            assert again.SerializeToString() == message.SerializeToString()
+            assert as_json(again) == as_json(message)
         return
     assert sentence.startswith("the message must be SearchRequest")
     assert "\n" not in sentence
