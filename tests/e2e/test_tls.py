@@ -146,6 +146,29 @@ async def test_services_call_each_other(process, authority, tmp_path):
         assert router.stop() == 0
 
 
+def test_rpcs_over_https_reach_the_router_itself(authority, tmp_path):
+    """For a name that the certificate knows nothing of, and with a key for certificates on gRPC."""
+    cert, key = authority.issue("router")
+    router = serve(
+        tmp_path, "serve", "router",
+        MATRYOSHKA_ROUTER_TLS_CERT=str(cert), MATRYOSHKA_ROUTER_TLS_KEY=str(key),
+        MATRYOSHKA_ROUTER_TLS_GRPC_CLIENT_CA=str(authority.ca),
+        MATRYOSHKA_ROUTER_API_KEY="k-ops", TMPDIR=str(tmp_path),
+    )  # fmt: skip
+    try:
+        with httpx.Client(verify=ssl.create_default_context(cafile=authority.ca)) as client:
+            url = f"{router.http}/matryoshka.v1.RouterService/ListCollections"
+            headers = {"authorization": "Bearer k-ops"}
+            answer = client.post(url, json={}, headers=headers)
+            assert (answer.status_code, answer.json()) == (200, {})
+            assert client.post(url, json={}).status_code == 401
+        (folder,) = tmp_path.glob("matryoshka-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        assert router.stop() == 0
+    assert not folder.exists()
+
+
 def test_wrong_files_end_the_start(authority, tmp_path):
     """Of its own and of those that it calls, with a sentence each."""
     cert, key = authority.issue("trainer")

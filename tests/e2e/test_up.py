@@ -45,6 +45,15 @@ def test_the_processes_own_bounds_hold_for_its_services(process):
         assert answer.status_code == status, answer.text
 
 
+def test_every_service_has_its_rpcs_on_the_http_port(process):
+    """By the Connect protocol, each to its own service."""
+    for rpc in ("EncoderService/ListModels", "RouterService/ListCollections",
+                "TrainerService/ListJobs"):  # fmt: skip
+        answer = httpx.post(f"{process.http}/matryoshka.v1.{rpc}", json={}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert ("models" in answer.json()) == (rpc == "EncoderService/ListModels")
+
+
 async def test_router_and_trainer_answer_on_the_same_grpc_port(process):
     """Texts go in and come out through the router, which calls the encoder beside it."""
     async with grpc.aio.insecure_channel(process.grpc) as channel:

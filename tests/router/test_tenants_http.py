@@ -235,7 +235,7 @@ BEGINNING = [
 
 def test_every_route_for_tenants_is_tried():
     """A route that is opened to tenants is in the property below, or this fails."""
-    routes = {name for name in RouterService.open_to_tenants if " /" in name}
+    routes = {name for name in RouterService.open_to_tenants if " /v1/" in name}
     assert routes == set(CALLS)
 
 
