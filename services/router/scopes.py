@@ -11,6 +11,7 @@ _READ = Scope.SEARCH | Scope.WRITE
 SCOPES: Scopes = {
     "Search": Scope.SEARCH,
     "GetRecall": Scope.SEARCH,
+    "ListLostSearches": Scope.ADMIN,
     "GetCalibration": Scope.SEARCH,
     "Evaluate": Scope.SEARCH,
     "GetCollection": _READ,
