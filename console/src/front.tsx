@@ -148,7 +148,7 @@ function Target(props: {
     <g
       class="target"
       role="slider"
-      tabIndex={0}
+      tabindex={0}
       aria-label="Recall target"
       aria-orientation="vertical"
       aria-valuemin={low}

@@ -11,6 +11,7 @@ import { Table } from "./table";
 import { count, share, time } from "./words";
 
 const HOUR = 60;
+const SHORTEST = 5;
 // Longer than this is told in hours.
 const LONG = 3 * HOUR;
 
@@ -21,7 +22,7 @@ export function History(props: { slice: SliceRecall }) {
   if (!last) return <p class="soft">Nothing was measured of this slice yet.</p>;
   const now = Date.now() / 1000;
   const minutes = (point: RecallAt): number => Math.min(0, (Number(point.at) - now) / 60);
-  const longest = Math.max(1, ...history.map((point) => -minutes(point)));
+  const longest = Math.max(SHORTEST, ...history.map((point) => -minutes(point)));
   const unit = longest > LONG ? HOUR : 1;
   const ago = (point: RecallAt): number => minutes(point) / unit;
   const least = Math.min(slice.recallTarget ?? 1, ...history.map((point) => point.lower));

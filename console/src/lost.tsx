@@ -41,7 +41,7 @@ export function LostSearches(props: { collection: string; slice: string }) {
             columns={[
               { title: "Time", cell: (search) => time(search.at), by: (search) => Number(search.at) },
               { title: "Query", cell: (search) => <Query collection={collection} search={search} /> },
-              { title: "Plan", cell: (search) => planWords(search.plan) },
+              { title: "Plan", cell: (search) => <span class="steady">{planWords(search.plan)}</span> },
               {
                 title: "Recall",
                 isNumber: true,
@@ -63,14 +63,18 @@ export function LostSearches(props: { collection: string; slice: string }) {
 function Query(props: { collection: string; search: LostSearch }) {
   const { collection, search } = props;
   if (search.text === undefined) return <span class="soft">a vector</span>;
-  if (search.textCut) return <>{search.text} …</>;
-  return <a href={to("search", { collection, query: search.text })}>{search.text}</a>;
+  if (search.textCut) return <span class="query">{search.text} …</span>;
+  return (
+    <a class="query" href={to("search", { collection, query: search.text })}>
+      {search.text}
+    </a>
+  );
 }
 
 function Ids(props: { ids: readonly string[]; all: number }) {
   const more = props.all - props.ids.length;
   return (
-    <code>
+    <code class="ids">
       {props.ids.join(", ")}
       {more > 0 && ` and ${count(more)} more`}
     </code>

@@ -193,10 +193,10 @@ function Figures(props: { calibration: Calibration; slice: string; cost: Cost; c
         {
           title: "Plan",
           cell: (plan) => (
-            <>
+            <span class="steady">
               {plan === choice?.plan ? <strong>{planWords(plan.plan)}</strong> : planWords(plan.plan)}
               {plans.indexOf(plan) === chosen && <span class="soft"> (without a target)</span>}
-            </>
+            </span>
           ),
         },
         { title: "Median", isNumber: true, cell: (plan) => ms(plan.p50Ms), by: (plan) => plan.p50Ms },

@@ -86,7 +86,9 @@ function SliceTable(props: { slices: readonly SliceRecall[]; chosen: string }) {
     {
       title: "At 95 %",
       isNumber: true,
-      cell: (row) => (row.numMeasured ? `${share(row.lower)} to ${share(row.upper)}` : ""),
+      cell: (row) => (
+        <span class="steady">{row.numMeasured > 0 && `${share(row.lower)} to ${share(row.upper)}`}</span>
+      ),
       by: (row) => row.lower,
     },
     {
@@ -101,7 +103,7 @@ function SliceTable(props: { slices: readonly SliceRecall[]; chosen: string }) {
     ...CAUSES.map(([cause, of]) => ({
       title: `To ${cause}`,
       isNumber: true,
-      cell: (row: SliceRecall) => (row.numMeasured ? of(row).toFixed(4) : ""),
+      cell: (row: SliceRecall) => (row.numMeasured ? lossWords(of(row)) : ""),
       by: of,
     })),
   ];
@@ -116,6 +118,11 @@ function SliceTable(props: { slices: readonly SliceRecall[]; chosen: string }) {
 function Alarm(props: { row: SliceRecall }) {
   if (props.row.alarm) return <strong class="bad">below its target</strong>;
   return props.row.recallTarget === undefined ? <span class="soft">no target</span> : <span class="good">no</span>;
+}
+
+/** Sums may miss 0 by a hair; "-0.0000" would look like something. */
+function lossWords(value: number): string {
+  return (Number(value.toFixed(4)) || 0).toFixed(4);
 }
 
 function lost(row: SliceRecall): number {
