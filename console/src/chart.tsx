@@ -38,6 +38,7 @@ function useWidth(least: number) {
  * Draw axes, and what `children` give of the area between them.
  *
  * @param label what the picture shows, for those who do not see it; its figures stand in a table.
+ * @param hasControls something in it can be moved; else it is one picture.
  * @param x, y scales whose ranges are set here.
  */
 export function Chart(props: {
@@ -49,6 +50,7 @@ export function Chart(props: {
   xFormat?: (value: number) => string;
   yFormat?: (value: number) => string;
   height?: number;
+  hasControls?: boolean;
   children: (area: Area) => ComponentChildren;
 }) {
   const { element, width } = useWidth(280);
@@ -67,7 +69,7 @@ export function Chart(props: {
   const yFormat = props.yFormat ?? area.y.tickFormat(yTicks.length);
   return (
     <div class="chart" ref={element}>
-      <svg width={width} height={height} role="img" aria-label={props.label}>
+      <svg width={width} height={height} role={props.hasControls ? "group" : "img"} aria-label={props.label}>
         {yTicks.map((tick) => (
           <g key={tick}>
             <line class="grid" x1={area.left} x2={area.right} y1={area.y(tick)} y2={area.y(tick)} />

@@ -6,6 +6,8 @@ import { useEffect, useState } from "preact/hooks";
 import { KeyDialog } from "./key";
 import { onRefused } from "./load";
 import { CollectionsPage } from "./pages/collections";
+import { PlanPage } from "./pages/plan";
+import { RecallPage } from "./pages/recall";
 import { SearchPage } from "./pages/search";
 import { to, usePlace } from "./place";
 import { key } from "./services";
@@ -13,6 +15,8 @@ import { ThemeButton } from "./theme";
 
 const PAGES = {
   search: ["Search", SearchPage],
+  plan: ["Plan", PlanPage],
+  recall: ["Recall", RecallPage],
   collections: ["Collections", CollectionsPage],
 } as const;
 

@@ -1,7 +1,7 @@
 """Collections by name: create, describe, delete, and point aliases at them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from services.router import tenants
@@ -34,11 +34,18 @@ class Catalog:
         encoder: knows the models.
         metrics: gets the number of collections.
         most: shards, and replicas of each, that one collection may have.
+        on_deleted: told the name of a collection that was deleted.
     """
 
     def __init__(
-        self, store: Store, encoder: EncoderClient, metrics: RouterMetrics, most: Spread
+        self,
+        store: Store,
+        encoder: EncoderClient,
+        metrics: RouterMetrics,
+        most: Spread,
+        on_deleted: Callable[[str], None],
     ) -> None:
+        self._on_deleted = on_deleted
         self._most = most
         self._store = store
         self._encoder = encoder
@@ -132,6 +139,7 @@ class Catalog:
                     "FinishMigration or CancelChange ends it"
                 )
         await self._store.drop(name)
+        self._on_deleted(name)
         await self.count()
 
     async def set_alias(self, alias: str, collection: str) -> None:

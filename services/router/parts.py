@@ -22,10 +22,12 @@ from services.router.metrics import RouterMetrics
 from services.router.mirror import Mirror
 from services.router.recall.calibrate import Calibrate, Calibrator
 from services.router.recall.evaluate import Evaluator
+from services.router.recall.live import Live
+from services.router.recall.lost import LostSearches
 from services.router.recall.promise import Promises
 from services.router.recall.queries import Queries
 from services.router.recall.recent import Recent
-from services.router.recall.shadow import Live, Shadow
+from services.router.recall.shadow import Shadow
 from services.router.searcher import Searcher
 from services.router.settings import RouterSettings
 from services.router.spread import Spread
@@ -86,7 +88,7 @@ class Parts:
         await store.open()
         self._open.push_async_callback(store.close)
         most = Spread(s.max_shards, s.max_replicas)
-        self.catalog = Catalog(store, encoder, metrics, most)
+        self.catalog = Catalog(store, encoder, metrics, most, self._on_deleted)
         self.promises = Promises(s.max_candidates)
         rarity = Rarity(store, s.rarity_documents, s.rarity_age_s)
         self._open.push_async_callback(rarity.stop)
@@ -95,9 +97,10 @@ class Parts:
             s.max_limit, s.max_candidates, s.max_text_chars, self._on_live,
         )  # fmt: skip
         self.recent = Recent(store, s.recent_queries, s.recent_collections, s.recent_flush_s)
+        self.lost = LostSearches(store, s.lost_searches, s.recent_collections)
         self.shadow = Shadow(
-            store, metrics, s.shadow_share, s.shadow_max_busy, s.shadow_queue, s.shadow_slices,
-            self._on_alarm,
+            store, metrics, self.lost, s.shadow_share, s.shadow_max_busy, s.shadow_queue,
+            s.shadow_slices, s.recall_history_points, self._on_alarm,
         )  # fmt: skip
         for watcher in (self.recent, self.shadow):
             watcher.start()
@@ -158,6 +161,10 @@ class Parts:
         self.recent.observe(live.collection, live.query_D, live.slice)
         self.shadow.offer(live)
         self.comparison.offer(live)
+
+    def _on_deleted(self, name: str) -> None:
+        """Forget what was seen of a collection that is no longer there."""
+        self.shadow.forget(name)
 
     def _on_alarm(self, collection: Collection) -> None:
         """Calibrate again, if that is wanted, as it was done before."""

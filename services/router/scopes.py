@@ -20,6 +20,7 @@ RPCS_OPEN_TO_TENANTS = frozenset(
 _OWN: dict[str, Scope] = {
     "Search": Scope.SEARCH,
     "GetRecall": Scope.SEARCH,
+    "ListLostSearches": Scope.ADMIN,
     "GetCalibration": Scope.SEARCH,
     "Evaluate": Scope.SEARCH,
     "GetCollection": _READ,

@@ -29,8 +29,8 @@ from services.router.hybrid.hybrid import (
 )
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
+from services.router.recall.live import Live
 from services.router.recall.promise import Promises, Wish
-from services.router.recall.shadow import Live
 from services.router.search import Found, Search, TextReport, read_vectors
 from services.router.space import check_space
 from services.router.storage.store import Answer, Collection, ScoredPoint, Store

@@ -22,6 +22,7 @@ from services.router.recall.calibration_plot import plot
 from services.router.recall.calibration_wire import (
     read_calibrate,
     write_calibration,
+    write_lost,
     write_watched,
 )
 from services.router.recall.evaluate_wire import read_evaluate, write_evaluation
@@ -241,7 +242,19 @@ class RouterService(pb_grpc.RouterServiceServicer):
         tenant = caller().tenant
         collection = await tenants.find(self._parts.store, request.collection, tenant)
         seen = tenants.own_slices(self._parts.shadow.seen(collection), tenant)
-        return pb.GetRecallResponse(slices=[write_watched(*known) for known in seen.items()])
+        history_of = request.history_of if request.HasField("history_of") else None
+        return pb.GetRecallResponse(
+            slices=[write_watched(name, known, name == history_of) for name, known in seen.items()],
+            since=int(self._parts.shadow.since),
+        )
+
+    async def ListLostSearches(
+        self, request: pb.ListLostSearchesRequest, context: _Context
+    ) -> pb.ListLostSearchesResponse:
+        collection = await self._parts.store.find(request.collection)
+        slice_ = request.slice if request.HasField("slice") else None
+        lost = self._parts.lost.of(collection.name, slice_)
+        return pb.ListLostSearchesResponse(searches=map(write_lost, lost))
 
     async def GetCalibration(
         self, request: pb.GetCalibrationRequest, context: _Context

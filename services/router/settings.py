@@ -118,6 +118,12 @@ class RouterSettings(CallerSettings):
     shadow_slices: int = Field(default=500, ge=1)
     """Slices, of all collections, whose recall is told apart, of the operator and of each tenant;
     all others are one."""
+    recall_history_points: int = Field(default=1440, ge=0)
+    """Points of each slice's recall over time that are kept in memory, at most one a minute, so
+    that the default is a day; 0 keeps none. One takes 40 bytes."""
+    lost_searches: int = Field(default=100, ge=0)
+    """Searches of a collection that lost hits, the last ones, that are kept in memory with their
+    texts, for operators with an `admin` key (ListLostSearches); 0 keeps none."""
     recalibrate: bool = False
     """Calibrate a collection anew, with its recent queries, when a slice falls below its target."""
 

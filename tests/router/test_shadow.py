@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, Stage, exact_plan
-from services.router.recall.shadow import CAUSES, Live, Shadow
+from services.router.recall.live import Live
+from services.router.recall.lost import LostSearches
+from services.router.recall.shadow import CAUSES, Shadow
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point
@@ -48,8 +50,11 @@ def metrics():
 
 
 def shadow(store, metrics, **changes):
-    settings = {"share": 1.0, "max_busy": 1.0, "max_waiting": 1000, "max_slices": 10} | changes
-    return Shadow(store, metrics, **settings)
+    settings = {
+        "share": 1.0, "max_busy": 1.0, "max_waiting": 1000, "max_slices": 10, "max_points": 10,
+        "lost": LostSearches(store, 10, 10),
+    }  # fmt: skip
+    return Shadow(store, metrics, **(settings | changes))
 
 
 def live(query_D, plan=BAD, slice_="", target=0.95, collection=COLLECTION):
@@ -82,6 +87,8 @@ async def test_recall_is_what_a_comparison_by_hand_gives(store, metrics, vectors
     assert seen.num_measured == seen.num_searches == 60
     assert seen.mean == pytest.approx(np.mean(expected), abs=0.01)
     assert 0 < seen.lower < seen.mean < seen.upper < 1
+    last = seen.history.points()[-1]
+    assert (last.num_measured, last.mean, last.lower) == (60, seen.mean, seen.lower)
 
 
 async def test_what_is_lost_is_attributed_and_sums_up(store, metrics, vectors):

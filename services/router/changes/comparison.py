@@ -15,9 +15,9 @@ from services.router.changes.agreements import OTHER, Agreements
 from services.router.changes.change import Change, read_change
 from services.router.encoder_client import EncoderClient
 from services.router.metrics import RouterMetrics
+from services.router.recall.live import Live
 from services.router.recall.promise import Promises, Wish
 from services.router.recall.recent import Recent
-from services.router.recall.shadow import Live
 from services.router.space import check_space
 from services.router.storage.store import Collection, Store
 from services.router.translate import Translator

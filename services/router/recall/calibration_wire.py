@@ -2,6 +2,8 @@
 
 from services.router.recall.calibrate import DEFAULT_CONFIDENCE, DEFAULT_TARGET, Calibrate
 from services.router.recall.calibration import Calibration, Objective, PlanRow, Recall, Source
+from services.router.recall.history import RecallAt
+from services.router.recall.lost import LostSearch
 from services.router.recall.queries import QuerySource
 from services.router.recall.shadow import Watched
 from services.router.search import DEFAULT_LIMIT, read_vectors
@@ -94,7 +96,7 @@ def _write_recall(recall: Recall) -> pb.MeasuredRecall:
     )
 
 
-def write_watched(slice_: str, watched: Watched) -> pb.SliceRecall:
+def write_watched(slice_: str, watched: Watched, with_history: bool) -> pb.SliceRecall:
     return pb.SliceRecall(
         slice=slice_,
         num_searches=watched.num_searches,
@@ -108,4 +110,30 @@ def write_watched(slice_: str, watched: Watched) -> pb.SliceRecall:
         lost_to_graph=watched.losses["graph"],
         lost_to_quantization=watched.losses["quantization"],
         lost_to_filter=watched.losses["filter"],
+        history=map(_write_point, watched.history.points()) if with_history else (),
+    )
+
+
+def _write_point(point: RecallAt) -> pb.RecallAt:
+    return pb.RecallAt(
+        at=int(point.at),
+        num_measured=int(point.num_measured),
+        mean=point.mean,
+        lower=point.lower,
+        upper=point.upper,
+    )
+
+
+def write_lost(search: LostSearch) -> pb.LostSearch:
+    return pb.LostSearch(
+        at=int(search.at),
+        slice=search.slice,
+        plan=write_plan(search.plan),
+        recall=search.recall,
+        text=search.text,
+        text_cut=search.is_cut,
+        lost_ids=search.lost_ids,
+        found_ids=search.found_ids,
+        num_lost=search.num_lost,
+        num_found=search.num_found,
     )

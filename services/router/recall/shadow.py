@@ -7,8 +7,6 @@ count as loss. What is lost is attributed by changing one thing at a time: with 
 numbers in place of codes (quantisation), and then with a scan in place of the graph (the graph,
 or, of a search with a filter, the filter); what a scan of originals still loses is the cut's own
 (prefix). The three sum to the loss.
-
-Shapes: D full width.
 """
 
 import asyncio
@@ -20,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from services.router import tenants
-from services.router.filters import Filter
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
 from services.router.recall.bounds import Alarm, lower_bound, upper_bound
+from services.router.recall.history import History, RecallAt
+from services.router.recall.live import Live
+from services.router.recall.lost import LostSearches
 from services.router.storage.store import Collection, Store
 from services.shared.errors import NotFound, ServiceError
-from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)
 
@@ -38,27 +37,11 @@ _OTHER = "(other)"
 _SEEN_FIRST = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """A search as it was answered."""
-
-    collection: Collection
-    plan: Plan
-    query_D: Array
-    condition: Filter | None
-    slice: str
-    target: float | None
-    """Recall that it was promised; None: nothing was."""
-    text: str | None = None
-    """What was searched for, until it is no longer needed; None: a vector was."""
-    keys: tuple[str, ...] = ()
-    """Of the hits, best first."""
-
-
 @dataclass(slots=True)
 class Watched:
     """What is known of a slice of a collection."""
 
+    history: History
     num_searches: int = 0
     num_measured: int = 0
     recalls: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -85,10 +68,12 @@ class Shadow:
     Args:
         store: runs the searches again.
         metrics: shows what is seen.
+        lost: keeps searches that lost hits.
         share: of searches that are drawn.
         max_busy: share of the time that is spent on it.
         max_waiting: searches that wait to be repeated; more are left out, and counted.
         max_slices: of the operator, and of each tenant, that are told apart; all others are one.
+        max_points: of each slice's history.
         on_alarm: told the collection whose slice has fallen below its target, once.
     """
 
@@ -96,17 +81,21 @@ class Shadow:
         self,
         store: Store,
         metrics: RouterMetrics,
+        lost: LostSearches,
         share: float,
         max_busy: float,
         max_waiting: int,
         max_slices: int,
+        max_points: int,
         on_alarm: Callable[[Collection], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._metrics = metrics
+        self._lost = lost
         self._share = share
         self._max_busy = max_busy
         self._max_slices = max_slices
+        self._max_points = max_points
         self._on_alarm = on_alarm
         self._waiting: asyncio.Queue[Live] = asyncio.Queue(max_waiting)
         self._watched: dict[tuple[str, str], Watched] = {}
@@ -114,9 +103,12 @@ class Shadow:
         """By owner: a tenant, or the operator."""
         self._measured_at: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self.since = time.time()
+        """Unix time, seconds, from when on searches are watched."""
 
     def start(self) -> None:
         """Begin to repeat searches."""
+        self.since = time.time()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -150,11 +142,11 @@ class Shadow:
     def _of(self, collection: Collection, slice_: str) -> Watched:
         at = (collection.calibration or {}).get("created_at", 0)
         if self._measured_at.get(collection.name, at) != at:
-            self._forget(collection.name)  # other plans since: what was seen is not theirs
+            self.forget(collection.name)  # other plans since: what was seen is not theirs
         self._measured_at[collection.name] = at
         key = self._key(collection, slice_)
         if key not in self._watched:
-            self._watched[key] = Watched()
+            self._watched[key] = Watched(History(self._max_points))
             self._num_watched[tenants.owner(key[1])] += 1
         return self._watched[key]
 
@@ -166,12 +158,14 @@ class Shadow:
         is_known = key in self._watched or is_room
         return key if is_known else (_OTHER, _OTHER)
 
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Drop what was seen of a collection."""
         for key in [key for key in self._watched if key[0] == name]:
             del self._watched[key]
             self._num_watched[tenants.owner(key[1])] -= 1
             self._metrics.forget_recall(*key)
         self._measured_at.pop(name, None)
+        self._lost.forget(name)
 
     async def _run(self) -> None:
         while True:
@@ -180,7 +174,7 @@ class Shadow:
             try:
                 await self._measure(live)
             except NotFound:
-                self._forget(live.collection.name)
+                self.forget(live.collection.name)
             except ServiceError as error:
                 log.warning("a search could not be repeated exactly: %s", error.message)
             except Exception:  # our bug; it must not end the watch for good
@@ -193,7 +187,8 @@ class Shadow:
         exact = await self._ask(live, truth)
         if not exact:
             return  # nothing to be found
-        found = await self._recall(live, live.plan, exact)
+        hits = await self._ask(live, live.plan)
+        found = _share(live, live.plan, hits, exact)
         losses = dict.fromkeys(CAUSES, 0.0)
         if found < 1.0:
             plain = _without_codes(live)
@@ -204,10 +199,12 @@ class Shadow:
             losses["filter" if live.condition else "graph"] = by_scan - by_plain
             losses["prefix"] = 1.0 - by_scan
         await self._note(live, found, losses)
+        if found < 1.0:
+            keys, truth_keys = ([key for key, _ in side] for side in (hits, exact))
+            await self._lost.observe(live, found, keys, truth_keys, time.time())
 
     async def _recall(self, live: Live, plan: Plan, exact: list[tuple[str, float]]) -> float:
-        is_cosine = scores_are_cosines(plan, live.collection.sizes[-1])
-        return recall(await self._ask(live, plan), exact, is_cosine)
+        return _share(live, plan, await self._ask(live, plan), exact)
 
     async def _ask(self, live: Live, plan: Plan) -> list[tuple[str, float]]:
         answer = await self._store.search(
@@ -224,6 +221,9 @@ class Shadow:
         recalls = list(watched.recalls)
         watched.lower = await asyncio.to_thread(lower_bound, recalls)
         watched.upper = await asyncio.to_thread(upper_bound, recalls)
+        watched.history.note(
+            RecallAt(time.time(), watched.num_measured, watched.mean, watched.lower, watched.upper)
+        )
         rings = False
         if live.target is not None and live.target < 1.0:
             if watched.alarm is None or watched.target != live.target:
@@ -237,6 +237,12 @@ class Shadow:
                 )  # fmt: skip
                 self._on_alarm(live.collection)
         self._metrics.show_recall(*self._key(live.collection, live.slice), watched, rings)
+
+
+def _share(
+    live: Live, plan: Plan, found: list[tuple[str, float]], exact: list[tuple[str, float]]
+) -> float:
+    return recall(found, exact, scores_are_cosines(plan, live.collection.sizes[-1]))
 
 
 def _without_codes(live: Live) -> Plan:

@@ -1873,18 +1873,24 @@ class GetRecallRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
+    HISTORY_OF_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias."""
+    history_of: _builtins.str
+    """The slice whose `history` is told too; absent: none's."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
+        history_of: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_history_of", b"_history_of", "history_of", b"history_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_history_of", b"_history_of", "collection", b"collection", "history_of", b"history_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__history_of: _TypeAlias = _typing.Literal["history_of"]  # noqa: Y015
+    _WhichOneofArgType__history_of: _TypeAlias = _typing.Literal["_history_of", b"_history_of"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__history_of) -> _WhichOneofReturnType__history_of | None: ...
 
 Global___GetRecallRequest: _TypeAlias = GetRecallRequest  # noqa: Y015
 
@@ -1893,16 +1899,20 @@ class GetRecallResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLICES_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    since: _builtins.int
+    """Unix time, seconds, from when on this router watches searches."""
     @_builtins.property
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceRecall]: ...
     def __init__(
         self,
         *,
         slices: _abc.Iterable[Global___SliceRecall] | None = ...,
+        since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["slices", b"slices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "slices", b"slices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1926,6 +1936,7 @@ class SliceRecall(_message.Message):
     LOST_TO_GRAPH_FIELD_NUMBER: _builtins.int
     LOST_TO_QUANTIZATION_FIELD_NUMBER: _builtins.int
     LOST_TO_FILTER_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     slice: _builtins.str
     """"": searches that name none."""
     num_searches: _builtins.int
@@ -1944,6 +1955,12 @@ class SliceRecall(_message.Message):
     lost_to_graph: _builtins.float
     lost_to_quantization: _builtins.float
     lost_to_filter: _builtins.float
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallAt]:
+        """If asked for: what was known at the end of each minute in which a search was measured, the
+        oldest first, since this router started and since the last calibration.
+        """
+
     def __init__(
         self,
         *,
@@ -1959,16 +1976,157 @@ class SliceRecall(_message.Message):
         lost_to_graph: _builtins.float = ...,
         lost_to_quantization: _builtins.float = ...,
         lost_to_filter: _builtins.float = ...,
+        history: _abc.Iterable[Global___RecallAt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "recall_target", b"recall_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "alarm", b"alarm", "lost_to_filter", b"lost_to_filter", "lost_to_graph", b"lost_to_graph", "lost_to_prefix", b"lost_to_prefix", "lost_to_quantization", b"lost_to_quantization", "lower", b"lower", "mean", b"mean", "num_measured", b"num_measured", "num_searches", b"num_searches", "recall_target", b"recall_target", "slice", b"slice", "upper", b"upper"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target", "alarm", b"alarm", "history", b"history", "lost_to_filter", b"lost_to_filter", "lost_to_graph", b"lost_to_graph", "lost_to_prefix", b"lost_to_prefix", "lost_to_quantization", b"lost_to_quantization", "lower", b"lower", "mean", b"mean", "num_measured", b"num_measured", "num_searches", b"num_searches", "recall_target", b"recall_target", "slice", b"slice", "upper", b"upper"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall_target: _TypeAlias = _typing.Literal["recall_target"]  # noqa: Y015
     _WhichOneofArgType__recall_target: _TypeAlias = _typing.Literal["_recall_target", b"_recall_target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recall_target) -> _WhichOneofReturnType__recall_target | None: ...
 
 Global___SliceRecall: _TypeAlias = SliceRecall  # noqa: Y015
+
+@_typing.final
+class RecallAt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    NUM_MEASURED_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """Unix time, seconds."""
+    num_measured: _builtins.int
+    """As in SliceRecall."""
+    mean: _builtins.float
+    lower: _builtins.float
+    upper: _builtins.float
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        num_measured: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "lower", b"lower", "mean", b"mean", "num_measured", b"num_measured", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallAt: _TypeAlias = RecallAt  # noqa: Y015
+
+@_typing.final
+class ListLostSearchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name or alias."""
+    slice: _builtins.str
+    """Those of one slice, "" for searches that name none; absent: all."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        slice: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_slice", b"_slice", "slice", b"slice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slice", b"_slice", "collection", b"collection", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__slice: _TypeAlias = _typing.Literal["slice"]  # noqa: Y015
+    _WhichOneofArgType__slice: _TypeAlias = _typing.Literal["_slice", b"_slice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slice) -> _WhichOneofReturnType__slice | None: ...
+
+Global___ListLostSearchesRequest: _TypeAlias = ListLostSearchesRequest  # noqa: Y015
+
+@_typing.final
+class ListLostSearchesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def searches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostSearch]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        searches: _abc.Iterable[Global___LostSearch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["searches", b"searches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLostSearchesResponse: _TypeAlias = ListLostSearchesResponse  # noqa: Y015
+
+@_typing.final
+class LostSearch(_message.Message):
+    """A live search whose plan did not find all that exact search finds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_CUT_FIELD_NUMBER: _builtins.int
+    LOST_IDS_FIELD_NUMBER: _builtins.int
+    FOUND_IDS_FIELD_NUMBER: _builtins.int
+    NUM_LOST_FIELD_NUMBER: _builtins.int
+    NUM_FOUND_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """Unix time, seconds, of when it was repeated."""
+    slice: _builtins.str
+    recall: _builtins.float
+    """Share of the exact hits that the plan found, 0..1."""
+    text: _builtins.str
+    """What was searched for, its first 1,000 characters; absent: it was a vector."""
+    text_cut: _builtins.bool
+    num_lost: _builtins.int
+    """How many there were."""
+    num_found: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___Plan: ...
+    @_builtins.property
+    def lost_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of exact hits that it did not find, and of those that it found, best first; 20 at most."""
+
+    @_builtins.property
+    def found_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        slice: _builtins.str = ...,
+        plan: Global___Plan | None = ...,
+        recall: _builtins.float = ...,
+        text: _builtins.str | None = ...,
+        text_cut: _builtins.bool = ...,
+        lost_ids: _abc.Iterable[_builtins.str] | None = ...,
+        found_ids: _abc.Iterable[_builtins.str] | None = ...,
+        num_lost: _builtins.int = ...,
+        num_found: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "plan", b"plan", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "at", b"at", "found_ids", b"found_ids", "lost_ids", b"lost_ids", "num_found", b"num_found", "num_lost", b"num_lost", "plan", b"plan", "recall", b"recall", "slice", b"slice", "text", b"text", "text_cut", b"text_cut"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+
+Global___LostSearch: _TypeAlias = LostSearch  # noqa: Y015
 
 @_typing.final
 class GetCalibrationRequest(_message.Message):

@@ -91,6 +91,11 @@ class RouterServiceStub:
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.SerializeToString,
                 response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.FromString,
                 _registered_method=True)
+        self.ListLostSearches = channel.unary_unary(
+                '/matryoshka.v1.RouterService/ListLostSearches',
+                request_serializer=services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesRequest.SerializeToString,
+                response_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesResponse.FromString,
+                _registered_method=True)
         self.GetCalibration = channel.unary_unary(
                 '/matryoshka.v1.RouterService/GetCalibration',
                 request_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetCalibrationRequest.SerializeToString,
@@ -213,6 +218,13 @@ class RouterServiceServicer:
 
     def GetRecall(self, request, context):
         """The recall of live searches since the last calibration, as seen by this router.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLostSearches(self, request, context):
+        """The last of them that lost hits, with their texts, as kept in this router's memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,6 +361,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.GetRecall,
                     request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.FromString,
                     response_serializer=services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.SerializeToString,
+            ),
+            'ListLostSearches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLostSearches,
+                    request_deserializer=services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesRequest.FromString,
+                    response_serializer=services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesResponse.SerializeToString,
             ),
             'GetCalibration': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCalibration,
@@ -695,6 +712,33 @@ class RouterService:
             '/matryoshka.v1.RouterService/GetRecall',
             services_dot_shared_dot_pb_dot_router__pb2.GetRecallRequest.SerializeToString,
             services_dot_shared_dot_pb_dot_router__pb2.GetRecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLostSearches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matryoshka.v1.RouterService/ListLostSearches',
+            services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesRequest.SerializeToString,
+            services_dot_shared_dot_pb_dot_router__pb2.ListLostSearchesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class RouterServiceStub:
     """
     GetRecall: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetRecallRequest, _router_pb2.GetRecallResponse]
     """The recall of live searches since the last calibration, as seen by this router."""
+    ListLostSearches: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListLostSearchesRequest, _router_pb2.ListLostSearchesResponse]
+    """The last of them that lost hits, with their texts, as kept in this router's memory."""
     GetCalibration: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetCalibrationRequest, _router_pb2.GetCalibrationResponse]
     """What was measured last."""
     Evaluate: _grpc.UnaryStreamMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]
@@ -123,6 +125,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """
     GetRecall: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRecallRequest, _router_pb2.GetRecallResponse]  # type: ignore[assignment]
     """The recall of live searches since the last calibration, as seen by this router."""
+    ListLostSearches: _aio.UnaryUnaryMultiCallable[_router_pb2.ListLostSearchesRequest, _router_pb2.ListLostSearchesResponse]  # type: ignore[assignment]
+    """The last of them that lost hits, with their texts, as kept in this router's memory."""
     GetCalibration: _aio.UnaryUnaryMultiCallable[_router_pb2.GetCalibrationRequest, _router_pb2.GetCalibrationResponse]  # type: ignore[assignment]
     """What was measured last."""
     Evaluate: _aio.UnaryStreamMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]  # type: ignore[assignment]
@@ -251,6 +255,14 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.GetRecallResponse, _abc.Awaitable[_router_pb2.GetRecallResponse]]:
         """The recall of live searches since the last calibration, as seen by this router."""
+
+    @_abc_1.abstractmethod
+    def ListLostSearches(
+        self,
+        request: _router_pb2.ListLostSearchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListLostSearchesResponse, _abc.Awaitable[_router_pb2.ListLostSearchesResponse]]:
+        """The last of them that lost hits, with their texts, as kept in this router's memory."""
 
     @_abc_1.abstractmethod
     def GetCalibration(
