@@ -5,15 +5,17 @@ import { useEffect, useState } from "preact/hooks";
 
 import { KeyDialog } from "./key";
 import { onRefused } from "./load";
-import { CollectionsPage } from "./pages/collections";
+import { ModelsPage } from "./pages/models";
 import { SearchPage } from "./pages/search";
+import { TrainingPage } from "./pages/training";
 import { to, usePlace } from "./place";
 import { key } from "./services";
 import { ThemeButton } from "./theme";
 
 const PAGES = {
   search: ["Search", SearchPage],
-  collections: ["Collections", CollectionsPage],
+  training: ["Training", TrainingPage],
+  models: ["Models and collections", ModelsPage],
 } as const;
 
 type PageName = keyof typeof PAGES;
