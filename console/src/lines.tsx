@@ -45,8 +45,9 @@ export function Lines(props: { area: Area; series: readonly Series[] }) {
   );
 }
 
-/** Names of the lines, with their last values. */
-export function Legend(props: { series: readonly Series[]; format: (value: number) => string }) {
+/** Names of the lines; with their last values, if `format` says how. */
+export function Legend(props: { series: readonly Series[]; format?: (value: number) => string }) {
+  const { format } = props;
   return (
     <ul class="legend">
       {props.series.map(({ name, points }, at) => {
@@ -56,7 +57,7 @@ export function Legend(props: { series: readonly Series[]; format: (value: numbe
             <svg class={look(at)} width="24" height="8" aria-hidden="true">
               <path class="line" d="M0 4H24" />
             </svg>
-            {name} {last && <strong>{props.format(last[1])}</strong>}
+            {name} {format && last && <strong>{format(last[1])}</strong>}
           </li>
         );
       })}

@@ -54,11 +54,8 @@ export function Comparison(props: { caption: string; slices: readonly SliceCompa
       columns={[
         { title: "Slice", by: (row) => row.slice, cell: (row) => row.slice || <strong>all</strong> },
         { title: "Size", isNumber: true, by: (row) => row.dim, cell: (row) => row.dim },
-        { title: "Asked", isNumber: true, by: (row) => row.numQueries, cell: (row) => count(row.numQueries) },
-        { title: `${name} before`, isNumber: true, by: (row) => score(row.before), cell: (row) => share(score(row.before)) },
-        { title: "After", isNumber: true, by: (row) => score(row.after), cell: (row) => share(score(row.after)) },
         {
-          title: "Change",
+          title: `${name} moved`,
           isNumber: true,
           by: (row) => row.change,
           cell: (row) => <span class={look(row)}>{moved(row.change)}</span>,
@@ -68,10 +65,14 @@ export function Comparison(props: { caption: string; slices: readonly SliceCompa
           isNumber: true,
           cell: (row) => (
             <>
-              {moved(row.low)} and {moved(row.high)} <Interval row={row} most={most} />
+              {moved(row.low)} and {moved(row.high)}
+              <Interval row={row} most={most} />
             </>
           ),
         },
+        { title: "Before", isNumber: true, by: (row) => score(row.before), cell: (row) => share(score(row.before)) },
+        { title: "After", isNumber: true, by: (row) => score(row.after), cell: (row) => share(score(row.after)) },
+        { title: "Asked", isNumber: true, by: (row) => row.numQueries, cell: (row) => count(row.numQueries) },
       ]}
     />
   );

@@ -64,9 +64,9 @@ function Found(props: { job: Job; events: readonly Event[]; onChanged: () => voi
       {job.error && (
         <div class="alert" role="alert">
           <p>
-            {job.error} {NEXT[job.errorCode] ?? ""}
-            {job.errorCode && <code> {job.errorCode}</code>}
+            {job.error} {job.errorCode && <code>{job.errorCode}</code>}
           </p>
+          <p>{NEXT[job.errorCode]}</p>
         </div>
       )}
       <Progress job={job} events={events} />
@@ -208,10 +208,9 @@ function Events(props: { events: readonly Event[] }) {
       rows={[...props.events].reverse()}
       id={(event) => String(event.number)}
       columns={[
-        { title: "Number", isNumber: true, cell: (event) => String(event.number) },
         { title: "Time", cell: (event) => time(event.at) },
-        { title: "Phase", cell: (event) => event.phase },
         { title: "What", cell: (event) => <span class="said">{event.message}</span> },
+        { title: "Phase", cell: (event) => event.phase },
       ]}
     />
   );

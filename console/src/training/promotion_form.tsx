@@ -10,13 +10,22 @@ import { router, trainer } from "../services";
 interface Wish {
   maxDrop: string;
   slices: string;
+  minQueries: string;
   encoderAlias: string;
   collections: string[];
   hold: boolean;
   watch: boolean;
 }
 
-const FIRST: Wish = { maxDrop: "0.01", slices: "", encoderAlias: "default", collections: [], hold: false, watch: true };
+const FIRST: Wish = {
+  maxDrop: "0.01",
+  slices: "",
+  minQueries: "30",
+  encoderAlias: "default",
+  collections: [],
+  hold: false,
+  watch: true,
+};
 
 function lines(text: string): string[] {
   return text.split("\n").filter((line) => line.trim());
@@ -24,7 +33,7 @@ function lines(text: string): string[] {
 
 async function begin(version: string, wish: Wish, signal: AbortSignal): Promise<void> {
   const { collections, hold, watch } = wish;
-  const gate = { maxDrop: Number(wish.maxDrop), slices: lines(wish.slices) };
+  const gate = { maxDrop: Number(wish.maxDrop), slices: lines(wish.slices), minQueries: Number(wish.minQueries) };
   const asked = { version, encoderAlias: wish.encoderAlias.trim(), collections, gate, hold, watch };
   // It goes on when its caller leaves: to its own page, with the first answer.
   for await (const { promotion } of trainer.promote(asked, { signal })) {
@@ -60,6 +69,16 @@ export function PromotionForm(props: { version: string }) {
         <label class="wide">
           Slices that must not lose either, one a line
           <textarea rows={2} value={wish.slices} onInput={(event) => set({ slices: event.currentTarget.value })} />
+        </label>
+        <label>
+          Fewest queries to judge by
+          <input
+            type="number"
+            min="1"
+            required
+            value={wish.minQueries}
+            onInput={(event) => set({ minQueries: event.currentTarget.value })}
+          />
         </label>
         <label>
           The encoder's name to move

@@ -20,12 +20,19 @@ function SizesChart(props: { label: string; yLabel: string; series: readonly Ser
   const y = scaleLinear().domain(low < high ? [low, high] : [low - 0.1, high + 0.1]).nice();
   return (
     <>
-      <Chart label={props.label} x={x} y={y} xLabel="size" yLabel={props.yLabel} xFormat={String}>
+      <Chart label={props.label} x={x} y={y} xLabel="size" yLabel={props.yLabel} xTicks={sizes} xFormat={String}>
         {(area) => <Lines area={area} series={series} />}
       </Chart>
-      <Legend series={series} format={share} />
+      <Legend series={series} />
     </>
   );
+}
+
+// What rounds to nothing is nothing.
+const LEAST = 0.0005;
+
+function look(gain: number): string | undefined {
+  return gain <= -LEAST ? "bad" : gain >= LEAST ? "good" : undefined;
 }
 
 /** Before and after, as a picture and as a table. */
@@ -62,7 +69,7 @@ export function Quality(props: { rows: readonly DimQuality[] }) {
             title: "Change",
             isNumber: true,
             by: gain,
-            cell: (row) => <span class={gain(row) < 0 ? "bad" : "good"}>{moved(gain(row))}</span>,
+            cell: (row) => <span class={look(gain(row))}>{moved(gain(row))}</span>,
           },
           ...other,
         ]}

@@ -100,18 +100,20 @@ function Compared(props: { version: ModelVersion; before: string }) {
   const known = new Set([version.baseModel, version.parent, before, ...listed]);
   return (
     <>
-      <label>
-        Before
-        <select value={before} onChange={(event) => change({ before: event.currentTarget.value })}>
-          {[...known]
-            .filter((one) => one && one !== id)
-            .map((one) => (
-              <option key={one} value={one}>
-                {one}
-              </option>
-            ))}
-        </select>
-      </label>
+      <div class="row">
+        <label>
+          Before
+          <select value={before} onChange={(event) => change({ before: event.currentTarget.value })}>
+            {[...known]
+              .filter((one) => one && one !== id)
+              .map((one) => (
+                <option key={one} value={one}>
+                  {one}
+                </option>
+              ))}
+          </select>
+        </label>
+      </div>
       <Await of={compared}>{({ slices }) => <Comparison caption={`From ${before} to ${id}`} slices={slices} />}</Await>
     </>
   );
