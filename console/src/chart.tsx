@@ -10,6 +10,7 @@ const LEFT = 56;
 const RIGHT = 16;
 const TOP = 12;
 const BOTTOM = 44;
+const APART = 32;
 
 export interface Area {
   x: Scale;
@@ -34,6 +35,16 @@ function useWidth(least: number) {
   return { element, width };
 }
 
+/** Leave out ticks whose words would touch. */
+function apart(ticks: readonly number[], x: Scale): number[] {
+  const kept: number[] = [];
+  for (const tick of ticks) {
+    const last = kept.at(-1);
+    if (last === undefined || x(tick) - x(last) >= APART) kept.push(tick);
+  }
+  return kept;
+}
+
 /**
  * Draw axes, and what `children` give of the area between them.
  *
@@ -47,6 +58,8 @@ export function Chart(props: {
   y: Scale;
   xLabel: string;
   yLabel: string;
+  /** What to mark, ascending; absent: round numbers. */
+  xTicks?: readonly number[];
   xFormat?: (value: number) => string;
   yFormat?: (value: number) => string;
   height?: number;
@@ -63,7 +76,7 @@ export function Chart(props: {
     top: TOP,
     bottom: height - BOTTOM,
   };
-  const xTicks = area.x.ticks(Math.max(2, Math.floor(width / 110)));
+  const xTicks = props.xTicks ? apart(props.xTicks, area.x) : area.x.ticks(Math.max(2, Math.floor(width / 110)));
   const yTicks = area.y.ticks(5);
   const xFormat = props.xFormat ?? area.x.tickFormat(xTicks.length);
   const yFormat = props.yFormat ?? area.y.tickFormat(yTicks.length);

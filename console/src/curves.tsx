@@ -2,12 +2,11 @@
 
 import { extent } from "d3-array";
 import { scaleLinear, scaleLog } from "d3-scale";
-import { line } from "d3-shape";
 
 import type { Calibration, Curve } from "../gen/router_pb";
 
 import { Chart } from "./chart";
-import { Legend, series } from "./series";
+import { Legend, Lines, type Series } from "./lines";
 import { Table } from "./table";
 import { count, share } from "./words";
 
@@ -23,6 +22,10 @@ function kept(curve: Curve): Kept[] {
 
 export function Curves(props: { calibration: Calibration }) {
   const { curves } = props.calibration;
+  const lines: Series[] = curves.map((curve) => ({
+    name: curve.size,
+    points: kept(curve).map((one) => [one.candidates, one.recall] as const),
+  }));
   const all = curves.flatMap(kept);
   const [shortest = 1, longest = 10] = extent(all, (one) => one.candidates);
   const least = Math.min(...all.map((one) => one.recall));
@@ -34,7 +37,7 @@ export function Curves(props: { calibration: Calibration }) {
       <p class="soft">
         The share of the exact hits that a shortlist on a short size holds, before the full size puts them in order.
       </p>
-      <Legend names={curves.map((curve) => curve.size)} />
+      <Legend series={lines} />
       <Chart
         label="Recall of each short size by the length of its shortlist; the table below has the figures"
         x={x}
@@ -43,15 +46,7 @@ export function Curves(props: { calibration: Calibration }) {
         yLabel="Recall"
         xFormat={x.tickFormat(4, "~s")}
       >
-        {(area) =>
-          curves.map((curve, at) => {
-            const path = line<Kept>(
-              (one) => area.x(one.candidates),
-              (one) => area.y(one.recall),
-            );
-            return <path key={curve.size} class={`line ${series(at)}`} d={path(kept(curve)) ?? ""} />;
-          })
-        }
+        {(area) => <Lines area={area} series={lines} />}
       </Chart>
       <details>
         <summary>As a table</summary>

@@ -14,7 +14,8 @@ export function onRefused(listener: () => void): () => void {
   return () => void refused.delete(listener);
 }
 
-function noted(reason: unknown): Problem {
+/** Return what to show of an error; whoever asks for keys is told, if it was for want of one. */
+export function noted(reason: unknown): Problem {
   const problem = problemOf(reason);
   if (problem.code === Code.Unauthenticated) refused.forEach((listener) => listener());
   return problem;

@@ -5,10 +5,11 @@ import { useEffect, useState } from "preact/hooks";
 
 import { KeyDialog } from "./key";
 import { onRefused } from "./load";
-import { CollectionsPage } from "./pages/collections";
+import { ModelsPage } from "./pages/models";
 import { PlanPage } from "./pages/plan";
 import { RecallPage } from "./pages/recall";
 import { SearchPage } from "./pages/search";
+import { TrainingPage } from "./pages/training";
 import { to, usePlace } from "./place";
 import { key } from "./services";
 import { ThemeButton } from "./theme";
@@ -17,7 +18,8 @@ const PAGES = {
   search: ["Search", SearchPage],
   plan: ["Plan", PlanPage],
   recall: ["Recall", RecallPage],
-  collections: ["Collections", CollectionsPage],
+  training: ["Training", TrainingPage],
+  models: ["Models and collections", ModelsPage],
 } as const;
 
 type PageName = keyof typeof PAGES;

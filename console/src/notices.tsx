@@ -9,9 +9,8 @@ export function Alert(props: { problem?: Problem | undefined; onRetry?: () => vo
   if (!props.problem) return null;
   return (
     <div class="alert" role="alert">
-      <p>
-        {props.problem.message} {props.problem.next}
-      </p>
+      <p>{props.problem.message}</p>
+      {props.problem.next && <p>{props.problem.next}</p>}
       {props.onRetry && <button onClick={props.onRetry}>Try again</button>}
     </div>
   );

@@ -39,3 +39,19 @@ export function low(name: string | undefined): string {
 export function size(dim: number, nested: boolean): string {
   return nested ? `${dim} nested` : `${dim}`;
 }
+
+/** "ROLLED_BACK" of an enum's name as "rolled back". */
+export function spoken(name: string | undefined): string {
+  return low(name).replaceAll("_", " ");
+}
+
+/** How far a share moved: "+0.012". */
+export function moved(value: number): string {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+}
+
+/** Seconds of work: "12 s", "3 min", "2.5 h". */
+export function duration(seconds: number): string {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}

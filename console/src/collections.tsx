@@ -1,18 +1,16 @@
 // What there is to search: sizes, memory, aliases, and changes under way.
 
-import { type Collection, type Size } from "../../gen/router_pb";
-import { useLoad } from "../load";
-import { Await, Bar, Empty } from "../notices";
-import { to } from "../place";
-import { router } from "../services";
-import { sizeMemory } from "../sizes";
-import { Table } from "../table";
-import { bytes, count, size } from "../words";
+import type { Collection, ListCollectionsResponse, Size } from "../gen/router_pb";
+import type { Loaded } from "./load";
+import { Await, Bar, Empty } from "./notices";
+import { to } from "./place";
+import { sizeMemory } from "./sizes";
+import { Table } from "./table";
+import { bytes, count, size } from "./words";
 
-export function CollectionsPage(_: { settings: URLSearchParams }) {
-  const collections = useLoad((signal) => router.listCollections({}, { signal }), [], 5);
+export function Collections(props: { of: Loaded<ListCollectionsResponse> }) {
   return (
-    <Await of={collections}>
+    <Await of={props.of}>
       {({ collections: all }) =>
         all.length ? (
           <div class="cards">
@@ -50,7 +48,7 @@ function CollectionCard(props: { collection: Collection }) {
   ];
   return (
     <section class="card" aria-label={collection.name}>
-      <h2>{collection.name}</h2>
+      <h3>{collection.name}</h3>
       <dl>
         <dt>Points</dt>
         <dd>{count(collection.numPoints)}</dd>

@@ -1,0 +1,202 @@
+// A job begun from a file. What was entered stays whatever is refused.
+
+import { useState } from "preact/hooks";
+
+import { Head, Method } from "../../gen/trainer_pb";
+import { FileField } from "../file_field";
+import { useDoing } from "../load";
+import { Alert, Bar } from "../notices";
+import { to } from "../place";
+import { trainer } from "../services";
+import { upload } from "../upload";
+import { HEADS, METHODS } from "./methods";
+
+// A file that has arrived is not sent again when another field was wrong.
+const sent = new WeakMap<File, string>();
+
+interface Wish {
+  training?: File | undefined;
+  validation?: File | undefined;
+  method: Method;
+  head: Head;
+  sizes: string;
+  suffix: string;
+  baseModel: string;
+  steps: string;
+}
+
+const FIRST: Wish = {
+  method: Method.ADAPTOR,
+  head: Head.ROTATION,
+  sizes: "",
+  suffix: "",
+  baseModel: "",
+  steps: "",
+};
+
+interface Sending {
+  name: string;
+  done: number;
+  total: number;
+}
+
+async function arrived(file: File | undefined, signal: AbortSignal, tell: (sending: Sending) => void): Promise<string> {
+  if (!file) return "";
+  const { name } = file;
+  const id = sent.get(file) ?? (await upload(file, signal, (done, total) => tell({ name, done, total })));
+  sent.set(file, id);
+  return id;
+}
+
+async function begin(wish: Wish, signal: AbortSignal, tell: (sending?: Sending) => void): Promise<void> {
+  const trainingFile = await arrived(wish.training, signal, tell);
+  const validationFile = await arrived(wish.validation, signal, tell);
+  tell();
+  const { job } = await trainer.createJob(
+    {
+      trainingFile,
+      validationFile,
+      baseModel: wish.method === Method.NEST ? "" : wish.baseModel.trim(),
+      suffix: wish.suffix.trim(),
+      hyperparameters: {
+        method: wish.method,
+        head: wish.method === Method.ADAPTOR ? wish.head : Head.UNSPECIFIED,
+        matryoshkaDims: (wish.sizes.match(/\d+/g) ?? []).map(Number),
+        steps: Number(wish.steps),
+      },
+    },
+    { signal },
+  );
+  if (job) location.hash = to("training", { job: job.id });
+}
+
+export function JobForm() {
+  const [wish, setWish] = useState(FIRST);
+  const [sending, setSending] = useState<Sending>();
+  const start = useDoing((signal, wanted: Wish) => begin(wanted, signal, setSending).finally(() => setSending(undefined)));
+  const set = (changed: Partial<Wish>): void => setWish((last) => ({ ...last, ...changed }));
+  const submit = (event: Event): void => {
+    event.preventDefault();
+    start.run(wish);
+  };
+  return (
+    <form onSubmit={submit} aria-label="Start a job">
+      <Files wish={wish} set={set} />
+      <Settings wish={wish} set={set} />
+      <Alert problem={start.problem} />
+      {sending && <Bar step={`Sending ${sending.name}, bytes`} done={sending.done} total={sending.total} />}
+      {start.isRunning && !sending && <p role="status">Checking the data …</p>}
+      <div class="row">
+        <button type="submit" disabled={start.isRunning}>
+          Start the job
+        </button>
+        {start.isRunning && (
+          <button type="button" class="quiet" onClick={start.stop}>
+            Stop
+          </button>
+        )}
+      </div>
+    </form>
+  );
+}
+
+interface Part {
+  wish: Wish;
+  set: (changed: Partial<Wish>) => void;
+}
+
+function Files({ wish, set }: Part) {
+  const isNest = wish.method === Method.NEST;
+  return (
+    <div class="row">
+      <FileField
+        label={isNest ? "Vectors of documents" : "Training file"}
+        hint={isNest ? ".npy, float32, at least 1000 rows; choose it, or drop it here" : "JSON lines, CSV or Parquet; choose it, or drop it here"}
+        isRequired
+        file={wish.training}
+        onFile={(training) => set({ training })}
+      />
+      <FileField
+        label={isNest ? "Vectors of queries, if there are any" : "Validation file, if there is one"}
+        hint={isNest ? "else documents stand in for them" : "else a tenth of the examples is held out"}
+        file={wish.validation}
+        onFile={(validation) => set({ validation })}
+      />
+    </div>
+  );
+}
+
+function Settings({ wish, set }: Part) {
+  const method = METHODS.find(([one]) => one === wish.method);
+  return (
+    <>
+      <div class="row top">
+        <label>
+          Method
+          <select value={wish.method} onChange={(event) => set({ method: Number(event.currentTarget.value) })}>
+            {METHODS.map(([one, name]) => (
+              <option key={one} value={one}>
+                {name}
+              </option>
+            ))}
+          </select>
+        </label>
+        {wish.method === Method.ADAPTOR && (
+          <label>
+            Head
+            <select value={wish.head} onChange={(event) => set({ head: Number(event.currentTarget.value) })}>
+              {HEADS.map(([one, name]) => (
+                <option key={one} value={one}>
+                  {name}
+                </option>
+              ))}
+            </select>
+          </label>
+        )}
+        <label>
+          Sizes
+          <input
+            value={wish.sizes}
+            placeholder="all powers of two"
+            pattern="[\d,\s]*"
+            title="Sizes below the full one, ascending, for example 32, 64, 128; empty: powers of two"
+            onInput={(event) => set({ sizes: event.currentTarget.value })}
+          />
+        </label>
+        <label>
+          Name, part of the model's id
+          <input
+            value={wish.suffix}
+            placeholder="docs"
+            pattern="\s*[A-Za-z0-9\-]{1,64}\s*"
+            title="1 to 64 letters, digits or -"
+            onInput={(event) => set({ suffix: event.currentTarget.value })}
+          />
+        </label>
+        {wish.method !== Method.NEST && (
+          <label>
+            Base model
+            <input
+              value={wish.baseModel}
+              placeholder="the packaged one"
+              title="A folder where the trainer runs, or a hub id"
+              onInput={(event) => set({ baseModel: event.currentTarget.value })}
+            />
+          </label>
+        )}
+        <label>
+          Steps
+          <input
+            type="number"
+            min="1"
+            max="1000000"
+            value={wish.steps}
+            placeholder="as fits"
+            onInput={(event) => set({ steps: event.currentTarget.value })}
+          />
+        </label>
+      </div>
+      <p class="soft">{method?.[2]}</p>
+    </>
+  );
+}
