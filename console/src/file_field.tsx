@@ -1,6 +1,6 @@
 // A file of the user's: chosen, or dropped on the field.
 
-import { useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 
 import { bytes } from "./words";
 
@@ -13,6 +13,13 @@ export function FileField(props: {
 }) {
   const input = useRef<HTMLInputElement>(null);
   const [isOver, setIsOver] = useState(false);
+  // What was chosen before the page was built anew.
+  useEffect(() => {
+    if (!props.file || !input.current) return;
+    const held = new DataTransfer();
+    held.items.add(props.file);
+    input.current.files = held.files;
+  }, []);
   const drop = (event: DragEvent): void => {
     event.preventDefault();
     setIsOver(false);

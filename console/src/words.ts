@@ -45,9 +45,10 @@ export function spoken(name: string | undefined): string {
   return low(name).replaceAll("_", " ");
 }
 
-/** How far a share moved: "+0.012". */
+/** How far a share moved: "+0.012"; "0.000" has no sign. */
 export function moved(value: number): string {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+  const far = share(Math.abs(value));
+  return far === share(0) ? far : `${value < 0 ? "−" : "+"}${far}`;
 }
 
 /** Seconds of work: "12 s", "3 min", "2.5 h". */

@@ -2,12 +2,13 @@
 
 import { useState } from "preact/hooks";
 
+import { hasDraft } from "../draft";
 import { useLoad } from "../load";
 import { Await } from "../notices";
 import { usePager } from "../pager";
 import { trainer } from "../services";
 import { JobView } from "../training/job";
-import { JobForm } from "../training/job_form";
+import { DRAFT, JobForm } from "../training/job_form";
 import { Jobs } from "../training/jobs";
 import { PromotionView } from "../training/promotion";
 import { Promotions } from "../training/promotions";
@@ -49,7 +50,7 @@ function Overview() {
 
 function Start(props: { isFirst: boolean }) {
   // As it is in the beginning: the list may change while the form is filled in.
-  const [isOpen] = useState(props.isFirst);
+  const [isOpen] = useState(() => props.isFirst || hasDraft(DRAFT));
   return (
     <details class="card" open={isOpen}>
       <summary>Start a job from a file</summary>

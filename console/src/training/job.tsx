@@ -42,10 +42,10 @@ export function JobView(props: { id: string }) {
       <p>
         <a href={to("training")}>All jobs</a>
       </p>
+      {!job.problem && <Alert problem={problem} />}
       <Await of={job}>
         {({ job: found }) => found && <Found job={found} events={events} onChanged={job.reload} />}
       </Await>
-      {!job.problem && <Alert problem={problem} />}
       {events.length > 0 && <Events events={events} />}
     </>
   );
@@ -131,8 +131,12 @@ function Summary(props: { job: Job }) {
 }
 
 function Progress(props: { job: Job; events: readonly Event[] }) {
+  const { job } = props;
   const last = props.events.at(-1);
-  if (!last || ENDED.has(props.job.status)) return null;
+  if (!last || ENDED.has(job.status)) return null;
+  if (job.status === JobStatus.PAUSED) {
+    return <Bar step="paused" done={job.step} total={job.hyperparameters?.steps ?? 0} />;
+  }
   const left = last.secondsLeft ? `, about ${duration(last.secondsLeft)} left` : "";
   return <Bar step={`${last.message}${left}`} done={last.step} total={last.totalSteps} />;
 }

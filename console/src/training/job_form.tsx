@@ -3,6 +3,7 @@
 import { useState } from "preact/hooks";
 
 import { Head, Method } from "../../gen/trainer_pb";
+import { useDraft } from "../draft";
 import { FileField } from "../file_field";
 import { useDoing } from "../load";
 import { Alert, Bar } from "../notices";
@@ -24,6 +25,8 @@ interface Wish {
   baseModel: string;
   steps: string;
 }
+
+export const DRAFT = "job";
 
 const FIRST: Wish = {
   method: Method.ADAPTOR,
@@ -48,7 +51,7 @@ async function arrived(file: File | undefined, signal: AbortSignal, tell: (sendi
   return id;
 }
 
-async function begin(wish: Wish, signal: AbortSignal, tell: (sending?: Sending) => void): Promise<void> {
+async function begin(wish: Wish, signal: AbortSignal, tell: (sending?: Sending) => void): Promise<string> {
   const trainingFile = await arrived(wish.training, signal, tell);
   const validationFile = await arrived(wish.validation, signal, tell);
   tell();
@@ -67,14 +70,17 @@ async function begin(wish: Wish, signal: AbortSignal, tell: (sending?: Sending) 
     },
     { signal },
   );
-  if (job) location.hash = to("training", { job: job.id });
+  return job?.id ?? "";
 }
 
 export function JobForm() {
-  const [wish, setWish] = useState(FIRST);
+  const { value: wish, set, drop } = useDraft(DRAFT, FIRST);
   const [sending, setSending] = useState<Sending>();
-  const start = useDoing((signal, wanted: Wish) => begin(wanted, signal, setSending).finally(() => setSending(undefined)));
-  const set = (changed: Partial<Wish>): void => setWish((last) => ({ ...last, ...changed }));
+  const start = useDoing(async (signal, wanted: Wish) => {
+    const id = await begin(wanted, signal, setSending).finally(() => setSending(undefined));
+    drop();
+    location.hash = to("training", { job: id });
+  });
   const submit = (event: Event): void => {
     event.preventDefault();
     start.run(wish);

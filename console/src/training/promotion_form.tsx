@@ -1,7 +1,6 @@
 // What a promotion must keep, and what it shall move.
 
-import { useState } from "preact/hooks";
-
+import { useDraft } from "../draft";
 import { useDoing, useLoad } from "../load";
 import { Alert, Await } from "../notices";
 import { to } from "../place";
@@ -31,22 +30,25 @@ function lines(text: string): string[] {
   return text.split("\n").filter((line) => line.trim());
 }
 
-async function begin(version: string, wish: Wish, signal: AbortSignal): Promise<void> {
+async function begin(version: string, wish: Wish, signal: AbortSignal): Promise<string> {
   const { collections, hold, watch } = wish;
   const gate = { maxDrop: Number(wish.maxDrop), slices: lines(wish.slices), minQueries: Number(wish.minQueries) };
   const asked = { version, encoderAlias: wish.encoderAlias.trim(), collections, gate, hold, watch };
-  // It goes on when its caller leaves: to its own page, with the first answer.
+  // It goes on when its caller leaves, and its own page follows it: the first answer is enough.
   for await (const { promotion } of trainer.promote(asked, { signal })) {
-    if (!promotion) continue;
-    location.hash = to("training", { promotion: promotion.id });
-    return;
+    if (promotion) return promotion.id;
   }
+  return "";
 }
 
 export function PromotionForm(props: { version: string }) {
-  const [wish, setWish] = useState(FIRST);
-  const promote = useDoing((signal, wanted: Wish) => begin(props.version, wanted, signal));
-  const set = (changed: Partial<Wish>): void => setWish((last) => ({ ...last, ...changed }));
+  const { version } = props;
+  const { value: wish, set, drop } = useDraft(`promotion of ${version}`, FIRST);
+  const promote = useDoing(async (signal, wanted: Wish) => {
+    const id = await begin(version, wanted, signal);
+    drop();
+    location.hash = to("training", { promotion: id });
+  });
   const submit = (event: Event): void => {
     event.preventDefault();
     promote.run(wish);

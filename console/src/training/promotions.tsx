@@ -40,7 +40,7 @@ export function Promotions() {
         {(listed) =>
           listed.promotions.length || after ? (
             <>
-              <Table caption="Newest first" rows={listed.promotions} id={(one) => one.id} columns={COLUMNS} />
+              <Table caption="Promotions, newest first" rows={listed.promotions} id={(one) => one.id} columns={COLUMNS} />
               <Turn pager={pager} last={listed.promotions.at(-1)?.id} hasMore={listed.hasMore} />
             </>
           ) : (

@@ -50,7 +50,7 @@ export function Versions() {
         {(listed) =>
           listed.versions.length || after ? (
             <>
-              <Table caption="Newest first" rows={listed.versions} id={(one) => one.id} columns={COLUMNS} />
+              <Table caption="Versions, newest first" rows={listed.versions} id={(one) => one.id} columns={COLUMNS} />
               <Turn pager={pager} last={listed.versions.at(-1)?.id} hasMore={listed.hasMore} />
             </>
           ) : (
