@@ -19,6 +19,24 @@ _PATIENCE_MS = 30_000
 _TOPICS = ("dolls", "rivers", "violins", "bread")
 
 
+def fill(process: Process, name: str, alias: str = "") -> None:
+    """Make a collection of 400 texts, at 32 and 128 numbers, too."""
+    with grpc.insecure_channel(process.grpc) as channel:
+        router = pb_grpc.RouterServiceStub(channel)
+        sizes = [pb.Size(dim=32), pb.Size(dim=128, quantization=pb.QUANTIZATION_INT8)]
+        router.CreateCollection(pb.CreateCollectionRequest(name=name, model="default", sizes=sizes))
+        points = [
+            pb.Point(id=f"{topic}-{at}", text=f"What number {at} says about {topic}.")
+            for at in range(400)
+            for topic in [_TOPICS[at % 4]]
+        ]
+        batch = pb.UpsertRequest(collection=name, points=points)
+        assert [answer.total_points for answer in router.Upsert(iter([batch]))] == [400]
+        if alias:
+            moved = pb.SetCollectionAliasRequest(alias=alias, collection=name)
+            router.SetCollectionAlias(moved)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
@@ -53,26 +71,14 @@ def empty_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]
 
 @pytest.fixture(scope="session")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A `matryoshka up` with 400 texts in the collection docs, at 32 and 128 numbers, too."""
+    """A `matryoshka up` with the collection docs; all its searches are measured."""
     started = serve(
         tmp_path_factory.mktemp("console"),
         "up",
         MATRYOSHKA_ROUTER_SHADOW_SHARE="1",
         MATRYOSHKA_ROUTER_SHADOW_MAX_BUSY="1",
     )
-    with grpc.insecure_channel(started.grpc) as channel:
-        router = pb_grpc.RouterServiceStub(channel)
-        sizes = [pb.Size(dim=32), pb.Size(dim=128, quantization=pb.QUANTIZATION_INT8)]
-        router.CreateCollection(
-            pb.CreateCollectionRequest(name="docs", model="default", sizes=sizes)
-        )
-        points = [
-            pb.Point(id=f"{topic}-{at}", text=f"What number {at} says about {topic}.")
-            for at in range(400)
-            for topic in [_TOPICS[at % 4]]
-        ]
-        batch = pb.UpsertRequest(collection="docs", points=points)
-        assert [answer.total_points for answer in router.Upsert(iter([batch]))] == [400]
+    fill(started, "docs")
     yield started
     assert started.stop() == 0
 

@@ -1,0 +1,34 @@
+"""Recall in the console: live searches, what they lost, and who may see their texts."""
+
+import grpc
+from playwright.sync_api import expect
+
+from services.shared.pb import router_pb2 as pb
+from services.shared.pb import router_pb2_grpc as pb_grpc
+from tests.console.conftest import fill
+
+BAD = pb.Plan(stages=[pb.Stage(dim=32, candidates=10), pb.Stage(dim=384)])
+
+
+def test_what_live_searches_lose_is_shown_with_the_searches(page, process, pictures):
+    """By slice, worst first, with what lost it, over time; a query leads to the search page."""
+    fill(process, "watched")
+    with grpc.insecure_channel(process.grpc) as channel:
+        router = pb_grpc.RouterServiceStub(channel)
+        for at in range(12):
+            for name, plan in (("shallow", BAD), ("whole", None)):
+                text = f"the number of rivers {at}"
+                asked = pb.SearchRequest(collection="watched", text=text, slice=name, plan=plan)
+                router.Search(asked)
+    page.goto(f"{process.http}/#/recall?collection=watched")
+    table = page.get_by_role("region", name="Live searches by slice, the worst first")
+    expect(table.get_by_role("row")).to_have_count(3)
+    expect(table.get_by_role("row").nth(1)).to_contain_text("shallow")
+    expect(page.get_by_role("img", name="Recall of the slice shallow over time")).to_be_visible()
+    lost = page.get_by_role("region", name="The last searches of the slice shallow")
+    expect(lost).to_be_visible()
+    page.screenshot(path=pictures / "recall.png", full_page=True)
+    query = lost.get_by_role("link").first
+    text = query.inner_text()
+    query.click()
+    expect(page.get_by_label("Query")).to_have_value(text)

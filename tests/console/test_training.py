@@ -1,0 +1,81 @@
+"""Training in the console: from a file to what is served, and refusals in words."""
+
+import json
+
+from playwright.sync_api import Page, expect
+
+from tests.console.conftest import fill
+
+_LONG_MS = 120_000
+
+
+def write_pairs(path, count, wrong=0):
+    lines = [
+        {"anchor": f"what is number {at}?", "positive": f"Number {at} is about topic {at % 7}."}
+        for at in range(count)
+    ]
+    lines += [{"anchor": "", "positive": "Nothing."}] * wrong
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def begin(page: Page, path) -> None:
+    page.get_by_label("Training file").set_input_files(path)
+    page.get_by_label("Sizes").fill("32, 128")
+    page.get_by_label("Name, part of the model's id").fill("console")
+    page.get_by_label("Steps").fill("20")
+    page.get_by_role("button", name="Start the job").click()
+
+
+def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, tmp_path):
+    """File, line and reason; what was entered stays, and another file goes on with it."""
+    page.goto(f"{process.http}/#/training")
+    if not page.get_by_label("Training file").is_visible():
+        page.get_by_text("Start a job from a file").click()
+    begin(page, write_pairs(tmp_path / "wrong.jsonl", 40, wrong=1))
+    alert = page.get_by_role("alert").first
+    expect(alert).to_contain_text("wrong.jsonl")
+    expect(alert).to_contain_text("41")
+    expect(page.get_by_label("Sizes")).to_have_value("32, 128")
+    expect(page.get_by_label("Steps")).to_have_value("20")
+
+
+def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, tmp_path):
+    """A file is sent, trained from and compared; refused by a strict gate, served by a fair one."""
+    fill(process, "library-1", alias="library")
+    page.goto(f"{process.http}/#/training")
+    if not page.get_by_label("Training file").is_visible():
+        page.get_by_text("Start a job from a file").click()
+    begin(page, write_pairs(tmp_path / "pairs.jsonl", 400))
+    job = page.get_by_role("region", name="The job", exact=True)
+    expect(job).to_contain_text("succeeded", timeout=_LONG_MS)
+    expect(page.get_by_role("img", name="oss").first).to_be_visible()
+    expect(page.get_by_role("heading", name="Quality of each size")).to_be_visible()
+    page.screenshot(path=pictures / "job.png", full_page=True)
+
+    page.get_by_role("link", name="compare it, and promote it").click()
+    form = page.get_by_role("form", name="Promote")
+    form.get_by_label("Fewest queries to judge by").fill("10000")
+    form.get_by_label("The encoder's name to move").fill("")
+    form.get_by_label("library, now library-1").check()
+    form.get_by_role("button", name="Promote").click()
+    promotion = page.get_by_role("region", name="The promotion")
+    expect(promotion).to_contain_text("refused", timeout=_LONG_MS)
+    expect(page.get_by_text("The gate refused it, and nothing was touched.")).to_be_visible()
+    expect(page.locator(".alert li").first).to_contain_text("10000")
+    page.screenshot(path=pictures / "refused.png", full_page=True)
+
+    page.go_back()
+    form.get_by_label("Fewest queries to judge by").fill("1")
+    form.get_by_label("Most that any served size may lose").fill("1")
+    form.get_by_label("The encoder's name to move").fill("")
+    form.get_by_label("library, now library-1").check()
+    form.get_by_role("button", name="Promote").click()
+    expect(page.get_by_text("What was served before is kept current")).to_be_visible(
+        timeout=_LONG_MS
+    )
+    page.screenshot(path=pictures / "promotion.png", full_page=True)
+    # It cannot be taken back: the button asks once more.
+    page.get_by_role("button", name="Finish").click()
+    page.get_by_role("button", name="Finish").click()
+    expect(page.get_by_text("It is served.", exact=True)).to_be_visible()
