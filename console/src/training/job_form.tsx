@@ -1,5 +1,6 @@
 // A job begun from a file. What was entered stays whatever is refused.
 
+import { Code, ConnectError } from "@connectrpc/connect";
 import { useState } from "preact/hooks";
 
 import { Head, Method } from "../../gen/trainer_pb";
@@ -45,8 +46,11 @@ interface Sending {
 
 async function arrived(file: File | undefined, signal: AbortSignal, tell: (sending: Sending) => void): Promise<string> {
   if (!file) return "";
-  const { name } = file;
-  const id = sent.get(file) ?? (await upload(file, signal, (done, total) => tell({ name, done, total })));
+  const known = sent.get(file);
+  if (known) return known;
+  const { name, size } = file;
+  tell({ name, done: 0, total: size });
+  const id = await upload(file, signal, (done, total) => tell({ name, done, total }));
   sent.set(file, id);
   return id;
 }
@@ -55,22 +59,31 @@ async function begin(wish: Wish, signal: AbortSignal, tell: (sending?: Sending) 
   const trainingFile = await arrived(wish.training, signal, tell);
   const validationFile = await arrived(wish.validation, signal, tell);
   tell();
-  const { job } = await trainer.createJob(
-    {
-      trainingFile,
-      validationFile,
-      baseModel: wish.method === Method.NEST ? "" : wish.baseModel.trim(),
-      suffix: wish.suffix.trim(),
-      hyperparameters: {
-        method: wish.method,
-        head: wish.method === Method.ADAPTOR ? wish.head : Head.UNSPECIFIED,
-        matryoshkaDims: (wish.sizes.match(/\d+/g) ?? []).map(Number),
-        steps: Number(wish.steps),
-      },
+  try {
+    const { job } = await trainer.createJob({ ...asked(wish), trainingFile, validationFile }, { signal });
+    return job?.id ?? "";
+  } catch (reason) {
+    // A file was deleted meanwhile, or is another key's: it is sent again next time.
+    if (ConnectError.from(reason).code === Code.NotFound) {
+      for (const file of [wish.training, wish.validation]) if (file) sent.delete(file);
+    }
+    throw reason;
+  }
+}
+
+/** What is asked for besides the files. */
+function asked(wish: Wish) {
+  const { method } = wish;
+  return {
+    baseModel: method === Method.NEST ? "" : wish.baseModel.trim(),
+    suffix: wish.suffix.trim(),
+    hyperparameters: {
+      method,
+      head: method === Method.ADAPTOR ? wish.head : Head.UNSPECIFIED,
+      matryoshkaDims: (wish.sizes.match(/\d+/g) ?? []).map(Number),
+      steps: Number(wish.steps),
     },
-    { signal },
-  );
-  return job?.id ?? "";
+  };
 }
 
 export function JobForm() {

@@ -5,7 +5,7 @@ import { Empty } from "../notices";
 import { type Pager, Turn } from "../pager";
 import { to } from "../place";
 import { type Column, Table } from "../table";
-import { spoken, time } from "../words";
+import { count, spoken, time } from "../words";
 import { methodName } from "./methods";
 
 const EXAMPLE = `{"anchor": "how do I change my password?", "positive": "Open Settings, then Security ..."}
@@ -20,7 +20,7 @@ export function State(props: { status: JobStatus }) {
 
 function progress(job: Job): string {
   const steps = job.hyperparameters?.steps ?? 0;
-  return job.step ? `${job.step} of ${steps}` : "";
+  return job.step ? `${count(job.step)} of ${count(steps)}` : "";
 }
 
 const COLUMNS: Column<Job>[] = [
