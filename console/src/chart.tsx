@@ -7,7 +7,8 @@ import { useEffect, useRef, useState } from "preact/hooks";
 export type Scale = ScaleContinuousNumeric<number, number>;
 
 const LEFT = 56;
-const RIGHT = 16;
+// Half of the last tick's label reaches over it.
+const RIGHT = 28;
 const TOP = 12;
 const BOTTOM = 44;
 const APART = 32;

@@ -15,6 +15,7 @@ import { count, share, time } from "./words";
 
 // A key that may not is told so each time that it asks.
 const EVERY_S = 15;
+const ROWS = 20;
 
 export function LostSearches(props: { collection: string; slice: string }) {
   const { collection, slice } = props;
@@ -38,6 +39,7 @@ export function LostSearches(props: { collection: string; slice: string }) {
             caption={`The last searches of the slice ${sliceName(slice)} that lost hits, newest first`}
             rows={searches}
             id={(search) => `${search.at} ${searches.indexOf(search)}`}
+            most={ROWS}
             columns={[
               { title: "Time", cell: (search) => time(search.at), by: (search) => Number(search.at) },
               { title: "Query", cell: (search) => <Query collection={collection} search={search} /> },

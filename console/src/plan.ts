@@ -9,6 +9,8 @@ function stageWords(stage: Stage, isLast: boolean): string {
   if (!isLast) parts.push(`×${stage.candidates}`);
   if (stage.exact) parts.push("exact");
   else if (stage.ef) parts.push(`ef ${stage.ef}`);
+  if (stage.ignoreQuantization) parts.push("originals");
+  else if (stage.oversampling) parts.push(`rescored ×${stage.oversampling}`);
   return parts.join(" ");
 }
 

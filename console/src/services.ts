@@ -54,6 +54,7 @@ export function problemOf(reason: unknown): Problem {
   const error = ConnectError.from(reason);
   const isAway = error.code === Code.Unknown && /fetch|network/i.test(error.rawMessage);
   const code = isAway ? Code.Unavailable : error.code;
-  const message = isAway ? "The service does not answer." : error.rawMessage;
+  const said = isAway ? "The service does not answer" : error.rawMessage;
+  const message = /[.!?]$/.test(said) ? said : `${said}.`;
   return { code, message, next: NEXT[code] ?? "" };
 }

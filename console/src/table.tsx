@@ -5,7 +5,7 @@ import { useState } from "preact/hooks";
 
 import { count } from "./words";
 
-const ROWS = 50;
+const MOST_ROWS = 50;
 
 export interface Column<T> {
   title: string;
@@ -24,15 +24,17 @@ export function Table<T>(props: {
   columns: readonly Column<T>[];
   rows: readonly T[];
   id: (row: T) => string;
+  /** Rows at a time. */
+  most?: number;
 }) {
-  const { columns, rows } = props;
+  const { columns, rows, most = MOST_ROWS } = props;
   const [page, setPage] = useState(0);
   const [order, setOrder] = useState<{ at: number; isDown: boolean }>();
   const by = order && columns[order.at]?.by;
   const sorted = by
     ? [...rows].sort((one, other) => compare(by(one), by(other)) * (order.isDown ? -1 : 1))
     : rows;
-  const last = Math.max(0, Math.ceil(rows.length / ROWS) - 1);
+  const last = Math.max(0, Math.ceil(rows.length / most) - 1);
   const shown = Math.min(page, last);
   const turn = (at: number): void =>
     setOrder(order?.at === at && !order.isDown ? { at, isDown: true } : { at, isDown: false });
@@ -55,7 +57,7 @@ export function Table<T>(props: {
           </tr>
         </thead>
         <tbody>
-          {sorted.slice(shown * ROWS, (shown + 1) * ROWS).map((row) => (
+          {sorted.slice(shown * most, (shown + 1) * most).map((row) => (
             <tr key={props.id(row)}>
               {columns.map((column) => (
                 <td key={column.title} class={column.isNumber ? "number" : undefined}>
@@ -72,7 +74,7 @@ export function Table<T>(props: {
             Earlier
           </button>
           <span>
-            {count(shown * ROWS + 1)} to {count(Math.min(rows.length, (shown + 1) * ROWS))} of {count(rows.length)}
+            {count(shown * most + 1)} to {count(Math.min(rows.length, (shown + 1) * most))} of {count(rows.length)}
           </span>
           <button class="quiet" disabled={shown === last} onClick={() => setPage(shown + 1)}>
             Later

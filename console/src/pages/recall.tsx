@@ -14,6 +14,8 @@ import { type Column, Table } from "../table";
 import { count, share, time } from "../words";
 
 const EVERY_S = 5;
+// So few that what is told of the chosen one stays near.
+const SLICES = 10;
 
 export function RecallPage(props: { settings: URLSearchParams }) {
   // With a mark before its name, as "" is a slice too: of searches that name none.
@@ -110,7 +112,13 @@ function SliceTable(props: { slices: readonly SliceRecall[]; chosen: string }) {
   return (
     <>
       <Legend names={CAUSES.map(([cause]) => `lost to ${cause}`)} />
-      <Table caption="Live searches by slice, the worst first" rows={slices} id={(row) => row.slice} columns={columns} />
+      <Table
+        caption="Live searches by slice, the worst first"
+        rows={slices}
+        id={(row) => row.slice}
+        columns={columns}
+        most={SLICES}
+      />
     </>
   );
 }
