@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from services.encoder.models import Models
-from services.shared.errors import ServiceError
+from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.served import Served, ServedError, read_served
 from services.shared.watch import Watched
 
@@ -38,12 +38,14 @@ class Follower:
         """Serve all that the file names, and go on with what will be added.
 
         Raises:
-            ServedError: it cannot be read.
-            InvalidRequest: a model of it cannot be loaded.
+            InvalidRequest: it cannot be read, or a model of it cannot be loaded.
         """
-        watched = await asyncio.to_thread(
-            Watched, "models of promotions", [self._path], self._read, ServedError
-        )
+        try:
+            watched = await asyncio.to_thread(
+                Watched, "models of promotions", [self._path], self._read, ServedError
+            )
+        except ServedError as error:
+            raise InvalidRequest(str(error)) from error
         taken = Served()
         while taken is not self._wanted:  # it may change while a model is loaded
             before, taken = taken, self._wanted
