@@ -20,12 +20,12 @@ Schema = dict[str, Any]
 CHART = Path(__file__).parent / "k8s" / "matryoshka"
 # What the chart sets by itself, or takes from Secrets; it may not be set again in `settings`.
 SET_BY_THE_CHART: dict[type[ServerSettings], frozenset[str]] = {
-    EncoderSettings: frozenset({"model"}),
+    EncoderSettings: frozenset({"model", "served_file"}),
     RouterSettings: frozenset(
         {
             "encoder_address", "encoder_api_key", "trainer_address", "trainer_api_key",
-            "tls_peer_ca", "qdrant_url", "qdrant_grpc_port", "qdrant_api_key", "database_url",
-            "files_url",
+            "tls_peer_ca", "qdrant_url", "qdrant_grpc_port", "qdrant_api_key", "qdrant_tls_ca",
+            "database_url", "files_url",
         }
     ),
     TrainerSettings: frozenset(
@@ -34,14 +34,16 @@ SET_BY_THE_CHART: dict[type[ServerSettings], frozenset[str]] = {
             "tls_peer_ca", "database_url", "files_database_url", "files_url", "launcher", "devices",
             "kubernetes_namespace", "kubernetes_image", "kubernetes_claim", "kubernetes_nodes",
             "kubernetes_gpus", "kubernetes_cpu", "kubernetes_memory", "kubernetes_queue",
+            "kubernetes_node_selector", "kubernetes_tolerations", "kubernetes_runtime_class",
+            "kubernetes_priority_class",
         }
     ),
 }  # fmt: skip
 SHARED = frozenset(
     {
-        "host", "http_port", "grpc_port", "data_dir", "api_key", "keys_file", "drain_s", "grace_s",
-        "log_format", "probe_port", "tls_cert", "tls_key", "tls_grpc_client_ca",
-        "tls_http_client_ca",
+        "host", "http_port", "grpc_port", "data_dir", "api_key", "keys_file", "peer_keys_file",
+        "drain_s", "grace_s", "log_format", "probe_port", "tls_cert", "tls_key",
+        "tls_grpc_client_ca", "tls_http_client_ca",
     }
 )  # fmt: skip
 
@@ -215,6 +217,17 @@ def router() -> Schema:
     return fields(**own, **of_pods())
 
 
+def toleration() -> Schema:
+    """Return what a job's pods may tolerate: no cluster looks at it before there is a job."""
+    return fields(
+        key=TEXT,
+        operator=choice("Equal", "Exists"),
+        value=TEXT,
+        effect=choice("NoSchedule", "PreferNoSchedule", "NoExecute"),
+        tolerationSeconds={"type": "integer"},
+    )
+
+
 def trainer() -> Schema:
     jobs = fields(
         image=choice("cpu", "cuda"),
@@ -224,6 +237,10 @@ def trainer() -> Schema:
         cpu=QUANTITY,
         memory=QUANTITY,
         queue=NAME,
+        nodeSelector=LABELS,
+        tolerations={"type": "array", "items": toleration()},
+        runtimeClassName=NAME,
+        priorityClassName=NAME,
     )
     own = {
         "enabled": SWITCH,
@@ -243,6 +260,7 @@ def qdrant() -> Schema:
         url={"type": "string", "pattern": "^(https?://.+)?$"},
         grpcPort={"type": "integer", "minimum": 1, "maximum": 65535},
         existingSecret=NAME,
+        tlsSecret=NAME,
         image=image(),
         replicas=at_least(1),
         replicationFactor=at_least(1),
@@ -322,7 +340,7 @@ def schema() -> Schema:
             cuda=image(),
             router=image(),
         ),
-        auth=fields(enabled=SWITCH, existingSecret=NAME, keysSecret=NAME),
+        auth=fields(enabled=SWITCH, existingSecret=NAME, keysSecret=NAME, servicesSecret=NAME),
         tls=fields(enabled=SWITCH, existingSecret=NAME, mutual=SWITCH),
         database=fields(existingSecret=NAME, key={"type": "string", "minLength": 1}),
         files=fields(url={"type": "string", "pattern": "^([a-z0-9]+://.+)?$"}, existingSecret=NAME),

@@ -173,7 +173,7 @@ def up(
         {"http_port": port, "grpc_port": grpc_port, "host": host, "data_dir": data},
         mistakes,
     )
-    if settings.keys_file is not None and settings.api_key is None:
+    if (settings.keys_file or settings.peer_keys_file) and settings.api_key is None:
         # The router calls the encoder as an operator; nobody else needs to know this key.
         settings = settings.model_copy(update={"api_key": SecretStr(secrets.token_urlsafe(32))})
     mistakes += _check_ignored(settings)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from services.encoder.admission import Admission
 from services.encoder.embed import Embedder
+from services.encoder.follow import Follower
 from services.encoder.head import read_head
 from services.encoder.loaded import LoadedModel
 from services.encoder.metrics import EncoderMetrics
@@ -61,6 +62,8 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
         self._stream_read_ahead = settings.stream_read_ahead
         self._max_message_bytes = settings.max_message_bytes
         self._models = Models(settings, encoder_metrics)
+        path = settings.served_file
+        self._follower = Follower(path, self._models) if path else None
         # All models share one forward thread, so what waits for it is bounded over all of them.
         admission = Admission(
             settings.max_queue_s,
@@ -84,8 +87,12 @@ class EncoderService(pb_grpc.EncoderServiceServicer):
 
     async def start(self) -> None:
         await self._models.start()
+        if self._follower:
+            await self._follower.start()
 
     async def stop(self) -> None:
+        if self._follower:
+            await self._follower.stop()
         await self._models.close()
         self._threads.close()
 

@@ -22,6 +22,9 @@ class EncoderSettings(ServerSettings):
     """Arithmetic of the forward pass; auto measures which is fastest here and still faithful."""
     engines_dir: Path | None = None
     """Where measurements and int8 weights are kept for the next start; unset: in data_dir."""
+    served_file: Path | None = None
+    """Where a trainer writes what its promotions have made all encoders serve (`served.json` in its
+    data_dir): loaded before this one is ready, and followed; unset: it is told by calls alone."""
     device: str | None = None
     """A torch device such as cuda:1; unset takes an accelerator if there is one."""
     undeclared_dimensions: Literal["strict", "warn", "allow"] = "warn"

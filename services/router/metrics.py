@@ -39,6 +39,12 @@ class RouterMetrics(ServiceMetrics):
             "Edge workers that had died and were started again.",
             registry=registry,
         )
+        self.storage = Gauge(
+            "matryoshka_router_storage_count",
+            "1, of the storage in use, and whether a server's calls are encrypted.",
+            ["engine", "encrypted"],
+            registry=registry,
+        )
         self.storage_retries = Counter(
             "matryoshka_router_storage_retries_total",
             "Calls to the Qdrant server that were repeated, as it or the connection failed.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from contextlib import AsyncExitStack
 
 from services.router.catalog import Catalog
@@ -42,6 +43,7 @@ from services.router.vector_stores.recall import StoreRecall
 from services.router.vector_stores.retrieval import Retrieval
 from services.shared.database import Database
 from services.shared.errors import ServiceError
+from services.shared.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +190,7 @@ class Parts:
 
 def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:
     if settings.qdrant_url is None:
+        metrics.storage.labels("edge", "local").set(1)
         return EdgeStore(
             settings.data_dir / "collections",
             settings.edge_queue,
@@ -201,6 +204,10 @@ def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:
         settings.qdrant_timeout_s,
         lambda call: metrics.storage_retries.labels(call).inc(),
     )
+    is_encrypted = settings.qdrant_url.startswith("https://")
+    metrics.storage.labels("qdrant", "yes" if is_encrypted else "no").set(1)
+    ca = TlsFiles(None, None, settings.qdrant_tls_ca).load(ssl.PROTOCOL_TLS_CLIENT).ca
     return QdrantStore.connect(
-        settings.qdrant_url, settings.qdrant_grpc_port, api_key, settings.qdrant_timeout_s, retry
-    )
+        settings.qdrant_url, settings.qdrant_grpc_port, api_key, settings.qdrant_timeout_s, retry,
+        ca,
+    )  # fmt: skip

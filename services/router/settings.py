@@ -1,8 +1,9 @@
 """Settings of the router: `MATRYOSHKA_ROUTER_<FIELD>`."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.router.hybrid.text_index import LANGUAGES
@@ -50,11 +51,15 @@ class RouterSettings(CallerSettings):
     """Longest that a change waits for an encoder, a trainer or a storage that is away."""
 
     qdrant_url: str | None = None
-    """A Qdrant server, for example http://qdrant:6333; unset: Qdrant Edge in `data_dir`."""
+    """A Qdrant server, for example http://qdrant:6333, or https:// where it speaks TLS, over gRPC
+    too; unset: Qdrant Edge in `data_dir`."""
     qdrant_grpc_port: int = Field(default=6334, ge=1, le=65535)
     """The Qdrant server's gRPC port."""
     qdrant_api_key: SecretStr | None = None
     """Sent to the Qdrant server."""
+    qdrant_tls_ca: Path | None = None
+    """The Qdrant server must show a certificate of this CA (PEM), read at the start; unset: of one
+    that gRPC trusts by itself. For a `qdrant_url` of https://."""
     qdrant_timeout_s: int = Field(default=60, ge=1)
     """Longest wait for one call to the Qdrant server, its repetitions included."""
     qdrant_retry_s: float = Field(default=3.0, ge=0)
@@ -158,6 +163,13 @@ class RouterSettings(CallerSettings):
     by another."""
     sweep_s: float = Field(default=60.0, gt=0)
     """Time between two looks for vector stores and files that have expired."""
+
+    @field_validator("qdrant_tls_ca")
+    @classmethod
+    def _is_for_tls(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        if ca is not None and not (info.data.get("qdrant_url") or "").startswith("https://"):
+            raise ValueError("needs a MATRYOSHKA_ROUTER_QDRANT_URL of https://")
+        return ca
 
     @field_validator("vector_store_language")
     @classmethod

@@ -1,8 +1,8 @@
 """The keys that callers may send, and whose each is: `authorization: Bearer <key>`.
 
 One key of the operator's own comes from the settings, for everything and without limits; any number
-come from a file (`keys_file.py`), which is read again when it changes, so that keys are given and
-taken without a restart.
+come from files (`keys_file.py`), which are read again when they change, so that keys are given and
+taken without a restart. There are two, as one is the operator's and one the suite's own.
 """
 
 import hashlib
@@ -26,11 +26,13 @@ class Keys:
 
     Args:
         api_key: the operator's; None: there is none.
-        path: the file; None: there is none. With neither, everybody is an operator.
-        limits: of each key of the file that names none of its own.
+        path: a file; None: there is none.
+        limits: of each key of a file that names none of its own.
+        peers: another file, of the suite's own services; None: there is none. Without any key,
+            everybody is an operator.
 
     Raises:
-        KeysError: the file cannot be used.
+        KeysError: a file cannot be used.
     """
 
     def __init__(
@@ -38,15 +40,16 @@ class Keys:
         api_key: SecretStr | None = None,
         path: Path | None = None,
         limits: Limits = NO_LIMITS,
+        peers: Path | None = None,
     ) -> None:
         self._own = None if api_key is None else _digest(api_key.get_secret_value())
-        self._path = path
+        self._paths = [one for one in (path, peers) if one is not None]
         self._limits = limits
         # Keys are found by a digest that nobody outside can compute, so that how long it takes
         # tells nothing of how much of a key, or of its SHA-256, was right.
         self._secret = os.urandom(32)
         self._principals: dict[bytes, Principal] = {}
-        self._file = Watched("keys", [] if path is None else [path], self._read, KeysError)
+        self._files = Watched("keys", self._paths, self._read, KeysError)
 
     def principal(self, header: str | None) -> Principal:
         """Return whose key a request's `authorization` header carries.
@@ -54,7 +57,7 @@ class Keys:
         Raises:
             Unauthenticated: keys are asked for, and it carries none of them.
         """
-        if self._own is None and self._path is None:
+        if self._own is None and not self._paths:
             return _OPERATOR
         scheme, _, given = (header or "").partition(" ")
         found = self._principals.get(self._place(_digest(given)))
@@ -63,17 +66,18 @@ class Keys:
         return found
 
     async def watch(self) -> None:
-        """Read the file again whenever it has changed, for ever; a bad one changes nothing."""
-        await self._file.watch()
+        """Read the files again whenever one has changed, for ever; a bad one changes nothing."""
+        await self._files.watch()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed; one that cannot be used leaves the old keys."""
-        self._file.refresh()
+        """Read the files again if one has changed; one that cannot be used leaves the old keys."""
+        self._files.refresh()
 
     def _read(self) -> None:
-        own = {} if self._own is None else {self._own: _OPERATOR}
-        read = {} if self._path is None else read_keys(self._path, set(own), self._limits)
-        found = {self._place(digest): principal for digest, principal in (read | own).items()}
+        read = {} if self._own is None else {self._own: _OPERATOR}
+        for path in self._paths:
+            read |= read_keys(path, set(read), self._limits)
+        found = {self._place(digest): principal for digest, principal in read.items()}
         self._principals = {place: self._as_used(place, each) for place, each in found.items()}
 
     def _as_used(self, place: bytes, principal: Principal) -> Principal:

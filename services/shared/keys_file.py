@@ -37,7 +37,7 @@ def read_keys(path: Path, own: set[str], limits: Limits) -> dict[str, Principal]
 
     Args:
         path: the file.
-        own: SHA-256s that may not be in it.
+        own: SHA-256s that may not be in it, of the settings and of other files.
         limits: of a key that names none of its own.
 
     Raises:
@@ -56,7 +56,10 @@ def read_keys(path: Path, own: set[str], limits: Limits) -> dict[str, Principal]
         if twice:
             mistakes.append(f"each {field} must stand there once; keys {twice} share one")
     if own & {digest for digest in digests if isinstance(digest, str)}:
-        mistakes.append("one of them is the operator's own key of the settings; make another one")
+        mistakes.append(
+            "one of them is the operator's own key of the settings, or stands in the other file; "
+            "make another one"
+        )
     if not entries:
         mistakes.append("it holds no key")
     if mistakes:

@@ -123,7 +123,7 @@ async def run(
         CertificatesError: the certificates cannot be used.
     """
     limits = Limits(settings.key_requests_per_minute, settings.key_concurrent_calls)
-    keys = Keys(settings.api_key, settings.keys_file, limits)
+    keys = Keys(settings.api_key, settings.keys_file, limits, settings.peer_keys_file)
     tls = _tls(settings)
     stopping = _catch_signals()
     state = State()

@@ -61,6 +61,8 @@ class ServerSettings(BaseSettings):
     unset: no key is asked for."""
     keys_file: Path | None = None
     """Further keys, an operator's or a tenant's each (`keys.py`), read again when it changes."""
+    peer_keys_file: Path | None = None
+    """The same for the keys of the suite's own services, which a deployment makes for itself."""
     key_requests_per_minute: int | None = Field(default=None, ge=1)
     """Calls a minute with one key of `keys_file` that says nothing of it; unset: any number."""
     key_concurrent_calls: int | None = Field(default=None, ge=1)

@@ -11,11 +11,11 @@ Source: W3C Recommendation "Trace Context", 2021.
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 _HEADERS = ("traceparent", "tracestate")
 # Outcomes that are a service's fault, as gRPC's statuses are named.
@@ -39,21 +39,29 @@ def place() -> Place | None:
     return _place.get()
 
 
+@contextlib.contextmanager
+def below(above: Place | None) -> Iterator[None]:
+    """Put what the block does below a span that may have ended: of work that a call has begun."""
+    token = _place.set(above)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
 class Tracing:
     """Makes spans. Built by `trace_export.start_tracing`; None stands for off.
 
     Args:
         provider: OpenTelemetry's TracerProvider.
-        out: the file that it writes to, closed with it; None: it writes to none.
     """
 
     # Any, here and below: of an extra that may not be there.
-    def __init__(self, provider: Any, out: IO[str] | None = None) -> None:  # noqa: ANN401
+    def __init__(self, provider: Any) -> None:  # noqa: ANN401
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
-        self._out = out
         self.tracer: Any = provider.get_tracer("matryoshka")
         self.propagator: Any = TraceContextTextMapPropagator()
         self._trace: Any = trace
@@ -83,8 +91,6 @@ class Tracing:
     def close(self) -> None:
         """Send what was not sent yet; may take seconds, so not on the event loop."""
         self._provider.shutdown()
-        if self._out:
-            self._out.close()
 
 
 class Span:

@@ -1,4 +1,4 @@
-"""Where spans go: to a collector by OTLP over gRPC, or as lines of JSON into a file.
+"""Where spans go: to a collector by OTLP over gRPC, or as lines of OTLP's JSON into a file.
 
 OpenTelemetry is an extra, imported only when a setting asks for it. Spans wait in a bounded queue
 and are sent by a thread of its own; what does not fit is dropped, and no call waits.
@@ -7,7 +7,7 @@ and are sent by a thread of its own; what does not fit is dropped, and no call w
 import importlib.util
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from services.shared.trace import Tracing
@@ -69,21 +69,15 @@ def start_tracing(place: str | None, share: float, name: str) -> Tracing | None:
         sampler=ParentBased(TraceIdRatioBased(share)), resource=resource, shutdown_on_exit=False
     )
     parts = urlsplit(place)
-    out = _open(Path(unquote(parts.path))) if parts.scheme == "file" else None
-    exporter = _to_collector(place) if out is None else _to_file(out)
+    exporter = _to_file(parts.path) if parts.scheme == "file" else _to_collector(place)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return Tracing(provider, out)
+    return Tracing(provider)
 
 
-def _open(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a")
+def _to_file(path: str) -> Any:  # noqa: ANN401 (of an extra that may not be there)
+    from services.shared.trace_file import FileExporter
 
-
-def _to_file(out: IO[str]) -> Any:  # noqa: ANN401 (of an extra that may not be there)
-    from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-
-    return ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\n")
+    return FileExporter(Path(unquote(path)))
 
 
 def _to_collector(url: str) -> Any:  # noqa: ANN401

@@ -8,6 +8,7 @@ from pathlib import Path
 from services.shared.blobs import Blobs
 from services.shared.database import Database
 from services.shared.files import Files
+from services.shared.served import FILENAME
 from services.trainer.jobs.create import Drafts
 from services.trainer.jobs.intake import Intake
 from services.trainer.jobs.jobs import Jobs
@@ -16,15 +17,18 @@ from services.trainer.jobs.launcher import Launcher, LocalLauncher
 from services.trainer.jobs.leases import Leases
 from services.trainer.jobs.manifest import PodKind
 from services.trainer.jobs.name import hold_name
+from services.trainer.jobs.placement import Placement, read_node_selector, read_tolerations
 from services.trainer.jobs.queue import JobQueue
 from services.trainer.jobs.retention import Retention
 from services.trainer.jobs.runner import Runner
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.models.encoder_client import EncoderClient
+from services.trainer.models.encoders import Encoders
 from services.trainer.models.promoter import Promoter
 from services.trainer.models.promotion import Promotions
 from services.trainer.models.registry import Registry
 from services.trainer.models.router_client import RouterClient
+from services.trainer.models.served import ServedModels
 from services.trainer.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,7 @@ class Parts:
     registry: Registry
     promotions: Promotions
     promoter: Promoter
+    served: ServedModels
 
     def __init__(self, settings: TrainerSettings, metrics: TrainerMetrics) -> None:
         self._settings = settings
@@ -105,13 +110,17 @@ class Parts:
         s = self._settings
         self.registry = Registry(database, self.jobs, self.folder)
         self.promotions = Promotions(database, name, s.lease_s)
+        self.served = ServedModels(database, self._data_dir / FILENAME)
+        await asyncio.to_thread(self.served.write)
         encoder = EncoderClient(
             s.encoder_address, s.encoder_api_key, s.encoder_timeout_s, s.peer_tls
         )
         self._open.push_async_callback(encoder.close)
         router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s, s.peer_tls)
         self._open.push_async_callback(router.close)
-        self.promoter = Promoter(self.promotions, self.registry, encoder, router)
+        self.promoter = Promoter(
+            self.promotions, self.registry, Encoders(encoder, self.served), router
+        )
         self._open.push_async_callback(self.promoter.stop)
         await self.promoter.start()
 
@@ -147,6 +156,12 @@ class Parts:
             memory=s.kubernetes_memory,
             queue=s.kubernetes_queue or "",
             stop_s=s.stop_s,
+            placement=Placement(
+                node_selector=read_node_selector(s.kubernetes_node_selector),
+                tolerations=read_tolerations(s.kubernetes_tolerations),
+                runtime_class=s.kubernetes_runtime_class or "",
+                priority_class=s.kubernetes_priority_class or "",
+            ),
         )
         return KubernetesLauncher(cluster, kind)
 

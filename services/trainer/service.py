@@ -85,6 +85,7 @@ class TrainerService(ModelCalls, pb_grpc.TrainerServiceServicer):
         self._registry = self._parts.registry
         self._promotions = self._parts.promotions
         self._promoter = self._parts.promoter
+        self._served = self._parts.served
 
     async def stop(self) -> None:
         await self._parts.stop()

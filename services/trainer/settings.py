@@ -8,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 from services.shared.address import check_address
 from services.shared.settings import CallerSettings
 from services.trainer.data.allowed import read_list
+from services.trainer.jobs.placement import check_class, read_node_selector, read_tolerations
 
 
 def _check_sources(sources: str | None) -> str | None:
@@ -20,6 +21,17 @@ def _check_networks(networks: str | None) -> str | None:
     return networks
 
 
+def _check_node_selector(labels: str | None) -> str | None:
+    read_node_selector(labels)
+    return labels
+
+
+def _check_tolerations(tolerations: str | None) -> str | None:
+    read_tolerations(tolerations)
+    return tolerations
+
+
+Class = Annotated[str | None, AfterValidator(check_class)]
 Address = Annotated[str, AfterValidator(check_address)]
 
 
@@ -103,6 +115,14 @@ class TrainerSettings(CallerSettings):
     """Memory of a pod, as Kubernetes writes it."""
     kubernetes_queue: str | None = None
     """Kueue's LocalQueue for the Jobs; unset: they start at once."""
+    kubernetes_node_selector: Annotated[str | None, AfterValidator(_check_node_selector)] = None
+    """Labels of the nodes that pods may run on, a JSON object; unset: any node."""
+    kubernetes_tolerations: Annotated[str | None, AfterValidator(_check_tolerations)] = None
+    """Taints that pods tolerate, a JSON list as pods take it; unset: none."""
+    kubernetes_runtime_class: Class = None
+    """Runtime class of pods, such as nvidia; unset: the cluster's default."""
+    kubernetes_priority_class: Class = None
+    """Priority class of pods; unset: the cluster's default."""
     kubernetes_url: str = "https://kubernetes.default.svc"
     """The cluster's API; the service account's token and certificates are read where pods have
     them."""

@@ -28,9 +28,10 @@ def helm_there(api):
 
 def keys(api):
     return {
-        name: base64.b64decode(found["data"]["api-key"]).decode()
+        f"{name}/{key}": base64.b64decode(value).decode()
         for (kind, name), found in api.objects.items()
         if kind == "Secret"
+        for key, value in found["data"].items()
     }
 
 
@@ -50,9 +51,10 @@ def test_install_upgrade_roll_back_and_uninstall(api, helm_there):
               if "helm.sh/hook" not in found["metadata"].get("annotations", {})}  # fmt: skip
     assert api.names() == wanted
     first, made = specs(api), keys(api)
-    assert len(made) == 2
-    assert all(len(key) == 48 for key in made.values())
-    assert len(set(made.values())) == 2
+    secret = [key for name, key in made.items() if not name.endswith(".jsonl")]
+    assert len(secret) == 6
+    assert all(len(key) == 48 for key in secret)
+    assert len(set(secret)) == 6
 
     upgraded = helm_there.upgrade(
         str(CHART),

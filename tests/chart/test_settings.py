@@ -5,9 +5,11 @@ import pytest
 from deploy.values_schema import SET_BY_THE_CHART, SHARED
 from services.encoder.settings import EncoderSettings
 from services.router.settings import RouterSettings
+from services.shared.served import FILENAME
 from services.trainer.jobs import manifest
+from services.trainer.jobs.placement import Placement, read_node_selector, read_tolerations
 from services.trainer.settings import TrainerSettings
-from tests.chart.chart import CASES, rendered
+from tests.chart.chart import CASES, rendered, values
 
 SETTINGS = {"encoder": EncoderSettings, "router": RouterSettings, "trainer": TrainerSettings}
 # Of other makers' programs: a cache's place, threads, and what a user adds in `placed`.
@@ -154,9 +156,18 @@ def test_jobs_find_the_trainers_folders(monkeypatch):
             image=settings.kubernetes_image, claim=settings.kubernetes_claim,
             data_dir=settings.data_dir, nodes=1, devices=1, gpus=0, cpu="1", memory="1Gi",
             queue="", stop_s=settings.stop_s,
+            placement=Placement(
+                node_selector=read_node_selector(settings.kubernetes_node_selector),
+                tolerations=read_tolerations(settings.kubernetes_tolerations),
+                runtime_class=settings.kubernetes_runtime_class,
+                priority_class=settings.kubernetes_priority_class,
+            ),
         )  # fmt: skip
         job = manifest.job_manifest("job-1", settings.data_dir / "jobs" / "job-1", kind)
         job_pod = job["spec"]["template"]["spec"]
+        given = values("jobs")["trainer"]["jobs"]
+        for field in ("nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"):
+            assert job_pod[field] == given[field]
         for field in ("runAsUser", "fsGroup"):
             assert job_pod["securityContext"][field] == pod["securityContext"][field]
 
@@ -186,3 +197,20 @@ def test_with_tls_everybody_shows_and_asks_for_certificates(monkeypatch):
     for found in rendered("tls").of("PodMonitor"):
         (endpoint,) = found["spec"]["podMetricsEndpoints"]
         assert endpoint["scheme"] == "https"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_encoders_that_a_trainer_promotes_to_follow_it(case, monkeypatch):
+    """Those behind its address, and no others: the file lies where the trainer writes it."""
+    found = {service: read(service, env, monkeypatch) for service, _, env in services_of(case)}
+    trainer = found.get("trainer")
+    for _, pod, _ in rendered(case).pods():
+        (container,) = pod["spec"]["containers"]
+        if container["name"] != "encoder":
+            continue
+        env = {one["name"]: one.get("value") for one in container["env"]}
+        serves = pod["metadata"]["labels"]["matryoshka/serves"]
+        is_promoted_to = trainer is not None and f"-{serves}-headless." in trainer.encoder_address
+        is_mounted = "/var/lib/matryoshka" in {m["mountPath"] for m in container["volumeMounts"]}
+        expected = str(trainer.data_dir / FILENAME) if is_promoted_to and is_mounted else None
+        assert env.get("MATRYOSHKA_ENCODER_SERVED_FILE") == expected

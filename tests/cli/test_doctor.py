@@ -237,6 +237,11 @@ BROKEN = {
         f, "router", "^no such line$",
         'matryoshka_router_recall_alarms_count{collection="docs",slice=""} 1.0'),
         ("router", "recall"), "warning", "fell below"),
+    "storage": (lambda f: with_metric(
+        with_http(f, "router", url="https://127.0.0.1:1"), "router",
+        "^matryoshka_router_storage_count.*",
+        'matryoshka_router_storage_count{encrypted="no",engine="qdrant"} 1.0'),
+        ("router", "storage"), "warning", "MATRYOSHKA_ROUTER_QDRANT_URL as https://"),
     "version": (lambda f: with_metric(f, "router", r'version="[^"]*"', 'version="0.0.1"'),
                 ("all", "versions"), "warning", "router 0.0.1"),
     "space": (lambda f: dataclasses.replace(f, models=tuple(

@@ -1,7 +1,5 @@
 """One trace across real services: HTTP, gRPC, the encoder's batches, the router's searches."""
 
-import json
-
 import grpc
 import httpx
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from tests.conftest import serve
+from tests.spans import read_spans
 
 TRACE = {"http": "1" * 32, "search": "2" * 32, "upsert": "3" * 32, "refused": "4" * 32}
 CALLER = "b7ad6b7169203331"
@@ -40,11 +39,10 @@ def spans(tmp_path_factory):
     finally:
         ended = router.stop(), encoder.stop()
     assert ended == (0, 0)
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert all(KEY not in file.read_text() and "planted" not in file.read_text() for file in files)
     found = {}
-    for line in lines:
-        found.setdefault(line["context"]["trace_id"].removeprefix("0x"), []).append(line)
+    for one in read_spans(*files):
+        found.setdefault(one.trace, []).append(one)
     return found
 
 
@@ -81,12 +79,8 @@ def call(encoder, router):
 
 def tree(some):
     """{(service, name): (service, name) of what it stands below}; the caller is ""."""
-    ids = {one["context"]["span_id"]: one for one in some}
-    return {key(one): key(ids.get(one["parent_id"])) for one in some}
-
-
-def key(one):
-    return "" if one is None else (one["resource"]["attributes"]["service.name"], one["name"])
+    ids = {one.id: one.key for one in some}
+    return {one.key: ids.get(one.parent, "") for one in some}
 
 
 def test_an_http_call_is_one_trace_down_to_the_forward_pass(spans):
@@ -97,13 +91,13 @@ def test_an_http_call_is_one_trace_down_to_the_forward_pass(spans):
         call: "", ("encoder", "tokenize"): call, ("encoder", "batch wait"): call,
         ("encoder", "forward"): call, ("encoder", "cut"): call,
     }  # fmt: skip
-    root = next(one for one in some if key(one) == call)
-    assert root["parent_id"] == f"0x{CALLER}"
-    assert root["attributes"] == {"matryoshka.service": "encoder", "matryoshka.outcome": "OK"}
-    forward = next(one for one in some if one["name"] == "forward")
-    assert forward["attributes"]["texts"] == 2
+    root = next(one for one in some if one.key == call)
+    assert root.parent == CALLER
+    assert root.attributes == {"matryoshka.service": "encoder", "matryoshka.outcome": "OK"}
+    forward = next(one for one in some if one.name == "forward")
+    assert forward.attributes["texts"] == 2
     for one in some:
-        assert root["start_time"] <= one["start_time"] <= one["end_time"]
+        assert root.start_ns <= one.start_ns <= one.end_ns
 
 
 def test_a_search_is_one_trace_from_the_router_to_the_encoder(spans):
@@ -124,6 +118,6 @@ def test_a_stream_of_writes_is_one_trace_too(spans):
 
 def test_a_refused_call_says_how_it_ended_and_nothing_more(spans):
     (one,) = spans[TRACE["refused"]]
-    assert one["attributes"]["matryoshka.outcome"] == "INVALID_ARGUMENT"
-    assert one["events"] == []
-    assert one["status"] == {"status_code": "UNSET"}
+    assert one.attributes["matryoshka.outcome"] == "INVALID_ARGUMENT"
+    assert "events" not in one.whole
+    assert one.whole["status"] == {}

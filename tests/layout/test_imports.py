@@ -64,6 +64,7 @@ OWNERS = {
         "services.trainer.jobs.jobs",
         "services.trainer.models.registry",
         "services.trainer.models.promotion",
+        "services.trainer.models.served",
         "services.trainer.jobs.leases",
         "services.trainer.jobs.rows",
     ),
@@ -72,7 +73,11 @@ OWNERS = {
     "fsspec": ("services.shared.blobs", "services.trainer.data.bucket"),
     "httpcore": ("services.trainer.data.download",),
     "matplotlib": ("services.trainer.results.report", "services.router.recall.calibration_plot"),
-    "opentelemetry": ("services.shared.trace", "services.shared.trace_export"),
+    "opentelemetry": (
+        "services.shared.trace",
+        "services.shared.trace_export",
+        "services.shared.trace_file",
+    ),
     "uvicorn": ("services.shared.server", "services.shared.connection"),
     "typer": (
         "services.cli.main",

@@ -74,6 +74,10 @@ class ShardedQdrant:
     queries: list[models.QueryRequest] = field(default_factory=list)
     """As they came."""
     port: int = 0
+    credentials: grpc.ServerCredentials | None = None
+    """With which it speaks TLS; None: it does not."""
+    metadata: list[tuple[str, str]] = field(default_factory=list)
+    """Of the last call."""
 
     def __post_init__(self) -> None:
         self._shards: list[AsyncQdrantClient] = []
@@ -84,7 +88,12 @@ class ShardedQdrant:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         add_CollectionsServicer_to_server(_Collections(self), self._server)
         add_PointsServicer_to_server(_Points(self), self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        self.port = (
+            self._server.add_insecure_port(address)
+            if self.credentials is None
+            else self._server.add_secure_port(address, self.credentials)
+        )
         await self._server.start()
 
     async def kill(self) -> None:
@@ -131,6 +140,7 @@ class ShardedQdrant:
         self, call: str, context: grpc.aio.ServicerContext, work: Callable[[], Awaitable[Any]]
     ) -> Any:
         self.calls[call] += 1
+        self.metadata = [(str(key), str(value)) for key, value in context.invocation_metadata()]
         if call in self.waiting:
             await self.waiting[call].wait()
         wrong = self.failures.get(call, [])

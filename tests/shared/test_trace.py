@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 from services.router.settings import RouterSettings
 from services.shared.metrics import ServiceMetrics
 from services.shared.settings import SettingsError
-from services.shared.trace import OFF, Tracing, outgoing, place, record, span
+from services.shared.trace import OFF, Tracing, below, outgoing, place, record, span
 from services.shared.trace_export import start_tracing
+from tests.spans import read_spans
 
 SENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -127,8 +128,37 @@ def test_a_caller_that_is_not_sampled_is_not_traced(tmp_path):
     with never.begin("router", "two", {"traceparent": SENT}):
         pass
     never.close()
-    (line,) = file.read_text().splitlines()
-    assert '"two"' in line
+    (two,) = read_spans(file)
+    assert (two.name, two.trace, two.parent) == ("two", SENT[3:35], SENT[36:52])
+
+
+def test_what_a_call_leaves_behind_is_below_it(exporter, tracing):
+    """Also when the call has ended; and nothing is, where none is given."""
+    with tracing.begin("trainer", "Promote", {}):
+        above = place()
+    with below(above), span("loading"):
+        assert len(outgoing()) == 1
+    with below(None):
+        assert span("loading") is OFF
+    made = by_name(exporter)
+    assert made["loading"].parent.span_id == made["Promote"].context.span_id
+    assert place() is None
+
+
+def test_a_file_is_appended_to(tmp_path):
+    """By several at once, a line each: a service and its jobs."""
+    file = tmp_path / "new" / "spans.jsonl"
+    both = [start_tracing(file.as_uri(), 1.0, name) for name in ("trainer", "training")]
+    for tracing in both:
+        with tracing.begin("trainer", "Job", {"traceparent": SENT}), span("train"):
+            pass
+    for tracing in both:
+        tracing.close()
+    found = read_spans(file)
+    assert [one.key for one in found] == [
+        (name, part) for name in ("trainer", "training") for part in ("train", "Job")
+    ]
+    assert {one.trace for one in found} == {SENT[3:35]}
 
 
 def test_where_it_is_off_there_is_nothing():

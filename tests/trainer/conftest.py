@@ -81,14 +81,14 @@ def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def make_tiny_model(folder: Path) -> Path:
+def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """A BERT of two layers, 32 numbers wide, with random weights and a vocabulary of words."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokens += [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
     (folder / "words").mkdir()
     (folder / "words" / "vocab.txt").write_text("\n".join(tokens))
     tokenizer = BertTokenizerFast(vocab=str(folder / "words" / "vocab.txt"))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64,

@@ -11,8 +11,10 @@ pytest.importorskip("kubernetes_validate")
 import kubernetes_validate
 
 from services.shared.errors import ServiceError
+from services.shared.settings import SettingsError
 from services.trainer.jobs.kubernetes import Cluster, KubernetesLauncher
 from services.trainer.jobs.manifest import PodKind, job_manifest, service_manifest
+from services.trainer.jobs.placement import Placement
 from services.trainer.jobs.spec import failure_path, result_path
 from services.trainer.settings import TrainerSettings
 from tests.trainer import cluster as emulated
@@ -20,6 +22,15 @@ from tests.trainer.conftest import make_job, start_job, weights
 from tests.trainer.test_run import same
 
 JOB = "job-" + "1" * 32
+PLACED = Placement(
+    node_selector={"accelerator": "h200"},
+    tolerations=(
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "pool", "value": "8", "effect": "NoExecute", "tolerationSeconds": 300},
+    ),
+    runtime_class="nvidia",
+    priority_class="bulk",
+)
 OPTIONS = {"method": "full", "steps": 150, "batch_size": 8}
 
 
@@ -47,7 +58,11 @@ async def launcher(api, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34", "1.37"])
-@pytest.mark.parametrize("more", [{}, {"nodes": 4, "devices": 8, "gpus": 8, "queue": "team-a"}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"nodes": 4, "devices": 8, "gpus": 8, "queue": "team-a"}, {"placement": PLACED}],
+    ids=["plain", "many", "placed"],
+)
 def test_manifests_are_what_kubernetes_takes(tmp_path, version, more):
     """By the schemas of several versions, with nothing that these do not know."""
     job = job_manifest(JOB, tmp_path / JOB, kind(tmp_path, **more))
@@ -78,6 +93,48 @@ def test_several_nodes_find_each_other_and_kueue_starts_them(tmp_path):
     codes = [rule.get("onExitCodes", {}).get("values") for rule in
              alone["spec"]["podFailurePolicy"]["rules"]]  # fmt: skip
     assert codes == [None, [74, 75], [1]]
+
+
+def test_pods_go_where_they_are_told(tmp_path):
+    """Node labels, taints, runtime and priority as given; nothing where nothing is."""
+    job = job_manifest(JOB, tmp_path / JOB, kind(tmp_path, placement=PLACED))
+    pod = job["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == PLACED.node_selector
+    assert pod["tolerations"] == list(PLACED.tolerations)
+    assert (pod["runtimeClassName"], pod["priorityClassName"]) == ("nvidia", "bulk")
+    plain = job_manifest(JOB, tmp_path / JOB, kind(tmp_path))["spec"]["template"]["spec"]
+    assert not {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"} & set(plain)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("node_selector", "gpu=true", "NODE_SELECTOR must be JSON, got 'gpu=true'"),
+        ("node_selector", '["gpu"]', "NODE_SELECTOR must be a JSON object of labels"),
+        ("node_selector", '{"gpu": true}', "'gpu': True can be none"),
+        ("node_selector", '{"a b": "c"}', "'a b': 'c' can be none"),
+        ("tolerations", "{}", "TOLERATIONS must be a JSON list of tolerations, such as"),
+        ("tolerations", '["gpu"]', "in the 1. there is no object"),
+        ("tolerations", '[{"taint": "gpu"}]', "in the 1. there is 'taint', which is not one of"),
+        ("tolerations", '[{"key": "a", "operator": "In"}]', "operator must be Equal or Exists"),
+        (
+            "tolerations",
+            '[{"operator": "Exists"}, {"key": "a", "operator": "Exists", "value": "b"}]',
+            "in the 2. value must be left out",
+        ),
+        ("tolerations", '[{"value": "b"}]', "key may be left out only where"),
+        ("tolerations", '[{"key": "a", "effect": "Never"}]', "effect must be one of NoSchedule"),
+        ("tolerations", '[{"key": "a", "tolerationSeconds": "5"}]', "must be a whole number"),
+        ("tolerations", '[{"key": "a", "tolerationSeconds": 5}]', "needs the effect NoExecute"),
+        ("runtime_class", "Nvidia Runtime", "RUNTIME_CLASS must be a name of Kubernetes"),
+        ("priority_class", "-", "PRIORITY_CLASS must be a name of Kubernetes"),
+    ],
+)
+def test_a_place_that_no_pod_can_have_ends_the_start(field, value, sentence):
+    """One sentence says what would be accepted."""
+    with pytest.raises(SettingsError, match="MATRYOSHKA_TRAINER_KUBERNETES_") as caught:
+        TrainerSettings.read(**{f"kubernetes_{field}": value})
+    assert sentence in str(caught.value)
 
 
 async def test_a_job_survives_a_lost_pod_and_a_pause(

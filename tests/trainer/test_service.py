@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
 from tests.conftest import serve
+from tests.spans import read_spans
 from tests.trainer.conftest import write_pairs
 from tests.trainer.test_graded import labelled_texts, scored_pairs
 
@@ -33,7 +34,9 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
-    started = serve(tmp_path_factory.mktemp("service"), "serve", "trainer", **SETTINGS)
+    folder = tmp_path_factory.mktemp("service")
+    spans = {"MATRYOSHKA_TRAINER_TRACE_TO": (folder / "spans.jsonl").as_uri()}
+    started = serve(folder, "serve", "trainer", **SETTINGS | spans)
     yield started
     assert started.stop() == 0
 
@@ -93,6 +96,30 @@ async def refused(call, code, *parts):
     assert caught.value.code() == code, caught.value.details()
     for part in parts:
         assert part in caught.value.details()
+
+
+async def test_a_jobs_stages_are_in_the_trace_of_the_call_that_created_it(
+    process, stub, file_id, tiny_model
+):
+    """Its process tells them by itself; a call that is not sampled has none."""
+    file = process.log_path.parent / "spans.jsonl"
+    trace, unseen = "1b" * 16, "2c" * 16
+    for sent in (f"00-{unseen}-{'b7' * 8}-00", f"00-{trace}-{'b7' * 8}-01"):
+        made = await stub.CreateJob(
+            request(file_id, tiny_model, {"steps": 2}), metadata=(("traceparent", sent),)
+        )
+        await watch(stub, made.job.id)
+    async with asyncio.timeout(30):  # the service writes every few seconds
+        while not (calls := [one for one in read_spans(file) if one.name == "CreateJob"]):
+            await asyncio.sleep(0.2)
+    (call,) = calls
+    assert (call.trace, call.parent) == (trace, "b7" * 8)
+    of_job = {one.name: one for one in read_spans(file) if one.process == "training"}
+    job = of_job.pop("Job")
+    assert (job.trace, job.parent) == (call.trace, call.id)
+    assert list(of_job) == ["prepare", "train", "evaluate", "export"]
+    assert {one.parent for one in of_job.values()} == {job.id}
+    assert unseen not in file.read_text()
 
 
 def is_training(event):

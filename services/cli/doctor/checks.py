@@ -56,6 +56,7 @@ def findings(facts: Facts, version: str) -> list[Finding]:
         found += _reach(name, service)
         if service.http.metrics is not None:
             found += _metrics(name, samples[name])
+            found += _storage(name, service.http, samples[name])
         found += _clock(name, service.http)
         found += _key(name, service)
     found += _versions(samples, version)
@@ -178,6 +179,19 @@ def _metrics(name: str, samples: list[Sample]) -> Iterator[Finding]:
         yield Finding(
             "warning", name, "recall", "live searches of a slice fell below what was promised",
             "`matryoshka recall COLLECTION` says which, why, and what helps",
+        )  # fmt: skip
+
+
+def _storage(name: str, http: Http, samples: list[Sample]) -> Iterator[Finding]:
+    encrypted = _sums(samples, f"matryoshka_{name}_storage_count", "encrypted")
+    if "yes" in encrypted:
+        yield Finding("ok", name, "storage", "its Qdrant server is called over TLS")
+    elif "no" in encrypted and http.url.startswith("https://"):
+        yield Finding(
+            "warning", name, "storage", "it speaks TLS, and calls its Qdrant server without: "
+            "vectors, attributes and the server's key cross the network in clear",
+            "give the server a certificate, and MATRYOSHKA_ROUTER_QDRANT_URL as https:// (of the "
+            "chart: qdrant.tlsSecret)",
         )  # fmt: skip
 
 
@@ -319,7 +333,8 @@ def _search(facts: Facts) -> Iterator[Finding]:
     if facts.search.code == "UNAVAILABLE":
         todo = (
             "see that the router reaches the encoder and the storage: "
-            "MATRYOSHKA_ROUTER_ENCODER_ADDRESS, MATRYOSHKA_ROUTER_QDRANT_URL"
+            "MATRYOSHKA_ROUTER_ENCODER_ADDRESS, MATRYOSHKA_ROUTER_QDRANT_URL, and with TLS "
+            "MATRYOSHKA_ROUTER_TLS_PEER_CA, MATRYOSHKA_ROUTER_QDRANT_TLS_CA"
         )
     elif facts.search.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         todo = "set MATRYOSHKA_ROUTER_ENCODER_API_KEY to an operator's key of the encoder"

@@ -35,7 +35,7 @@ from services.router.storage.qdrant_config import (
 from services.router.storage.qdrant_errors import engine_errors
 from services.router.storage.qdrant_query import hits, text_query, to_filter, to_page
 from services.router.storage.qdrant_resize import Resize, Update, being_added
-from services.router.storage.qdrant_retry import CHANNEL_OPTIONS, Retry
+from services.router.storage.qdrant_retry import Retry, channel_options
 from services.router.storage.qdrant_search import QdrantSearch
 from services.router.storage.store import (
     TENANT,
@@ -99,8 +99,9 @@ class QdrantStore:
         api_key: str | None,
         timeout_s: int,
         retry: Retry | None = None,
+        ca: bytes | None = None,
     ) -> "QdrantStore":
-        """Build a store over gRPC; nothing is sent before `open`."""
+        """Build a store over gRPC, with TLS for https://; nothing is sent before `open`."""
         return cls(
             AsyncQdrantClient(
                 url=url,
@@ -108,7 +109,7 @@ class QdrantStore:
                 prefer_grpc=True,
                 api_key=api_key,
                 timeout=timeout_s,
-                grpc_options=dict(CHANNEL_OPTIONS),
+                grpc_options=channel_options(ca),
                 # It would ask over HTTP while building, and only to log a warning.
                 check_compatibility=False,
             ),

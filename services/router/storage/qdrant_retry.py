@@ -27,11 +27,21 @@ _REPEATABLE = (
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 1.0
 
-CHANNEL_OPTIONS = {
-    # By itself gRPC would let up to two minutes pass before it looks whether the server is back.
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 2000,
-}
+
+def channel_options(ca: bytes | None) -> dict[str, Any]:
+    """Return the client's options of gRPC.
+
+    Args:
+        ca: in PEM, of which the certificate of a server with TLS must be; None: of a CA that gRPC
+            trusts by itself.
+    """
+    options: dict[str, Any] = {
+        # By itself gRPC would let up to two minutes pass before it looks whether the server is
+        # back.
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.max_reconnect_backoff_ms": 2000,
+    }
+    return options if ca is None else options | {"root_certificates": ca}
 
 
 class Retry:

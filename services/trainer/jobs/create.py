@@ -147,8 +147,12 @@ class Drafts:
         self._settings = settings
         self._sources = Sources(files, settings)
 
-    def make(self, request: JobRequest) -> Job:
+    def make(self, request: JobRequest, traceparent: str = "") -> Job:
         """Check model and data and write a new job's folder.
+
+        Args:
+            request: what is asked for.
+            traceparent: of the call that asks; empty: it is not traced.
 
         Raises:
             InvalidRequest: the model or a hyperparameter cannot work, or the data is wrong;
@@ -160,6 +164,9 @@ class Drafts:
         try:
             is_nest = request.hyperparameters.method == "nest"
             spec, warning = (self._nest_spec if is_nest else self._model_spec)(request, folder)
+            if traceparent:
+                trace = {"trace_to": self._settings.trace_to, "traceparent": traceparent}
+                spec = spec.model_copy(update=trace)
             spec.write(spec_path(folder))
             events = EventLog(folder)
             if report := read_report(folder):

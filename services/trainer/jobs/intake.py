@@ -9,6 +9,7 @@ from pathlib import Path
 from services.shared.errors import InvalidRequest
 from services.shared.files import Files
 from services.shared.folder import DEFAULT_MODEL
+from services.shared.trace import outgoing
 from services.trainer.data.sources import is_upload
 from services.trainer.jobs.create import Drafts, JobRequest, check_form
 from services.trainer.jobs.jobs import Jobs
@@ -88,9 +89,10 @@ class Intake:
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))
 
     async def _create(self, wanted: JobRequest, key: str | None, digest: str) -> Job:
+        parent = dict(outgoing()).get("traceparent", "")
         with self._metrics.stage("check"):
             loop = asyncio.get_running_loop()
-            draft = await loop.run_in_executor(self._drafting, self._drafts.make, wanted)
+            draft = await loop.run_in_executor(self._drafting, self._drafts.make, wanted, parent)
         job = await asyncio.to_thread(self._jobs.add, draft, key, digest)
         if job.id == draft.id:
             self._on_queued()

@@ -5,10 +5,11 @@ away at any time, and go on from the last checkpoint. Nothing of the API's token
 Source: Kubernetes' reference of `batch/v1` (1.31 and later); Kueue's label for plain Jobs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.trainer.jobs.placement import Placement
 from services.trainer.training.interrupt import DISK_FULL, NOT_FINISHED
 
 PORT = 29400  # torchrun's own
@@ -44,6 +45,7 @@ class PodKind:
     """Kueue's LocalQueue; "": none."""
     stop_s: float
     """Time for a pod to write a checkpoint and end."""
+    placement: Placement = field(default_factory=Placement)
 
 
 def job_manifest(job_id: str, job_dir: Path, kind: PodKind) -> Manifest:
@@ -106,7 +108,7 @@ def _pod(job_id: str, job_dir: Path, kind: PodKind) -> Manifest:
     resources: dict[str, str] = {"cpu": kind.cpu, "memory": kind.memory}
     if kind.gpus:
         resources["nvidia.com/gpu"] = str(kind.gpus)
-    return {
+    return kind.placement.fields | {
         "restartPolicy": "Never",
         "subdomain": job_id,
         "automountServiceAccountToken": False,

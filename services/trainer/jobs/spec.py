@@ -117,6 +117,10 @@ class Spec(JsonFile):
     threads: int
     """0: one per core."""
     checkpoint_steps: int
+    trace_to: str | None = None
+    """Where spans go, see `shared/trace_export.py`; None: nowhere."""
+    traceparent: str = ""
+    """The span of the call that created the job; empty: it was not traced."""
 
     @property
     def is_shared(self) -> bool:

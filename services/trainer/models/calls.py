@@ -16,6 +16,7 @@ from services.trainer.models.models_wire import (
 from services.trainer.models.promoter import Promoter
 from services.trainer.models.promotion import Promotions
 from services.trainer.models.registry import Registry, Version
+from services.trainer.models.served import ServedModels
 
 _Context = Any  # grpc.aio's context; unused, as errors are raised
 
@@ -23,11 +24,12 @@ _DEFAULT_PAGE, _MAX_PAGE = 20, 100
 
 
 class ModelCalls:
-    """What the trainer's servicer inherits; it sets these three when it starts."""
+    """What the trainer's servicer inherits; it sets these four when it starts."""
 
     _registry: Registry
     _promotions: Promotions
     _promoter: Promoter
+    _served: ServedModels
 
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: _Context
@@ -56,7 +58,9 @@ class ModelCalls:
     ) -> pb.DeleteVersionResponse:
         version = await asyncio.to_thread(self._registry.get, request.id)
         await asyncio.to_thread(self._promotions.check_free, version.id)
+        await asyncio.to_thread(self._served.check_free, version.id)
         freed = await asyncio.to_thread(self._registry.delete, version.id)
+        await asyncio.to_thread(self._served.remove, version.id)
         folder = self._registry.model_dir(version.job_id).parent
         return pb.DeleteVersionResponse(freed_bytes=freed, job_dir=str(folder))
 

@@ -20,7 +20,8 @@ from services.shared.errors import (
     Unavailable,
     WrongState,
 )
-from services.trainer.models.encoder_client import EncoderClient
+from services.shared.trace import Place, below, place, span
+from services.trainer.models.encoders import Encoders
 from services.trainer.models.promotion import (
     WORKING,
     Promotion,
@@ -62,7 +63,7 @@ class Promoter:
     Args:
         promotions: where they are noted.
         registry: knows the versions.
-        encoder: loads them.
+        encoders: load them.
         router: fills collections.
     """
 
@@ -70,14 +71,16 @@ class Promoter:
         self,
         promotions: Promotions,
         registry: Registry,
-        encoder: EncoderClient,
+        encoders: Encoders,
         router: RouterClient,
     ) -> None:
         self._promotions = promotions
         self._registry = registry
-        self._encoder = encoder
+        self._encoders = encoders
         self._router = router
         self._wake = asyncio.Event()
+        # Of the call that moved each on last, in this service; another one's are not traced.
+        self._places: dict[str, Place | None] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -120,6 +123,7 @@ class Promoter:
             updated_at=now,
         )
         added = await asyncio.to_thread(self._promotions.add, promotion)
+        self._places.setdefault(added.id, place())
         self._wake.set()
         return added
 
@@ -153,6 +157,7 @@ class Promoter:
 
     async def _move(self, promotion_id: str, before: tuple[State, ...], state: State) -> Promotion:
         _expect(await asyncio.to_thread(self._promotions.get, promotion_id), before)
+        self._places[promotion_id] = place()
         promotion = await asyncio.to_thread(
             self._promotions.update, promotion_id, before, state=state
         )
@@ -208,7 +213,8 @@ class Promoter:
         away_since = 0.0
         while promotion.state in WORKING:
             try:
-                promotion = await steps[promotion.state](promotion)
+                with below(self._places.get(promotion.id)), span(promotion.state):
+                    promotion = await steps[promotion.state](promotion)
                 away_since = 0.0
             except _AWAY as error:
                 away_since = away_since or time.monotonic()
@@ -226,12 +232,13 @@ class Promoter:
     async def _check(self, promotion: Promotion) -> Promotion:
         """Judge it against every model that it would replace; if there is none, its base."""
         version = await asyncio.to_thread(self._registry.get, promotion.version_id)
-        previous = ""
+        named: list[str] = []
         if promotion.encoder_alias:
-            previous = await self._encoder.model_of(promotion.encoder_alias)
+            named = await self._encoders.models_of(promotion.encoder_alias)
         found = [await self._router.find(target.alias) for target in promotion.targets]
-        live = dict.fromkeys([previous, *(one.model for one in found if one is not None)])
+        live = dict.fromkeys([*named, *(one.model for one in found if one is not None)])
         replaced = [model for model in live if model not in ("", version.id)]
+        previous = next((model for model in named if model != version.id), "")
         verdicts = [
             await asyncio.to_thread(self._judge, version, model, promotion.rule)
             for model in replaced or [version.base_model]
@@ -242,7 +249,7 @@ class Promoter:
             state="refused" if reasons else "loading",
             reasons=reasons,
             judged=verdicts[0].judged,
-            previous=previous if previous != version.id else promotion.previous,
+            previous=previous or promotion.previous,
             error="",
         )
 
@@ -259,18 +266,16 @@ class Promoter:
 
     async def _load(self, promotion: Promotion) -> Promotion:
         version = await asyncio.to_thread(self._registry.get, promotion.version_id)
-        folder = self._registry.model_dir(version.job_id)
-        if not promotion.loads and not await self._encoder.model_of(version.id):
+        if not promotion.loads and not await self._encoders.models_of(version.id):
             promotion = await self._note(promotion, loads=True)
             if promotion.state != "loading":  # somebody has given it up meanwhile
                 return promotion
-        space_id = await self._encoder.load(str(folder), version.id)
-        if space_id != version.space_id:
-            raise WrongState(
-                f"the encoder serves another model as {version.id}: its space is {space_id}, and "
-                f"should be {version.space_id}"
-            )
+        await self._load_everywhere(version)
         return await self._note(promotion, state="migrating", error="")
+
+    async def _load_everywhere(self, version: Version) -> None:
+        folder = self._registry.model_dir(version.job_id)
+        await self._encoders.load(folder, version.id, version.space_id)
 
     async def _migrate(self, promotion: Promotion) -> Promotion:
         for target in promotion.targets:
@@ -306,12 +311,14 @@ class Promoter:
             await asyncio.sleep(_POLL_S)
 
     async def _switch(self, promotion: Promotion) -> Promotion:
+        version = await asyncio.to_thread(self._registry.get, promotion.version_id)
+        await self._load_everywhere(version)  # collections may have taken hours to fill
         for target in promotion.targets:
             found = await self._router.find(target.target)
             if found is not None and found.step == "ready":
                 await self._router.cut_over(target.target)
         if promotion.encoder_alias:
-            await self._encoder.set_alias(promotion.encoder_alias, promotion.version_id)
+            await self._encoders.point(promotion.encoder_alias, promotion.version_id)
         if promotion.watches:
             return await self._note(promotion, state="watching", error="")
         await self._part(promotion)
@@ -330,16 +337,15 @@ class Promoter:
 
     async def _restore(self, promotion: Promotion) -> None:
         """Have everything served as before; what was filled is deleted."""
-        if promotion.encoder_alias and promotion.previous:
-            named = await self._encoder.model_of(promotion.encoder_alias)
-            if named == promotion.version_id:
-                await self._encoder.set_alias(promotion.encoder_alias, promotion.previous)
         for target in promotion.targets:
             found = await self._router.find(target.target)
             if found is not None and found.step == "watch":
                 await self._router.roll_back(target.target)
             if found is not None and (found.step or found.error):
                 await self._router.give_up(target.target)
+        alias, before = promotion.encoder_alias, promotion.previous
+        if alias and before and await self._encoders.points_at(alias, promotion.version_id):
+            await self._encoders.point(alias, before)
 
     async def _unload(self, promotion: Promotion) -> None:
         """Free the encoder of what was loaded for nothing, if nobody has come to use it."""
@@ -349,7 +355,7 @@ class Promoter:
             return
         try:
             if not await self._router.uses(version_id):
-                await self._encoder.unload(version_id)
+                await self._encoders.unload(version_id)
         except ServiceError as error:  # it takes memory, and harms nobody
             log.warning("%s stays loaded in the encoder: %s", version_id, error.message)
 

@@ -9,6 +9,7 @@ from services.shared.errors import NotFound, peer_errors
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from services.shared.tls import TlsFiles
+from services.shared.trace import outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class RouterClient:
                 answer = await self._peer.stub.GetCollection(
                     pb.GetCollectionRequest(name=name),
                     timeout=self._timeout_s,
-                    metadata=self._metadata,
+                    metadata=(*self._metadata, *outgoing()),
                 )
         except NotFound:
             return None
@@ -75,7 +76,9 @@ class RouterClient:
         """Whether a collection lies in a model's space."""
         with peer_errors("router"):
             answer = await self._peer.stub.ListCollections(
-                pb.ListCollectionsRequest(), timeout=self._timeout_s, metadata=self._metadata
+                pb.ListCollectionsRequest(),
+                timeout=self._timeout_s,
+                metadata=(*self._metadata, *outgoing()),
             )
         return any(collection.model == model for collection in answer.collections)
 
@@ -86,7 +89,7 @@ class RouterClient:
         )
         with peer_errors("router"):
             call = self._peer.stub.MigrateCollection(
-                request, timeout=self._timeout_s, metadata=self._metadata
+                request, timeout=self._timeout_s, metadata=(*self._metadata, *outgoing())
             )
             # The first message comes when the target has been made; the router needs no listener.
             await anext(aiter(call), None)
@@ -96,14 +99,18 @@ class RouterClient:
         """Point the alias at a target that is ready."""
         with peer_errors("router"):
             await self._peer.stub.CutOver(
-                pb.CutOverRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
+                pb.CutOverRequest(name=target),
+                timeout=self._timeout_s,
+                metadata=(*self._metadata, *outgoing()),
             )
 
     async def roll_back(self, target: str) -> None:
         """Point the alias at the source again; the target is kept current still."""
         with peer_errors("router"):
             await self._peer.stub.RollBack(
-                pb.RollBackRequest(name=target), timeout=self._timeout_s, metadata=self._metadata
+                pb.RollBackRequest(name=target),
+                timeout=self._timeout_s,
+                metadata=(*self._metadata, *outgoing()),
             )
 
     async def give_up(self, target: str) -> None:
@@ -113,7 +120,7 @@ class RouterClient:
                 await self._peer.stub.CancelChange(
                     pb.CancelChangeRequest(name=target),
                     timeout=self._timeout_s,
-                    metadata=self._metadata,
+                    metadata=(*self._metadata, *outgoing()),
                 )
         except NotFound:
             return
@@ -124,7 +131,7 @@ class RouterClient:
             await self._peer.stub.FinishMigration(
                 pb.FinishMigrationRequest(name=target),
                 timeout=self._timeout_s,
-                metadata=self._metadata,
+                metadata=(*self._metadata, *outgoing()),
             )
 
     async def close(self) -> None:

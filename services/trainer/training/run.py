@@ -38,6 +38,7 @@ from services.trainer.training.interrupt import (
     exit_with_parent,
     exit_with_silence,
 )
+from services.trainer.training.traced import traced
 from services.trainer.training.work import follow_job, run_job
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         if spec is None or not spec.is_shared:
             ranks.end()
         if is_first:
-            with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
+            with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S), traced(spec):
                 if not result_path(job_dir).exists():
                     run_job(job_dir, interrupt)
         elif spec and spec.is_shared and not result_path(job_dir).exists():

@@ -19,6 +19,7 @@ import torch
 from services.shared.card import Quality
 from services.shared.errors import InvalidRequest, ServiceError
 from services.shared.model import TextModel
+from services.shared.trace import span
 from services.shared.vectors import Array
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES
@@ -76,31 +77,38 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
     torch.set_num_threads(spec.threads or torch.get_num_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
     if spec.hyperparameters.method == "nest":
-        run_nest(job_dir, spec, interrupt)
+        with span("nest"):
+            run_nest(job_dir, spec, interrupt)
         return
     if spec.hyperparameters.onnx and not (job_dir / CHECKPOINTS).exists():
         onnx_model.rehearse(Path(spec.base_dir))
-    data = _read_data(job_dir, spec)
-    job = Job(job_dir, spec, data, ask(data), EventLog(job_dir), interrupt)
     hyper = spec.hyperparameters
-    model = _load_base(job)
-    # Only what learns from frozen vectors, or mines with them, needs those of training questions.
-    needs_anchors = hyper.method in ("adaptor", "distill") or spec.mining
-    others = len(job.training_anchors()) if needs_anchors else 0
-    queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
-    learn = adapt if hyper.method == "adaptor" else tune
-    _count_too_long(job, model)
-    trained = learn(_mine(job, model, documents_ND), model, queries_QD, documents_ND)
+    with span("prepare"):
+        data = _read_data(job_dir, spec)
+        job = Job(job_dir, spec, data, ask(data), EventLog(job_dir), interrupt)
+        model = _load_base(job)
+        # Only what learns from frozen vectors, or mines with them, needs those of training
+        # questions.
+        needs_anchors = hyper.method in ("adaptor", "distill") or spec.mining
+        others = len(job.training_anchors()) if needs_anchors else 0
+        queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
+        _count_too_long(job, model)
+        mined = _mine(job, model, documents_ND)
+    with span("train"):
+        learn = adapt if hyper.method == "adaptor" else tune
+        trained = learn(mined, model, queries_QD, documents_ND)
     dims = hyper.measured_dims
-    before_QKS = measure(
-        queries_QD, documents_ND, job.questions, dims,
-        job.progress("evaluate", "sizes measured", 0, 2 * len(dims)),
-    )  # fmt: skip
-    after_QKS = measure(
-        trained.queries_QD, trained.documents_ND, job.questions, dims,
-        job.progress("evaluate", "sizes measured", len(dims), 2 * len(dims)),
-    )  # fmt: skip
-    _finish(job, trained, before_QKS, after_QKS)
+    with span("evaluate"):
+        before_QKS = measure(
+            queries_QD, documents_ND, job.questions, dims,
+            job.progress("evaluate", "sizes measured", 0, 2 * len(dims)),
+        )  # fmt: skip
+        after_QKS = measure(
+            trained.queries_QD, trained.documents_ND, job.questions, dims,
+            job.progress("evaluate", "sizes measured", len(dims), 2 * len(dims)),
+        )  # fmt: skip
+    with span("export"):
+        _finish(job, trained, before_QKS, after_QKS)
 
 
 def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:

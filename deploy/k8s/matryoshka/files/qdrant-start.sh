@@ -3,8 +3,12 @@ set -eu
 if [ "$QDRANT__CLUSTER__ENABLED" != true ]; then
   exec ./qdrant
 fi
-uri="http://$POD.$PEERS:6335"
+scheme=http
+if [ "${QDRANT__CLUSTER__P2P__ENABLE_TLS:-}" = true ]; then
+  scheme=https
+fi
+uri="$scheme://$POD.$PEERS:6335"
 if [ "$POD" = "$FIRST" ]; then
   exec ./qdrant --uri "$uri"
 fi
-exec ./qdrant --bootstrap "http://$FIRST.$PEERS:6335" --uri "$uri"
+exec ./qdrant --bootstrap "$scheme://$FIRST.$PEERS:6335" --uri "$uri"

@@ -19,8 +19,8 @@
 {{- if and (not $v.auth.enabled) (or $v.ingress.enabled $v.gateway.enabled) }}
 {{- fail "ingress and gateway need auth.enabled: without keys every caller is an operator" }}
 {{- end }}
-{{- if and (not $v.auth.enabled) (or $v.auth.existingSecret $v.auth.keysSecret) }}
-{{- fail "auth.existingSecret and auth.keysSecret protect nothing while auth.enabled is false: set it, or leave them empty" }}
+{{- if and (not $v.auth.enabled) (or $v.auth.existingSecret $v.auth.keysSecret $v.auth.servicesSecret) }}
+{{- fail "auth.existingSecret, auth.keysSecret and auth.servicesSecret protect nothing while auth.enabled is false: set it, or leave them empty" }}
 {{- end }}
 {{- if and $v.tls.enabled (not $v.tls.existingSecret) }}
 {{- fail "tls.enabled needs tls.existingSecret: a Secret with tls.crt, tls.key and ca.crt" }}
@@ -50,8 +50,12 @@
 {{- if and (eq $v.trainer.launcher "kubernetes") (ne $v.state.accessMode "ReadWriteMany") }}
 {{- fail "trainer.launcher kubernetes needs state.accessMode ReadWriteMany: pods of jobs write the trainer's folders from any node" }}
 {{- end }}
-{{- if and (eq $v.trainer.launcher "local") (or $v.trainer.jobs.queue (gt (int $v.trainer.jobs.nodes) 1)) }}
+{{- $j := $v.trainer.jobs }}
+{{- if and (eq $v.trainer.launcher "local") (or $j.queue (gt (int $j.nodes) 1)) }}
 {{- fail "trainer.jobs.queue and trainer.jobs.nodes above 1 need trainer.launcher kubernetes" }}
+{{- end }}
+{{- if and (eq $v.trainer.launcher "local") (or $j.nodeSelector $j.tolerations $j.runtimeClassName $j.priorityClassName) }}
+{{- fail "trainer.jobs.nodeSelector, tolerations, runtimeClassName and priorityClassName need trainer.launcher kubernetes: local jobs run in the trainer's own pod, which trainer.profile and trainer.tolerations place" }}
 {{- end }}
 {{- end }}
 
@@ -104,6 +108,9 @@
 {{- $q := $v.qdrant }}
 {{- if and (eq $q.mode "external") (not $q.url) }}{{ fail "qdrant.mode external needs qdrant.url, such as http://qdrant:6333" }}{{ end }}
 {{- if and (ne $q.mode "external") $q.url }}{{ fail (printf "qdrant.url is for qdrant.mode external; it is %s" $q.mode) }}{{ end }}
+{{- if and $q.tlsSecret (or (eq $q.mode "embedded") (and (eq $q.mode "external") (not (hasPrefix "https://" $q.url)))) }}
+{{- fail "qdrant.tlsSecret encrypts nothing here: it is for qdrant.mode bundled, or for external with a qdrant.url of https://" }}
+{{- end }}
 {{- if eq $q.mode "bundled" }}
 {{- if gt (int $q.replicationFactor) (int $q.replicas) }}
 {{- fail "qdrant.replicationFactor must be at most qdrant.replicas: a node holds one replica of a shard" }}

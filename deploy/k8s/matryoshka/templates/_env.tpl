@@ -17,10 +17,16 @@
 - name: {{ $prefix }}_GRACE_S
   value: {{ include "matryoshka.text" $one.drain.graceSeconds | quote }}
 {{- if $v.auth.enabled }}
-{{- range $variable := include "matryoshka.keysOf" $one | splitList "," }}
-- name: {{ $prefix }}_{{ $variable }}
+- name: {{ $prefix }}_API_KEY
   valueFrom: {secretKeyRef: {name: {{ include "matryoshka.authSecret" $root }}, key: api-key}}
+{{- range $key, $peer := include "matryoshka.peers" $root | fromYaml }}
+{{- if eq $peer.from $one.component }}
+- name: {{ $prefix }}_{{ upper $peer.to }}_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ include "matryoshka.servicesSecret" $root }}, key: {{ $key }}}}
 {{- end }}
+{{- end }}
+- name: {{ $prefix }}_PEER_KEYS_FILE
+  value: /etc/matryoshka/peers/keys.jsonl
 {{- if $v.auth.keysSecret }}
 - name: {{ $prefix }}_KEYS_FILE
   value: /etc/matryoshka/keys/keys.jsonl
@@ -66,10 +72,12 @@
 {{- end }}
 {{- end }}
 
-{{/* What of a service is the operator's key: its own, and what it sends to the others. */}}
-{{- define "matryoshka.keysOf" -}}
-{{- get (dict "encoder" "API_KEY" "router" "API_KEY,ENCODER_API_KEY,TRAINER_API_KEY"
-         "trainer" "API_KEY,ENCODER_API_KEY,ROUTER_API_KEY") .component }}
+{{/* The keys that services send each other, and what each is for; docs/operations.md says why. */}}
+{{- define "matryoshka.peers" -}}
+router-to-encoder: {from: router, to: encoder, scopes: [embed]}
+router-to-trainer: {from: router, to: trainer, scopes: [train]}
+trainer-to-encoder: {from: trainer, to: encoder, scopes: [admin]}
+trainer-to-router: {from: trainer, to: router, scopes: [search, admin]}
 {{- end }}
 
 {{- define "matryoshka.env.encoder" -}}
@@ -79,6 +87,10 @@
   value: /var/lib/encoder
 - name: MATRYOSHKA_ENCODER_MODEL
   value: {{ .one.model | quote }}
+{{- if and .one.state (eq .one.serves (printf "encoder-%s" (include "matryoshka.trainerPool" .root))) }}
+- name: MATRYOSHKA_ENCODER_SERVED_FILE
+  value: /var/lib/matryoshka/served.json
+{{- end }}
 {{- end }}
 
 {{- define "matryoshka.env.router" -}}
@@ -93,9 +105,13 @@
 {{- end }}
 {{- if ne $v.qdrant.mode "embedded" }}
 - name: MATRYOSHKA_ROUTER_QDRANT_URL
-  value: {{ default (printf "http://%s.%s.svc:6333" (include "matryoshka.name" (list .root "qdrant")) .root.Release.Namespace) $v.qdrant.url }}
+  value: {{ default (printf "%s://%s.%s.svc:6333" (ternary "https" "http" (ne $v.qdrant.tlsSecret "")) (include "matryoshka.name" (list .root "qdrant")) .root.Release.Namespace) $v.qdrant.url }}
 - name: MATRYOSHKA_ROUTER_QDRANT_GRPC_PORT
   value: {{ include "matryoshka.text" $v.qdrant.grpcPort | quote }}
+{{- if $v.qdrant.tlsSecret }}
+- name: MATRYOSHKA_ROUTER_QDRANT_TLS_CA
+  value: /etc/matryoshka/qdrant/ca.crt
+{{- end }}
 {{- with include "matryoshka.qdrantSecret" .root }}
 - name: MATRYOSHKA_ROUTER_QDRANT_API_KEY
   valueFrom: {secretKeyRef: {name: {{ . }}, key: api-key}}
@@ -151,6 +167,22 @@
 {{- end }}
 {{- with $v.trainer.jobs.queue }}
 - name: MATRYOSHKA_TRAINER_KUBERNETES_QUEUE
+  value: {{ . }}
+{{- end }}
+{{- with $v.trainer.jobs.nodeSelector }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_NODE_SELECTOR
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with $v.trainer.jobs.tolerations }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_TOLERATIONS
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with $v.trainer.jobs.runtimeClassName }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_RUNTIME_CLASS
+  value: {{ . }}
+{{- end }}
+{{- with $v.trainer.jobs.priorityClassName }}
+- name: MATRYOSHKA_TRAINER_KUBERNETES_PRIORITY_CLASS
   value: {{ . }}
 {{- end }}
 {{- end }}

@@ -43,6 +43,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- default (include "matryoshka.name" (list . "auth")) .Values.auth.existingSecret }}
 {{- end }}
 
+{{/* The Secret of the keys that services send each other. */}}
+{{- define "matryoshka.servicesSecret" -}}
+{{- default (include "matryoshka.name" (list . "services")) .Values.auth.servicesSecret }}
+{{- end }}
+
 {{/* The Secret of Qdrant's key; empty: none is sent. */}}
 {{- define "matryoshka.qdrantSecret" -}}
 {{- if .Values.qdrant.existingSecret }}{{ .Values.qdrant.existingSecret }}

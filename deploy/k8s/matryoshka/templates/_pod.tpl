@@ -105,6 +105,12 @@ spec:
         {{- if and $v.auth.enabled $v.auth.keysSecret }}
         - {name: keys, mountPath: /etc/matryoshka/keys, readOnly: true}
         {{- end }}
+        {{- if $v.auth.enabled }}
+        - {name: peers, mountPath: /etc/matryoshka/peers, readOnly: true}
+        {{- end }}
+        {{- if and (eq $one.component "router") $v.qdrant.tlsSecret }}
+        - {name: qdrant, mountPath: /etc/matryoshka/qdrant, readOnly: true}
+        {{- end }}
         {{- if $v.tls.enabled }}
         - {name: tls, mountPath: /etc/matryoshka/tls, readOnly: true}
         {{- end }}
@@ -125,6 +131,14 @@ spec:
     {{- if and $v.auth.enabled $v.auth.keysSecret }}
     - name: keys
       secret: {secretName: {{ $v.auth.keysSecret }}, items: [{key: keys.jsonl, path: keys.jsonl}]}
+    {{- end }}
+    {{- if $v.auth.enabled }}
+    - name: peers
+      secret: {secretName: {{ include "matryoshka.servicesSecret" $root }}, items: [{key: {{ $one.component }}.jsonl, path: keys.jsonl}]}
+    {{- end }}
+    {{- if and (eq $one.component "router") $v.qdrant.tlsSecret }}
+    - name: qdrant
+      secret: {secretName: {{ $v.qdrant.tlsSecret }}, items: [{key: ca.crt, path: ca.crt}]}
     {{- end }}
     {{- if $v.tls.enabled }}
     - name: tls
