@@ -11,7 +11,8 @@ from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, Stage, exact_plan
 from services.router.recall.live import Live
 from services.router.recall.lost import LostSearches
-from services.router.recall.shadow import CAUSES, Shadow
+from services.router.recall.shadow import Shadow
+from services.router.recall.watched import CAUSES
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point

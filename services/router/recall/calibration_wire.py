@@ -5,7 +5,7 @@ from services.router.recall.calibration import Calibration, Objective, PlanRow, 
 from services.router.recall.history import RecallAt
 from services.router.recall.lost import LostSearch
 from services.router.recall.queries import QuerySource
-from services.router.recall.shadow import Watched
+from services.router.recall.watched import Watched
 from services.router.search import DEFAULT_LIMIT, read_vectors
 from services.router.wire import write_plan
 from services.shared.errors import InvalidRequest
