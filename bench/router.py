@@ -16,7 +16,7 @@ vectors and are not measured. A million points are `bench.million`'s.
 The last line of stdout is one JSON object.
 
     python -m bench.router [--cache FOLDER] [--promises N] [--pool N] [--made D,D [--made-points N]
-        [--only-made]]
+        [--made-timed N] [--only-made]]
 """
 
 import argparse
@@ -104,14 +104,14 @@ def load(texts: Texts, model: TextModel, cache: Path | None) -> Vectors:
     )
 
 
-def made_of(real: Vectors, width: int, points: int) -> Vectors:
+def made_of(real: Vectors, width: int, points: int, timed: int) -> Vectors:
     """Make a larger and longer collection of a real one, and questions of its questions."""
     longer = Longer(real.documents_ND, width)
     return Vectors(
         f"made-{width}",
         longer(more_of(real.documents_ND, points, 0)),
         longer(more_of(real.known_QD, _NUM_KNOWN, 1)),
-        longer(more_of(real.timed_QD, _NUM_TIMED, 2)),
+        longer(more_of(real.timed_QD, timed, 2)),
     )
 
 
@@ -291,7 +291,7 @@ async def run(arguments: argparse.Namespace) -> None:
             )
             kept.append(promise)
         for width in arguments.made:
-            data = made_of(real[0], width, arguments.made_points)
+            data = made_of(real[0], width, arguments.made_points, arguments.made_timed)
             async with opened(Path(folder) / data.name) as store:
                 result[data.name] = await compare(store, data, progress)
             del data
@@ -335,6 +335,7 @@ def main() -> None:
     parser.add_argument("--made", type=widths, default=[], help="widths of made collections")
     parser.add_argument("--only-made", action="store_true", help="leave the real ones out")
     parser.add_argument("--made-points", type=int, default=200_000, help="in each of these")
+    parser.add_argument("--made-timed", type=int, default=_NUM_TIMED, help="questions to these")
     asyncio.run(run(parser.parse_args()))
 
 
