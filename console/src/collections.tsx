@@ -1,23 +1,25 @@
 // What there is to search: sizes, memory, aliases, and changes under way.
 
+import { useState } from "preact/hooks";
+
 import type { Collection, ListCollectionsResponse, Size } from "../gen/router_pb";
+
 import type { Loaded } from "./load";
 import { Await, Bar, Empty } from "./notices";
+import { usePart } from "./part";
 import { to } from "./place";
 import { sizeMemory } from "./sizes";
 import { Table } from "./table";
 import { bytes, count, size } from "./words";
+
+const MOST_CARDS = 24;
 
 export function Collections(props: { of: Loaded<ListCollectionsResponse> }) {
   return (
     <Await of={props.of}>
       {({ collections: all }) =>
         all.length ? (
-          <div class="cards">
-            {all.map((one) => (
-              <CollectionCard key={one.name} collection={one} />
-            ))}
-          </div>
+          <Cards all={all} />
         ) : (
           <Empty title="There are no collections yet">
             <p>One command makes one, and encodes and writes what is in a file:</p>
@@ -26,6 +28,34 @@ export function Collections(props: { of: Loaded<ListCollectionsResponse> }) {
         )
       }
     </Await>
+  );
+}
+
+function Cards(props: { all: readonly Collection[] }) {
+  const [wanted, setWanted] = useState("");
+  const found = props.all.filter((one) => [one.name, ...one.aliases].some((name) => name.includes(wanted)));
+  const { shown, turn } = usePart(found, MOST_CARDS);
+  return (
+    <>
+      {props.all.length > MOST_CARDS && (
+        <label>
+          Find a collection
+          <input
+            type="search"
+            value={wanted}
+            placeholder="a part of its name or alias"
+            onInput={(event) => setWanted(event.currentTarget.value)}
+          />
+        </label>
+      )}
+      <p role="status">{found.length === 0 && "No collection is called so."}</p>
+      <div class="cards">
+        {shown.map((one) => (
+          <CollectionCard key={one.name} collection={one} />
+        ))}
+      </div>
+      {turn}
+    </>
   );
 }
 

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 
-import { count } from "./words";
+import { usePart } from "./part";
 
 const MOST_ROWS = 50;
 
@@ -28,15 +28,13 @@ export function Table<T>(props: {
   most?: number;
 }) {
   const { columns, rows, most = MOST_ROWS } = props;
-  const [page, setPage] = useState(0);
   const [order, setOrder] = useState<{ at: number; isDown: boolean }>();
   const by = order && columns[order.at]?.by;
   const sorted = by
     ? [...rows].sort((one, other) => compare(by(one), by(other)) * (order.isDown ? -1 : 1))
     : rows;
-  const last = Math.max(0, Math.ceil(rows.length / most) - 1);
-  const shown = Math.min(page, last);
-  const turn = (at: number): void =>
+  const { shown, turn } = usePart(sorted, most);
+  const sortBy = (at: number): void =>
     setOrder(order?.at === at && !order.isDown ? { at, isDown: true } : { at, isDown: false });
   return (
     <div class="table" role="region" aria-label={props.caption} tabIndex={0}>
@@ -51,13 +49,13 @@ export function Table<T>(props: {
                 class={column.isNumber ? "number" : undefined}
                 aria-sort={order?.at === at ? (order.isDown ? "descending" : "ascending") : undefined}
               >
-                {column.by ? <button onClick={() => turn(at)}>{column.title}</button> : column.title}
+                {column.by ? <button onClick={() => sortBy(at)}>{column.title}</button> : column.title}
               </th>
             ))}
           </tr>
         </thead>
         <tbody>
-          {sorted.slice(shown * most, (shown + 1) * most).map((row) => (
+          {shown.map((row) => (
             <tr key={props.id(row)}>
               {columns.map((column) => (
                 <td key={column.title} class={column.isNumber ? "number" : undefined}>
@@ -68,19 +66,7 @@ export function Table<T>(props: {
           ))}
         </tbody>
       </table>
-      {last > 0 && (
-        <div class="row">
-          <button class="quiet" disabled={shown === 0} onClick={() => setPage(shown - 1)}>
-            Earlier
-          </button>
-          <span>
-            {count(shown * most + 1)} to {count(Math.min(rows.length, (shown + 1) * most))} of {count(rows.length)}
-          </span>
-          <button class="quiet" disabled={shown === last} onClick={() => setPage(shown + 1)}>
-            Later
-          </button>
-        </div>
-      )}
+      {turn}
     </div>
   );
 }

@@ -32,3 +32,31 @@ def test_what_live_searches_lose_is_shown_with_the_searches(page, process, pictu
     text = query.inner_text()
     query.click()
     expect(page.get_by_label("Query")).to_have_value(text)
+
+
+def test_many_slices_and_many_collections_are_shown_in_parts(page, process):
+    """Of sixty slices ten are there at a time; a collection among thirty is found by its name."""
+    fill(process, "many")
+    with grpc.insecure_channel(process.grpc) as channel:
+        router = pb_grpc.RouterServiceStub(channel)
+        for at in range(60):
+            router.Search(pb.SearchRequest(collection="many", text="rivers", slice=f"s{at}"))
+        for at in range(30):
+            router.CreateCollection(pb.CreateCollectionRequest(name=f"few-{at}", model="default"))
+    try:
+        page.goto(f"{process.http}/#/recall?collection=many")
+        table = page.get_by_role("region", name="Live searches by slice, the worst first")
+        expect(table.get_by_role("row")).to_have_count(11)
+        expect(table).to_contain_text("1 to 10 of 60")
+        table.get_by_role("button", name="Later").click()
+        expect(table).to_contain_text("11 to 20 of 60")
+
+        page.goto(f"{process.http}/#/models")
+        page.get_by_label("Find a collection").fill("few-29")
+        expect(page.get_by_role("region", name="few-29")).to_be_visible()
+        expect(page.get_by_role("region", name="few-28")).to_have_count(0)
+    finally:
+        with grpc.insecure_channel(process.grpc) as channel:
+            router = pb_grpc.RouterServiceStub(channel)
+            for at in range(30):
+                router.DeleteCollection(pb.DeleteCollectionRequest(name=f"few-{at}"))

@@ -14,7 +14,9 @@ def ask(page: Page, text: str) -> None:
 
 
 def test_a_query_is_answered_three_ways(page, process, pictures):
-    """Short size, plan and exact search stand side by side, ten hits each, with times and code."""
+    """Short size, plan and exact search stand side by side, ten hits each; nobody else is asked."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(process.http)
     ask(page, "wooden dolls")
     exact = page.get_by_role("region", name="Exact search")
@@ -26,6 +28,8 @@ def test_a_query_is_answered_three_ways(page, process, pictures):
     page.get_by_text("This search with curl").click()
     expect(page.get_by_text('"text": "wooden dolls"').first).to_be_visible()
     page.screenshot(path=pictures / "search.png", full_page=True)
+    assert len(asked) > 5
+    assert all(url.startswith(process.http) for url in asked)
 
 
 def test_what_is_to_be_copied_runs_as_it_is(page, process, tmp_path):
