@@ -58,6 +58,7 @@ class ModelCalls:
     ) -> pb.DeleteVersionResponse:
         version = await asyncio.to_thread(self._registry.get, request.id)
         await asyncio.to_thread(self._promotions.check_free, version.id)
+        await asyncio.to_thread(self._registry.check_unused, version.id)
         await asyncio.to_thread(self._served.check_free, version.id)
         freed = await asyncio.to_thread(self._registry.delete, version.id)
         await asyncio.to_thread(self._served.remove, version.id)

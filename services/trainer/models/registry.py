@@ -162,19 +162,23 @@ class Registry:
         self._add_new()
         with self._database.transaction() as session:
             row = _find(session, version_id)
-            named = session.scalar(select(_AliasRow).where(_AliasRow.version_id == row.id))
-            if named is not None:
-                raise WrongState(
-                    f"alias {named.alias!r} points at {row.id}; move it before the version is "
-                    "deleted"
-                )
-            self._check_unused(row)
+            self._check_unused(session, row)
             # The row last: a deletion that was cut off can be asked for again.
             freed = keep_record(self._folder / row.job_id)
             row.is_deleted = True
             return freed
 
-    def _check_unused(self, row: _VersionRow) -> None:
+    def check_unused(self, version_id: str) -> None:
+        """Refuse what `delete` would refuse."""
+        with self._database.reading() as session:
+            self._check_unused(session, _find(session, version_id))
+
+    def _check_unused(self, session: Session, row: _VersionRow) -> None:
+        named = session.scalar(select(_AliasRow).where(_AliasRow.version_id == row.id))
+        if named is not None:
+            raise WrongState(
+                f"alias {named.alias!r} points at {row.id}; move it before the version is deleted"
+            )
         model_dir = str(self.model_dir(row.job_id))
         for job_id, state in self._jobs.states().items():
             spec = None if state in ENDED else Spec.read(spec_path(self._folder / job_id))
