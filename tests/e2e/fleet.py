@@ -57,7 +57,8 @@ async def start(folder: Path, model: Path) -> Fleet:
     def begin(service: str, last: int, **settings: str) -> Process:
         prefix = f"MATRYOSHKA_{service.upper()}_"
         named = {prefix + name: value for name, value in settings.items()}
-        named[f"{prefix}HOST"] = f"127.0.0.{last}"
+        # Longer than a caller needs to see it on a busy machine.
+        named |= {f"{prefix}HOST": f"127.0.0.{last}", f"{prefix}DRAIN_S": "2"}
         process = serve(folder / f"{service}-{last}", "serve", service, **named)
         begun.append(process)
         for option, at in (("--http-port", process.http), ("--grpc-port", process.grpc)):
@@ -102,7 +103,7 @@ async def restart(process: Process) -> None:
     """End a replica as an operator does, start it again, and wait until calls come to it."""
     assert await asyncio.to_thread(process.stop) == 0
     await asyncio.to_thread(process.start)
-    async with asyncio.timeout(10), httpx.AsyncClient() as client:
+    async with asyncio.timeout(60), httpx.AsyncClient() as client:
         while 'outcome="OK"' not in (await client.get(f"{process.http}/metrics")).text:
             await asyncio.sleep(_PROBE_S)
 
@@ -204,7 +205,7 @@ class Load:
     async def goes_on(self, calls: int = 5) -> None:
         """Wait until every caller has been answered some more times."""
         before = self.done.copy()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while any(self.done[caller] < before[caller] + calls for caller in self.done):
                 await asyncio.sleep(0.02)
 
@@ -237,16 +238,18 @@ async def load(
             )
             embeddings, stores = [
                 await stack.enter_async_context(
-                    openai.AsyncOpenAI(base_url=urls[name], api_key="none", max_retries=retries)
+                    openai.AsyncOpenAI(
+                        base_url=urls[name], api_key="none", max_retries=retries, timeout=60
+                    )
                 )
                 for name in ("encoder", "router")
             ]
             calls |= {
                 f"{kind} encoder gRPC": lambda stub=encoder: stub.Embed(
-                    encoder_pb2.EmbedRequest(texts=["nested dolls"]), timeout=20
+                    encoder_pb2.EmbedRequest(texts=["nested dolls"]), timeout=60
                 ),
                 f"{kind} router gRPC": lambda stub=router: stub.Search(
-                    router_pb2.SearchRequest(collection=store, text="dolls"), timeout=20
+                    router_pb2.SearchRequest(collection=store, text="dolls"), timeout=60
                 ),
                 f"{kind} encoder HTTP": lambda client=embeddings: client.embeddings.create(
                     model="default", input="wooden dolls"
