@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import Peer
+from services.cli.peer import RunningService
 from services.cli.table import show
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
 
-class Encoder(Peer):
+class Encoder(RunningService):
     """Where the encoder is."""
 
     stub = pb_grpc.EncoderServiceStub

@@ -54,8 +54,8 @@ HERE = "127.0.0.1:9000"
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A running service; each of its kinds names its stub."""
+class RunningService:
+    """Where one of the suite runs; each of its kinds names its stub."""
 
     stub: ClassVar[type[Any]]
     address: str

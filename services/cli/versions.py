@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import Peer
+from services.cli.peer import RunningService
 from services.cli.table import show
 from services.shared.pb import trainer_pb2 as pb
 from services.shared.pb import trainer_pb2_grpc as pb_grpc
@@ -14,7 +14,7 @@ from services.shared.pb import trainer_pb2_grpc as pb_grpc
 _MOST = 100
 
 
-class Trainer(Peer):
+class Trainer(RunningService):
     """Where the trainer is."""
 
     stub = pb_grpc.TrainerServiceStub

@@ -1,13 +1,9 @@
 """What the router measures besides requests and stages (encode, search, write, settle)."""
 
-from typing import TYPE_CHECKING
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.router.recall.watched import Watched
 from services.shared.metrics import ServiceMetrics
-
-if TYPE_CHECKING:
-    from services.router.recall.shadow import Watched
 
 _CANDIDATES_BUCKETS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
 
@@ -93,7 +89,7 @@ class RouterMetrics(ServiceMetrics):
             registry=registry,
         )
 
-    def show_recall(self, collection: str, slice_: str, watched: "Watched", rings: bool) -> None:
+    def show_recall(self, collection: str, slice_: str, watched: Watched, rings: bool) -> None:
         """Show what is known of the recall of a slice."""
         values = {"mean": watched.mean, "lower": watched.lower, "upper": watched.upper}
         for statistic, value in values.items():

@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, Stage, exact_plan
-from services.router.recall.shadow import CAUSES, Live, Shadow
+from services.router.recall.shadow import Live, Shadow
+from services.router.recall.watched import CAUSES
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point

@@ -3,7 +3,7 @@
 from services.router.recall.calibrate import DEFAULT_CONFIDENCE, DEFAULT_TARGET, Calibrate
 from services.router.recall.calibration import Calibration, Objective, PlanRow, Recall, Source
 from services.router.recall.queries import QuerySource
-from services.router.recall.shadow import Watched
+from services.router.recall.watched import Watched
 from services.router.search import DEFAULT_LIMIT, read_vectors
 from services.router.wire import write_plan
 from services.shared.errors import InvalidRequest

@@ -15,23 +15,22 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from services.router import tenants
 from services.router.filters import Filter
 from services.router.metrics import RouterMetrics
 from services.router.plan import Plan, exact_plan, recall, scores_are_cosines
 from services.router.recall.bounds import Alarm, lower_bound, upper_bound
+from services.router.recall.watched import CAUSES, Watched
 from services.router.storage.store import Collection, Store
 from services.shared.errors import NotFound, ServiceError
 from services.shared.vectors import Array
 
 log = logging.getLogger(__name__)
 
-CAUSES = ("prefix", "graph", "quantization", "filter")
-_WINDOW = 1000
 _OTHER = "(other)"
 # The first searches of a slice are all drawn, later ones so seldom that this many more are for
 # each time that their number grows e-fold; until the fixed share is more.
@@ -53,30 +52,6 @@ class Live:
     """What was searched for, until it is no longer needed; None: a vector was."""
     keys: tuple[str, ...] = ()
     """Of the hits, best first."""
-
-
-@dataclass(slots=True)
-class Watched:
-    """What is known of a slice of a collection."""
-
-    num_searches: int = 0
-    num_measured: int = 0
-    recalls: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
-    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
-    """Mean of what was lost, by cause, over all that was measured."""
-    lower: float = 0.0
-    upper: float = 1.0
-    target: float | None = None
-    alarm: Alarm | None = None
-
-    @property
-    def mean(self) -> float:
-        return sum(self.recalls) / max(1, len(self.recalls))
-
-    @property
-    def is_alarmed(self) -> bool:
-        """Whether it is below its target, beyond chance."""
-        return self.alarm is not None and self.alarm.rings
 
 
 class Shadow:

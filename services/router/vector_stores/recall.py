@@ -11,7 +11,8 @@ from services.router import tenants
 from services.router.recall.calibrate import Calibrate, Calibrator
 from services.router.recall.calibration import Calibration
 from services.router.recall.promise import Promises
-from services.router.recall.shadow import Shadow, Watched
+from services.router.recall.shadow import Shadow
+from services.router.recall.watched import Watched
 from services.router.storage.store import Collection, Store
 from services.router.vector_stores.stores import VectorStore, VectorStores
 from services.shared.errors import NotFound, WrongState

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from services.router.recall.calibrate import DEFAULT_CONFIDENCE, DEFAULT_TARGET, Calibrate
 from services.router.recall.calibration import Calibration, PlanRow
 from services.router.recall.queries import QuerySource
-from services.router.recall.shadow import Watched
+from services.router.recall.watched import Watched
 from services.router.vector_stores.body import CalibrateBody, QueryBody, read_body_as
 from services.router.vector_stores.recall import StoreRecall
 from services.router.vector_stores.routing import write_plan
