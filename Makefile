@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
+RELEASED := tests/contract/released
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus schema clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-int8 bench-trainer bench-quality postgres prometheus released schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,11 +16,12 @@ demo: .venv/.installed  ## The product's whole promise on real text (ARGS=--exit
 test: .venv/.installed  ## All tests (ARGS selects some, as for pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-check: .venv/.installed  ## Format, lint, types, layout, protos
+check: .venv/.installed  ## Format, lint, types, layout, protos and what they may not break
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASED)/protos.binpb
 	$(BIN)/python -m pytest -q tests/layout
 
 format: .venv/.installed  ## Put the code into the house format
@@ -30,6 +32,10 @@ protos: .venv/.installed  ## Generate code from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I$(PB)=protos \
 		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
 		$(PROTOS:%=$(PB)/%.proto)
+
+released: .venv/.installed  ## After a release: its protos and OpenAPI are what later ones may not break
+	$(BIN)/buf build --exclude-source-info -o $(RELEASED)/protos.binpb
+	$(BIN)/python -m tests.contract.breaking $(RELEASED)/encoder.openapi.json
 
 bench: .venv/.installed  ## Measure what the adaptor gains on real collections (minutes)
 	$(BIN)/python bench/adaptor.py
@@ -50,7 +56,7 @@ postgres:  ## Install Debian's PostgreSQL, for the tests that want a real one (a
 	apt-get update
 	apt-get install --yes --no-install-recommends postgresql
 
-prometheus:  ## Unpack Debian's Prometheus, for the tests of alerts; nothing is started
+prometheus:  ## Unpack Debian's Prometheus, for the tests of alerts and metrics; nothing is started
 	apt-get update
 	mkdir -p .prometheus
 	cd .prometheus && apt-get download prometheus && dpkg -x prometheus_*.deb .
