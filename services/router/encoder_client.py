@@ -2,7 +2,8 @@
 
 Only the full size crosses the wire; the router cuts it itself. Queries go before documents. When
 the encoder has too much to do, a query's caller is told at once, and decides; documents are sent
-again when the encoder says, for a bounded time, so that a rush of queries fails no write.
+again when the encoder says, for a bounded time, so that a rush of queries fails no write. To ask
+again where an encoder is gone is the channel's work alone, see `channel.py`.
 
 Shapes: B texts, D full width.
 """

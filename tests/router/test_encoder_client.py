@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from services.router.encoder_client import EncoderClient
-from services.shared.errors import Overloaded, TooLarge
+from services.shared.errors import Overloaded, TooLarge, Unavailable
 from services.shared.pb import encoder_pb2
 from services.shared.pb import router_pb2 as pb
 from tests.router.conftest import encode
@@ -87,6 +87,19 @@ async def test_documents_wait_for_a_bounded_time(client, encoder):
     with pytest.raises(Overloaded, match="much work"):
         await client.embed_many("small", ["a"])
     assert len(encoder[0].embeds) == 2
+
+
+@pytest.mark.parametrize("refused_before", [0, 2])
+async def test_an_encoder_that_is_gone_is_asked_again_in_one_place(client, encoder, refused_before):
+    """By the channel, four times in all, whoever asks; waiting for a busy one adds to it only."""
+    encoder[0].fail_after = 0
+    encoder[0].refusals = iter([1] * refused_before)
+    with pytest.raises(Unavailable):
+        await client.embed_many("small", ["a"])
+    assert len(encoder[0].embeds) == refused_before + 4
+    with pytest.raises(Unavailable):
+        await client.embed_query("small", "a")
+    assert len(encoder[0].embeds) == refused_before + 8
 
 
 async def test_nobody_waits_for_a_caller_whose_deadline_has_passed(router):
