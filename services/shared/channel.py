@@ -18,18 +18,35 @@ S = TypeVar("S")
 
 Options = Sequence[tuple[str, Any]]
 
+# What may be called twice: all of an encoder's, and what only reads of a router's.
+_REPEATABLE = [
+    {"service": "matryoshka.v1.EncoderService"},
+    *(
+        {"service": "matryoshka.v1.RouterService", "method": method}
+        for method in (
+            "Search",
+            "GetCollection",
+            "ListCollections",
+            "GetRecall",
+            "GetCalibration",
+        )
+    ),
+]
+
 # Where a name stands for several addresses, as a headless Service's does, calls take turns between
-# them. A call that an encoder did not answer, as it is gone, is made again: any of the encoder's
-# may be made twice. Names are looked up again soon after a connection has ended.
+# those that say that they are ready: one that drains is left before it refuses anything. A call
+# that was not answered, as the server is gone, is made again. Names are looked up again soon after
+# a connection has ended, and an address that was gone is tried again as soon.
 _BALANCED: Options = (
     (
         "grpc.service_config",
         json.dumps(
             {
                 "loadBalancingConfig": [{"round_robin": {}}],
+                "healthCheckConfig": {"serviceName": ""},
                 "methodConfig": [
                     {
-                        "name": [{"service": "matryoshka.v1.EncoderService"}],
+                        "name": _REPEATABLE,
                         "retryPolicy": {
                             "maxAttempts": 4,
                             "initialBackoff": "0.05s",
@@ -43,6 +60,7 @@ _BALANCED: Options = (
         ),
     ),
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 # For calls that are going on when certificates change; streams of a training job take hours.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import orjson
 import prometheus_client
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -161,6 +162,8 @@ class _Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if not self._state.is_ready:  # the caller's next call is for another server
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         try:

@@ -38,6 +38,7 @@ def test_the_first_signal_drains(process):
         assert status == health_pb2.HealthCheckResponse.NOT_SERVING
         late = client.post(f"{process.http}/v1/embeddings", json=BODY | {"input": "late"})
         assert late.status_code == 200
+        assert late.headers["connection"] == "close"  # the next call is for another server
         assert in_flight.result().status_code == 200
     assert process.popen.wait(timeout=30) == 0
 

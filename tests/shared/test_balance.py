@@ -8,6 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 
 from services.shared.channel import connect
 from services.shared.pb import encoder_pb2 as pb
@@ -28,14 +30,17 @@ class Encoder(pb_grpc.EncoderServiceServicer):
 async def start(host, port):
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_EncoderServiceServicer_to_server(Encoder(host), server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
     port = server.add_insecure_port(f"{host}:{port}")
     await server.start()
-    return server, port
+    return server, port, health
 
 
 async def serve(host, port):
     """What the second server's process does."""
-    server, _ = await start(host, port)
+    server, _, _ = await start(host, port)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await server.wait_for_termination()
@@ -45,13 +50,13 @@ async def serve(host, port):
 async def two():
     """Two servers at one port of two addresses of this machine, as two pods have them; the second
     is a process of its own."""
-    first, port = await start("127.0.0.1", 0)
+    first, port, health = await start("127.0.0.1", 0)
     arguments = [sys.executable, "-m", "tests.shared.test_balance", "127.0.0.2", str(port)]
     second = subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     assert second.stdout
     try:
         assert await asyncio.to_thread(second.stdout.readline) == b"ready\n"
-        yield second, f"ipv4:127.0.0.1:{port},127.0.0.2:{port}"
+        yield second, health, f"ipv4:127.0.0.1:{port},127.0.0.2:{port}"
     finally:
         second.kill()
         second.wait()
@@ -61,7 +66,7 @@ async def two():
 
 async def test_calls_take_turns(two):
     """Each of two servers gets half of them."""
-    _, address = two
+    _, _, address = two
     async with connect(address) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
         await channel.channel_ready()
@@ -70,9 +75,25 @@ async def test_calls_take_turns(two):
     assert seen == {"127.0.0.1": 20, "127.0.0.2": 20}
 
 
+async def test_a_server_that_drains_is_left_before_it_refuses_anything(two):
+    """It says that it is not ready; who tries nothing again is not failed by it either."""
+    _, health, address = two
+    async with connect(address, [("grpc.enable_retries", 0)]) as channel:
+        stub = pb_grpc.EncoderServiceStub(channel)
+        await channel.channel_ready()
+        await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(0.2)
+        seen = {(await stub.GetModel(pb.GetModelRequest())).model.id for _ in range(20)}
+        assert seen == {"127.0.0.2"}
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        async with asyncio.timeout(20):
+            while (await stub.GetModel(pb.GetModelRequest())).model.id != "127.0.0.1":
+                pass
+
+
 async def test_the_end_of_one_server_fails_no_call(two):
     """It is killed amid calls; each of these is answered by the other."""
-    second, address = two
+    second, _, address = two
     seen = Counter()
     async with connect(address) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
