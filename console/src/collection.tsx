@@ -43,7 +43,7 @@ export function OfCollection(props: {
         ) : (
           <Empty title="There are no collections yet">
             <p>Index documents, and come back:</p>
-            <pre tabIndex={0}>matryoshka index docs documents.jsonl</pre>
+            <pre tabIndex={0}>matryoshka index docs documents.jsonl --create</pre>
           </Empty>
         );
       }}

@@ -4,10 +4,11 @@ import { useState } from "preact/hooks";
 
 import type { Collection, ListCollectionsResponse, Size } from "../gen/router_pb";
 
-import type { Loaded } from "./load";
-import { Await, Bar, Empty } from "./notices";
+import { type Loaded, useDoing } from "./load";
+import { Alert, Await, Bar, Empty } from "./notices";
 import { usePart } from "./part";
 import { to } from "./place";
+import { router } from "./services";
 import { sizeMemory } from "./sizes";
 import { Table } from "./table";
 import { bytes, count, size } from "./words";
@@ -19,11 +20,11 @@ export function Collections(props: { of: Loaded<ListCollectionsResponse> }) {
     <Await of={props.of}>
       {({ collections: all }) =>
         all.length ? (
-          <Cards all={all} />
+          <Cards all={all} onChanged={props.of.reload} />
         ) : (
           <Empty title="There are no collections yet">
             <p>One command makes one, and encodes and writes what is in a file:</p>
-            <pre tabIndex={0}>matryoshka index docs documents.jsonl</pre>
+            <pre tabIndex={0}>matryoshka index docs documents.jsonl --create</pre>
           </Empty>
         )
       }
@@ -31,7 +32,7 @@ export function Collections(props: { of: Loaded<ListCollectionsResponse> }) {
   );
 }
 
-function Cards(props: { all: readonly Collection[] }) {
+function Cards(props: { all: readonly Collection[]; onChanged: () => void }) {
   const [wanted, setWanted] = useState("");
   const found = props.all.filter((one) => [one.name, ...one.aliases].some((name) => name.includes(wanted)));
   const { shown, turn } = usePart(found, MOST_CARDS);
@@ -51,7 +52,7 @@ function Cards(props: { all: readonly Collection[] }) {
       <p role="status">{found.length === 0 && "No collection is called so."}</p>
       <div class="cards">
         {shown.map((one) => (
-          <CollectionCard key={one.name} collection={one} />
+          <CollectionCard key={one.name} collection={one} onChanged={props.onChanged} />
         ))}
       </div>
       {turn}
@@ -59,7 +60,7 @@ function Cards(props: { all: readonly Collection[] }) {
   );
 }
 
-function CollectionCard(props: { collection: Collection }) {
+function CollectionCard(props: { collection: Collection; onChanged: () => void }) {
   const { collection } = props;
   const { change } = collection;
   const columns = [
@@ -105,6 +106,38 @@ function CollectionCard(props: { collection: Collection }) {
       )}
       <Table caption="Memory of each size" rows={collection.sizes} id={(one) => size(one.dim, one.nested)} columns={columns} />
       <a href={to("search", { collection: collection.name })}>Search in it</a>
+      <AliasForm collection={collection.name} onDone={props.onChanged} />
     </section>
+  );
+}
+
+/** Names that applications search by can be moved to another collection, and promotions move them. */
+function AliasForm(props: { collection: string; onDone: () => void }) {
+  const { collection } = props;
+  const [alias, setAlias] = useState("");
+  const name = useDoing(async (signal) => {
+    await router.setCollectionAlias({ alias: alias.trim(), collection }, { signal });
+    setAlias("");
+    props.onDone();
+  });
+  const submit = (event: Event): void => {
+    event.preventDefault();
+    name.run();
+  };
+  return (
+    <details>
+      <summary>Point an alias at it</summary>
+      <form class="row" onSubmit={submit}>
+        <label>
+          Alias
+          <input required value={alias} onInput={(event) => setAlias(event.currentTarget.value)} />
+        </label>
+        <button type="submit" disabled={name.isRunning}>
+          Point it here
+        </button>
+      </form>
+      <p class="soft">An alias that points elsewhere is moved. A promotion moves aliases, so applications search by them.</p>
+      <Alert problem={name.problem} />
+    </details>
   );
 }

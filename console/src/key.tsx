@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { key } from "./services";
 
-export function KeyDialog(props: { onEntered: () => void; onClosed: () => void }) {
+export function KeyDialog(props: { isRefused: boolean; onEntered: () => void; onClosed: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [value, setValue] = useState("");
   useEffect(() => dialog.current?.showModal(), []);
@@ -22,7 +22,7 @@ export function KeyDialog(props: { onEntered: () => void; onClosed: () => void }
       <form onSubmit={enter}>
         <h2 id="key-title">API key</h2>
         <p>
-          {key.get() && "The service refuses the key of this session, or you want to use another one. "}
+          {props.isRefused && (key.get() ? "The service does not know that key. " : "This service asks for a key. ")}
           A key is kept until this tab is closed, and sent to this address only.
         </p>
         <label>

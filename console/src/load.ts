@@ -21,6 +21,8 @@ export function noted(reason: unknown): Problem {
   return problem;
 }
 
+const AWAY_S = 3;
+
 export interface Loaded<T> {
   /** The last answer; it stays while another is awaited. */
   value?: T;
@@ -55,6 +57,13 @@ export function useLoad<T>(
     return () => controller.abort();
   }, [...on, turn]);
   const reload = useCallback(() => setTurn((last) => last + 1), []);
+  // One that starts, or is started again, is there soon.
+  const isAway = state.problem?.code === Code.Unavailable;
+  useEffect(() => {
+    if (!isAway) return;
+    const timer = setInterval(() => document.hidden || reload(), AWAY_S * 1000);
+    return () => clearInterval(timer);
+  }, [isAway]);
   useEffect(() => {
     if (!everySeconds) return;
     const timer = setInterval(() => document.hidden || reload(), everySeconds * 1000);

@@ -30,16 +30,16 @@ function isPage(name: string): name is PageName {
 
 function App() {
   const place = usePlace();
-  const [isAsking, setIsAsking] = useState(false);
+  const [asking, setAsking] = useState<"wanted" | "refused">();
   const [round, setRound] = useState(0);
-  useEffect(() => onRefused(() => setIsAsking(true)), []);
+  useEffect(() => onRefused(() => setAsking("refused")), []);
   const name: PageName = isPage(place.page) ? place.page : "search";
   const [title, Page] = PAGES[name];
   useEffect(() => {
     document.title = `${title} · Matryoshka`;
   }, [title]);
   const entered = (): void => {
-    setIsAsking(false);
+    setAsking(undefined);
     setRound(round + 1);
   };
   return (
@@ -60,7 +60,7 @@ function App() {
           ))}
         </nav>
         <ThemeButton />
-        <button class="quiet" onClick={() => setIsAsking(true)}>
+        <button class="quiet" onClick={() => setAsking("wanted")}>
           {key.get() ? "Change key" : "Enter key"}
         </button>
       </header>
@@ -68,7 +68,9 @@ function App() {
         <h1>{title}</h1>
         <Page key={`${name} ${round}`} settings={place.settings} />
       </main>
-      {isAsking && <KeyDialog onEntered={entered} onClosed={() => setIsAsking(false)} />}
+      {asking && (
+        <KeyDialog isRefused={asking === "refused"} onEntered={entered} onClosed={() => setAsking(undefined)} />
+      )}
     </>
   );
 }

@@ -1,9 +1,13 @@
 // What stands where there is nothing else to see: an error, a wait, an empty list.
 
+import { Code } from "@connectrpc/connect";
 import type { ComponentChildren } from "preact";
 
 import type { Loaded } from "./load";
 import type { Problem } from "./services";
+
+// The same call would be refused again.
+const HOPELESS = new Set([Code.PermissionDenied, Code.Unauthenticated, Code.InvalidArgument, Code.NotFound]);
 
 export function Alert(props: { problem?: Problem | undefined; onRetry?: () => void }) {
   if (!props.problem) return null;
@@ -11,7 +15,7 @@ export function Alert(props: { problem?: Problem | undefined; onRetry?: () => vo
     <div class="alert" role="alert">
       <p>{props.problem.message}</p>
       {props.problem.next && <p>{props.problem.next}</p>}
-      {props.onRetry && <button onClick={props.onRetry}>Try again</button>}
+      {props.onRetry && !HOPELESS.has(props.problem.code) && <button onClick={props.onRetry}>Try again</button>}
     </div>
   );
 }
@@ -50,7 +54,7 @@ export function Bar(props: { step: string; done: number; total: number }) {
 }
 
 /** Something to copy. */
-export function Code(props: { title: string; text: string }) {
+export function Snippet(props: { title: string; text: string }) {
   return (
     <details class="code">
       <summary>{props.title}</summary>

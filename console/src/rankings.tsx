@@ -18,7 +18,7 @@ export interface Ranking {
 
 export function Rankings(props: { columns: readonly Ranking[] }) {
   const { columns } = props;
-  const exact = new Set(columns.at(-1)!.answer.hits.map((hit) => hit.id));
+  const exact = new Map(columns.at(-1)!.answer.hits.map((hit, at) => [hit.id, at + 1]));
   return (
     <div class="rankings">
       {columns.map((column) => (
@@ -26,7 +26,7 @@ export function Rankings(props: { columns: readonly Ranking[] }) {
           <h2>{column.title}</h2>
           <ol>
             {column.answer.hits.map((hit, at) => (
-              <HitCard key={hit.id} hit={hit} rank={at + 1} isRight={exact.has(hit.id)} />
+              <HitCard key={hit.id} hit={hit} rank={at + 1} exactRank={exact.get(hit.id)} />
             ))}
           </ol>
         </section>
@@ -36,12 +36,18 @@ export function Rankings(props: { columns: readonly Ranking[] }) {
   );
 }
 
-function HitCard(props: { hit: Hit; rank: number; isRight: boolean }) {
-  const { hit, rank, isRight } = props;
+/** A hit, and its place in exact search, which says on narrow screens what lines say on wide ones. */
+function HitCard(props: { hit: Hit; rank: number; exactRank: number | undefined }) {
+  const { hit, rank, exactRank } = props;
   return (
-    <li class={isRight ? "hit" : "hit lost"} title={hit.text}>
-      <strong>{rank}</strong> <code>{hit.id}</code> <span class="soft">{share(hit.score)}</span>
-      {!isRight && <span class="bad"> not in exact search</span>}
+    <li class={exactRank ? "hit" : "hit lost"} title={hit.text}>
+      <p class="head">
+        <strong>{rank}</strong>
+        <code title={hit.id}>{hit.id}</code>
+        <span class="soft">{share(hit.score)}</span>
+        {exactRank === undefined && <span class="bad">not in exact</span>}
+        {exactRank !== undefined && exactRank !== rank && <span class="soft">exact: {exactRank}</span>}
+      </p>
       <p class="text">{hit.text}</p>
     </li>
   );

@@ -42,19 +42,23 @@ export interface Problem {
 }
 
 const NEXT: Partial<Record<Code, string>> = {
-  [Code.Unauthenticated]: "Enter a key that the service knows.",
+  [Code.Unauthenticated]: "Enter one above, under the key's button.",
   [Code.PermissionDenied]: "Use a key with the scope that is named, or ask an operator for one.",
   [Code.Unavailable]: "See whether the service runs: matryoshka doctor tells what is away.",
   [Code.ResourceExhausted]: "Wait a moment and try again.",
   [Code.DeadlineExceeded]: "Try again; the service may be busy.",
 };
 
+function keyWords(): string {
+  return key.get() ? "The service does not know the key of this session" : "This service asks for a key";
+}
+
 /** Return what to show of an error. */
 export function problemOf(reason: unknown): Problem {
   const error = ConnectError.from(reason);
   const isAway = error.code === Code.Unknown && /fetch|network/i.test(error.rawMessage);
   const code = isAway ? Code.Unavailable : error.code;
-  const said = isAway ? "The service does not answer" : error.rawMessage;
+  const said = isAway ? "The service does not answer" : code === Code.Unauthenticated ? keyWords() : error.rawMessage;
   const message = /[.!?]$/.test(said) ? said : `${said}.`;
   return { code, message, next: NEXT[code] ?? "" };
 }

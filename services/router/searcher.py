@@ -155,7 +155,7 @@ class Searcher:
             is_cosine = text is None and scores_are_cosines(plan, collection.sizes[-1])
             share = recall(_ranking(fused.hits), _ranking(best.hits), is_cosine)
             exact_seconds = exact.seconds
-        if search.is_live:
+        if search.is_live and not search.explain:
             target = promise.target if promise else None
             slice_ = tenants.to_slice(search.slice, search.tenant)
             keys = tuple(hit.key for hit in answer.hits)

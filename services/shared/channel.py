@@ -5,6 +5,7 @@ change: calls that begin then go through it, and those that are going on end in 
 """
 
 import asyncio
+import ipaddress
 import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
@@ -33,38 +34,58 @@ _REPEATABLE = [
     ),
 ]
 
-# Where a name stands for several addresses, as a headless Service's does, calls take turns between
-# those that say that they are ready: one that drains is left before it refuses anything. A call
-# that was not answered, as the server is gone, is made again. Names are looked up again soon after
-# a connection has ended, and an address that was gone is tried again as soon.
-_BALANCED: Options = (
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "loadBalancingConfig": [{"round_robin": {}}],
-                "healthCheckConfig": {"serviceName": ""},
-                "methodConfig": [
-                    {
-                        "name": _REPEATABLE,
-                        "retryPolicy": {
-                            "maxAttempts": 4,
-                            "initialBackoff": "0.05s",
-                            "maxBackoff": "0.5s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
-                        },
-                    }
-                ],
-            }
-        ),
-    ),
-    ("grpc.dns_min_time_between_resolutions_ms", 2000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+_SERVICE_CONFIG: dict[str, object] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": _REPEATABLE,
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_ASKS_HEALTH = {"healthCheckConfig": {"serviceName": ""}}
 
 # For calls that are going on when certificates change; streams of a training job take hours.
 _LONGEST_CALL_S = 86_400.0
+
+
+def _balanced(address: str) -> Options:
+    """Return the options by which calls go to whoever can answer them.
+
+    Where a name stands for several addresses, as a headless Service's does, calls take turns
+    between those that say that they are ready: one that drains is left before it refuses anything.
+    One that is the only one is called until it is gone. A call that was not answered, as the
+    server is gone, is made again. Names are looked up again soon after a connection has ended, and
+    an address that was gone is tried again as soon.
+    """
+    config = _SERVICE_CONFIG | (_ASKS_HEALTH if may_be_several(address) else {})
+    return (
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.dns_min_time_between_resolutions_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    )
+
+
+def may_be_several(address: str) -> bool:
+    """Say whether there may be more than one server behind an address."""
+    if address.startswith("unix:"):
+        return False
+    if "," in address:
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return False
+    try:
+        ipaddress.ip_address(host.removeprefix("ipv4:").removeprefix("ipv6:").strip("[]"))
+    except ValueError:
+        return True
+    return False
 
 
 def connect(
@@ -77,7 +98,7 @@ def connect(
         options: of gRPC, beside those that balance calls.
         credentials: of TLS; None: nothing is encrypted.
     """
-    options = (*_BALANCED, *options)
+    options = (*_balanced(address), *options)
     if credentials is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)

@@ -37,7 +37,8 @@ def fill(process: Process, name: str, alias: str = "") -> None:
             router.SetCollectionAlias(moved)
 
 
-@pytest.fixture(scope="session")
+# Not for longer: while it is open, its loop runs, and no other test could run one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium: make chromium")

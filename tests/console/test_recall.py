@@ -34,6 +34,15 @@ def test_what_live_searches_lose_is_shown_with_the_searches(page, process, pictu
     expect(page.get_by_label("Query")).to_have_value(text)
 
 
+def test_what_the_console_itself_asks_is_not_watched(page, process):
+    """A search that is looked at, three ways at once, does not count among the live ones."""
+    fill(process, "looked-at")
+    page.goto(f"{process.http}/#/search?collection=looked-at&query=violins")
+    expect(page.get_by_role("listitem")).to_have_count(30)
+    page.goto(f"{process.http}/#/recall?collection=looked-at")
+    expect(page.get_by_text("No search was seen yet")).to_be_visible()
+
+
 def test_many_slices_and_many_collections_are_shown_in_parts(page, process):
     """Of sixty slices ten are there at a time; a collection among thirty is found by its name."""
     fill(process, "many")

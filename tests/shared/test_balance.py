@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from services.shared.channel import connect
+from services.shared.channel import connect, may_be_several
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 
@@ -115,3 +115,21 @@ async def test_the_end_of_one_server_fails_no_call(two):
 
 if __name__ == "__main__":
     asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
+
+
+@pytest.mark.parametrize(
+    ("address", "several"),
+    [
+        ("encoder:9000", True),
+        ("encoder.search.svc.cluster.local:9000", True),
+        ("ipv4:10.0.0.1:9000,10.0.0.2:9000", True),
+        ("127.0.0.1:9000", False),
+        ("ipv4:10.0.0.1:9000", False),
+        ("[::1]:9000", False),
+        ("localhost:9000", False),
+        ("unix:/run/matryoshka/grpc", False),
+    ],
+)
+def test_only_one_of_several_is_left_before_it_is_gone(address, several):
+    """A server that is the only one is called as long as it answers, ready or not."""
+    assert may_be_several(address) is several

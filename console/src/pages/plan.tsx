@@ -1,6 +1,6 @@
 // What a recall target costs: the measured plans of a collection, and the one that a target gets.
 
-import { Code as Status } from "@connectrpc/connect";
+import { Code } from "@connectrpc/connect";
 import { useState } from "preact/hooks";
 
 import { type Calibration, type Collection, type MeasuredPlan, QuerySource } from "../../gen/router_pb";
@@ -10,7 +10,7 @@ import { OfCollection } from "../collection";
 import { Curves } from "../curves";
 import { Front } from "../front";
 import { useLoad } from "../load";
-import { Await, Code, Empty } from "../notices";
+import { Await, Empty, Snippet } from "../notices";
 import { planWords } from "../plan";
 import { router } from "../services";
 import { snippets } from "../snippets";
@@ -28,7 +28,7 @@ export function PlanPage(props: { settings: URLSearchParams }) {
 function Plans(props: { collection: Collection }) {
   const { name } = props.collection;
   const answer = useLoad((signal) => router.getCalibration({ collection: name }, { signal }), []);
-  if (answer.problem?.code === Status.NotFound) {
+  if (answer.problem?.code === Code.NotFound) {
     return (
       <>
         <Empty title="This collection is not calibrated yet">
@@ -112,7 +112,7 @@ function Measured(props: { collection: Collection; calibration: Calibration }) {
       </p>
       {choice && <Got calibration={calibration} choice={choice} slice={slice} cost={cost} target={target} />}
       {snippets(request).map(({ title, text }) => (
-        <Code key={title} title={title} text={text} />
+        <Snippet key={title} title={title} text={text} />
       ))}
       <Figures calibration={calibration} slice={slice} cost={cost} choice={choice} />
       {calibration.curves.length > 0 && <Curves calibration={calibration} />}
@@ -130,8 +130,8 @@ function Conditions(props: { calibration: Calibration }) {
         of 100 calibrations, in the mean over queries like these.
       </p>
       {calibration.source === QuerySource.DOCUMENTS && (
-        <p class="bad">
-          Documents stood in for queries: real ones may be harder. Calibrate again with queries, or once there were
+        <p>
+          <strong>Note:</strong> documents stood in for queries: real ones may be harder. Calibrate again with queries, or once there were
           enough searches.
         </p>
       )}

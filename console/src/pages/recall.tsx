@@ -38,8 +38,8 @@ function Slices(props: { collection: Collection; chosen: string | undefined }) {
         return (
           <>
             <p>
-              This router has been watching since {time(since)}; it begins anew with each calibration of the
-              collection. Some live searches are repeated exactly, off their way.
+              This router has been watching since {time(since)}; it begins anew with the first search after a
+              calibration of the collection. Some live searches are repeated exactly, off their way.
             </p>
             {slice ? (
               <>

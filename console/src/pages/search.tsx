@@ -11,7 +11,7 @@ import {
   StageSchema,
 } from "../../gen/router_pb";
 import { useDoing, useLoad } from "../load";
-import { Alert, Await, Code, Empty } from "../notices";
+import { Alert, Await, Empty, Snippet } from "../notices";
 import { change } from "../place";
 import { planWords } from "../plan";
 import { Rankings } from "../rankings";
@@ -68,7 +68,8 @@ export function request(wish: Wish) {
 async function ask(wish: Wish, signal: AbortSignal): Promise<Answers> {
   const { collection } = wish;
   const asked = request(wish);
-  const alone = { collection: asked.collection, query: asked.query, limit: LIMIT };
+  // Explained: so none of the three counts as a live search, whose recall is watched.
+  const alone = { collection: asked.collection, query: asked.query, limit: LIMIT, explain: true };
   const full = collection.sizes.length - 1;
   // Exact search brings the vectors' pages into the disk's cache: it goes last.
   const short = await router.search({ ...alone, plan: singleStage(collection, wish.short, false) }, { signal });
@@ -87,7 +88,7 @@ export function SearchPage(props: { settings: URLSearchParams }) {
         ) : (
           <Empty title="There is nothing to search yet">
             <p>Index documents, and come back:</p>
-            <pre tabIndex={0}>matryoshka index docs documents.jsonl</pre>
+            <pre tabIndex={0}>matryoshka index docs documents.jsonl --create</pre>
           </Empty>
         )
       }
@@ -249,7 +250,7 @@ function Found(props: { wish: Wish; answers: Answers }) {
       <Rankings columns={columns} />
       <Stages collection={collection} answer={plan} />
       {snippets(request(wish)).map(({ title, text }) => (
-        <Code key={title} title={title} text={text} />
+        <Snippet key={title} title={title} text={text} />
       ))}
     </>
   );

@@ -13,15 +13,19 @@ interface Row extends Pick<DimComparison, "dim" | "before" | "after" | "change" 
   numQueries: number;
 }
 
-/** All queries together come first, then what lost most. */
+/** All queries together come first, then what lost most; slices of few queries last. */
 function rows(slices: readonly SliceComparison[]): Row[] {
   const all = slices.flatMap(({ slice, numQueries, dims }) => dims.map((one) => ({ ...one, slice, numQueries })));
-  const isPart = (row: Row): number => (row.slice ? 1 : 0);
+  const isPart = (row: Row): number => (row.slice ? (row.numQueries < FEWEST ? 2 : 1) : 0);
   return all.sort((one, other) => isPart(one) - isPart(other) || one.change - other.change);
 }
 
-/** A loss or a gain is one only if the interval leaves out 0. */
+// As many as the gate asks for by default: an interval of fewer says little, and of one nothing.
+const FEWEST = 30;
+
+/** A loss or a gain is one only if the interval leaves out 0, and rests on enough queries. */
 function look(row: Row): string | undefined {
+  if (row.numQueries < FEWEST) return "soft";
   return row.high < 0 ? "bad" : row.low > 0 ? "good" : undefined;
 }
 
@@ -61,10 +65,11 @@ export function Comparison(props: { caption: string; slices: readonly SliceCompa
           cell: (row) => <span class={look(row)}>{moved(row.change)}</span>,
         },
         {
-          title: "95 of 100 draws between",
+          title: "95 % interval",
           isNumber: true,
           cell: (row) => (
             <>
+              {row.numQueries < FEWEST && <span class="soft">too few to judge: </span>}
               {moved(row.low)} and {moved(row.high)}
               <Interval row={row} most={most} />
             </>

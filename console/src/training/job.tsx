@@ -163,7 +163,7 @@ function Actions(props: { job: Job; onChanged: () => void }) {
         )}
         <Sure
           label="Cancel the job"
-          question="It cannot be resumed then."
+          question="Cancel it? It cannot be resumed then."
           isRunning={act.isRunning}
           onSure={() => act.run("cancelJob")}
         />

@@ -145,7 +145,7 @@ function Actions(props: { promotion: Promotion; onChanged: () => void }) {
         {isWatched && (
           <Sure
             label="Finish"
-            question="There is no way back then."
+            question="Finish it? There is no way back then."
             isRunning={act.isRunning}
             onSure={() => act.run("finishPromotion")}
           />
@@ -153,7 +153,7 @@ function Actions(props: { promotion: Promotion; onChanged: () => void }) {
         {(isWatched || BEFORE_SWITCH.has(state)) && (
           <Sure
             label="Roll back"
-            question={isWatched ? "What was served before is served again." : "What was filled is deleted."}
+            question={isWatched ? "Go back to what was served before?" : "Give it up, and delete what was filled?"}
             isRunning={act.isRunning}
             onSure={() => act.run("rollBackPromotion")}
           />

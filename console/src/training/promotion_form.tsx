@@ -123,7 +123,7 @@ function Targets(props: { chosen: readonly string[]; onChosen: (aliases: string[
         {(listed) => {
           const aliases = listed.collections.flatMap((one) => one.aliases.map((alias) => ({ alias, name: one.name })));
           if (!aliases.length) {
-            return <p class="soft">No collection has an alias, which alone can be moved. SetCollectionAlias gives it one.</p>;
+            return <p class="soft">No collection has an alias, which alone can be moved: <a href={to("models")}>point one at it</a> first.</p>;
           }
           return aliases.map(({ alias, name }) => (
             <label key={alias} class="check">

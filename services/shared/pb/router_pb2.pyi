@@ -1412,7 +1412,9 @@ class SearchRequest(_message.Message):
     limit: _builtins.int
     """1 to 1000; 0: 10."""
     explain: _builtins.bool
-    """Measure each stage. Runs the plan's beginnings one after another, so it costs more."""
+    """Measure each stage. Runs the plan's beginnings one after another, so it costs more. Somebody looks at
+    such a search: it is no live one, whose recall is watched and whose vector is kept for calibrations.
+    """
     measure_recall: _builtins.bool
     """Also search exactly at full size and report how much of it the plan found."""
     recall_target: _builtins.float
