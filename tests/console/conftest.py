@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from services.shared.pb import router_pb2 as pb
@@ -19,7 +20,7 @@ _PATIENCE_MS = 30_000
 _TOPICS = ("dolls", "rivers", "violins", "bread")
 
 
-def fill(process: Process, name: str, alias: str = "") -> None:
+def fill(process: Process, name: str) -> None:
     """Make a collection of 400 texts, at 32 and 128 numbers, too."""
     with grpc.insecure_channel(process.grpc) as channel:
         router = pb_grpc.RouterServiceStub(channel)
@@ -32,9 +33,6 @@ def fill(process: Process, name: str, alias: str = "") -> None:
         ]
         batch = pb.UpsertRequest(collection=name, points=points)
         assert [answer.total_points for answer in router.Upsert(iter([batch]))] == [400]
-        if alias:
-            moved = pb.SetCollectionAliasRequest(alias=alias, collection=name)
-            router.SetCollectionAlias(moved)
 
 
 # Not for longer: while it is open, its loop runs, and no other test could run one.
@@ -47,6 +45,17 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
         yield browser
         browser.close()
+
+
+def serious(page: Page) -> list[str]:
+    """Return what axe finds of serious or critical on a page, as it is now."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:200]}"
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+        for node in one["nodes"]
+    ]
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Every page works for everyone: by keyboard, in light and dark, on a phone, empty or full."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.console.conftest import PAGES
+from tests.console.conftest import PAGES, serious
 
 PHONE = {"width": 390, "height": 844}
 
@@ -13,16 +12,6 @@ def settle(page: Page) -> None:
     """Wait until nothing is being loaded."""
     page.wait_for_load_state("networkidle")
     expect(page.get_by_text("Loading …")).to_have_count(0)
-
-
-def serious(page: Page) -> list[str]:
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {node['html'][:200]}"
-        for one in found
-        if one["impact"] in {"serious", "critical"}
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

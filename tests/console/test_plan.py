@@ -2,7 +2,7 @@
 
 from playwright.sync_api import expect
 
-from tests.console.conftest import fill
+from tests.console.conftest import fill, serious
 
 
 def test_a_calibration_from_click_to_result(page, process, pictures):
@@ -32,6 +32,7 @@ def test_a_calibration_from_click_to_result(page, process, pictures):
     page.get_by_label("Cheapest in").first.select_option("memory")
     expect(page.get_by_text("Memory for each point").first).to_be_visible()
     page.screenshot(path=pictures / "plan.png", full_page=True)
+    assert serious(page) == []
 
 
 def test_a_calibration_can_be_stopped(page, process):

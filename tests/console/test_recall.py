@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
-from tests.console.conftest import fill
+from tests.console.conftest import fill, serious
 
 BAD = pb.Plan(stages=[pb.Stage(dim=32, candidates=10), pb.Stage(dim=384)])
 
@@ -28,6 +28,7 @@ def test_what_live_searches_lose_is_shown_with_the_searches(page, process, pictu
     lost = page.get_by_role("region", name="The last searches of the slice shallow")
     expect(lost).to_be_visible()
     page.screenshot(path=pictures / "recall.png", full_page=True)
+    assert serious(page) == []
     query = lost.get_by_role("link").first
     text = query.inner_text()
     query.click()

@@ -7,6 +7,8 @@ import sys
 
 from playwright.sync_api import Page, expect
 
+from tests.console.conftest import serious
+
 
 def ask(page: Page, text: str) -> None:
     page.get_by_label("Query").fill(text)
@@ -28,6 +30,7 @@ def test_a_query_is_answered_three_ways(page, process, pictures):
     page.get_by_text("This search with curl").click()
     expect(page.get_by_text('"text": "wooden dolls"').first).to_be_visible()
     page.screenshot(path=pictures / "search.png", full_page=True)
+    assert serious(page) == []
     assert len(asked) > 5
     assert all(url.startswith(process.http) for url in asked)
 

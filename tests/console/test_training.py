@@ -4,7 +4,7 @@ import json
 
 from playwright.sync_api import Page, expect
 
-from tests.console.conftest import fill
+from tests.console.conftest import fill, serious
 
 _LONG_MS = 120_000
 
@@ -19,6 +19,14 @@ def write_pairs(path, count, wrong=0):
     return path
 
 
+def open_form(page: Page) -> None:
+    """Open the form of jobs, which is open by itself where there are none."""
+    form = page.locator("details", has_text="Start a job from a file")
+    expect(form).to_be_visible()
+    if form.get_attribute("open") is None:
+        form.locator("summary").click()
+
+
 def begin(page: Page, path) -> None:
     page.get_by_label("Training file").set_input_files(path)
     page.get_by_label("Sizes").fill("32, 128")
@@ -30,8 +38,7 @@ def begin(page: Page, path) -> None:
 def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, tmp_path):
     """File, line and reason; what was entered stays, and another file goes on with it."""
     page.goto(f"{process.http}/#/training")
-    if not page.get_by_label("Training file").is_visible():
-        page.get_by_text("Start a job from a file").click()
+    open_form(page)
     begin(page, write_pairs(tmp_path / "wrong.jsonl", 40, wrong=1))
     alert = page.get_by_role("alert").first
     expect(alert).to_contain_text("wrong.jsonl")
@@ -42,16 +49,22 @@ def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, tmp
 
 def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, tmp_path):
     """A file is sent, trained from and compared; refused by a strict gate, served by a fair one."""
-    fill(process, "library-1", alias="library")
+    fill(process, "library-1")
+    page.goto(f"{process.http}/#/models")
+    collection = page.get_by_role("region", name="library-1")
+    collection.get_by_text("Point an alias at it").click()
+    collection.get_by_label("Alias").fill("library")
+    collection.get_by_role("button", name="Point it here").click()
+    expect(collection.get_by_text("Aliases")).to_be_visible()
     page.goto(f"{process.http}/#/training")
-    if not page.get_by_label("Training file").is_visible():
-        page.get_by_text("Start a job from a file").click()
+    open_form(page)
     begin(page, write_pairs(tmp_path / "pairs.jsonl", 400))
     job = page.get_by_role("region", name="The job", exact=True)
     expect(job).to_contain_text("succeeded", timeout=_LONG_MS)
     expect(page.get_by_role("img", name="oss").first).to_be_visible()
     expect(page.get_by_role("heading", name="Quality of each size")).to_be_visible()
     page.screenshot(path=pictures / "job.png", full_page=True)
+    assert serious(page) == []
 
     page.get_by_role("link", name="compare it, and promote it").click()
     form = page.get_by_role("form", name="Promote")
@@ -64,6 +77,7 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
     expect(page.get_by_text("The gate refused it, and nothing was touched.")).to_be_visible()
     expect(page.locator(".alert li").first).to_contain_text("10000")
     page.screenshot(path=pictures / "refused.png", full_page=True)
+    assert serious(page) == []
 
     page.go_back()
     form.get_by_label("Fewest queries to judge by").fill("1")
@@ -75,6 +89,7 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
         timeout=_LONG_MS
     )
     page.screenshot(path=pictures / "promotion.png", full_page=True)
+    assert serious(page) == []
     # It cannot be taken back: the button asks once more.
     page.get_by_role("button", name="Finish").click()
     page.get_by_role("button", name="Finish").click()
