@@ -6,6 +6,7 @@ trainer; see `services.shared.connect`.
 
 from typing import Any
 
+from google.protobuf.descriptor import FileDescriptor
 from starlette.routing import Route
 
 from services.router.scopes import RPCS_OPEN_TO_TENANTS
@@ -55,9 +56,9 @@ class RpcsHttp:
 
     def routes(self) -> list[Route]:
         return [
-            *self._routes(router_pb2, "the router's gRPC does not answer; try again"),
-            *self._routes(encoder_pb2, _AWAY.format("encoder", "ENCODER")),
-            *self._routes(trainer_pb2, _AWAY.format("trainer", "TRAINER")),
+            *self._routes(router_pb2.DESCRIPTOR, "the router's gRPC does not answer; try again"),
+            *self._routes(encoder_pb2.DESCRIPTOR, _AWAY.format("encoder", "ENCODER")),
+            *self._routes(trainer_pb2.DESCRIPTOR, _AWAY.format("trainer", "TRAINER")),
         ]
 
     def start(self) -> None:
@@ -77,8 +78,8 @@ class RpcsHttp:
         for peer in self._peers.values():
             await peer.close()
 
-    def _routes(self, pb: Any, away: str) -> list[Route]:  # noqa: ANN401 (a generated module)
-        (service,) = pb.DESCRIPTOR.services_by_name.values()
+    def _routes(self, file: FileDescriptor, away: str) -> list[Route]:
+        (service,) = file.services_by_name.values()
         connect = Connect(
             service,
             lambda: self._peers[service.name].stub,

@@ -8,6 +8,7 @@ import {
   type Plan,
   PlanSchema,
   type SearchResponse,
+  type StageReport,
   StageSchema,
 } from "../../gen/router_pb";
 import { useDoing, useLoad } from "../load";
@@ -18,8 +19,8 @@ import { Rankings } from "../rankings";
 import { router } from "../services";
 import { snippets } from "../snippets";
 import { Table } from "../table";
-import { bytes, low, ms, share, size } from "../words";
-import { sizeMemory } from "../sizes";
+import { bytes, ms, share, size } from "../words";
+import { type SizeCost, sizeMemory } from "../sizes";
 
 const LIMIT = 10;
 // Of sliders that move: let the hand come to rest before asking.
@@ -55,7 +56,7 @@ function twoStages(wish: Wish): Plan {
 }
 
 /** Return what the middle column sends; it is shown to be copied, too. */
-export function request(wish: Wish) {
+function request(wish: Wish) {
   const wanted = wish.target ? { recallTarget: wish.target } : { plan: twoStages(wish) };
   return {
     collection: wish.collection.name,
@@ -258,6 +259,10 @@ function Found(props: { wish: Wish; answers: Answers }) {
 
 function Stages(props: { collection: Collection; answer: SearchResponse }) {
   const { collection, answer } = props;
+  const cost = (stage: StageReport): SizeCost | undefined => {
+    const kept = collection.sizes.find((one) => one.dim === stage.dim && one.nested === stage.nested);
+    return kept && sizeMemory(collection, kept);
+  };
   return (
     <>
       <Table
@@ -270,18 +275,12 @@ function Stages(props: { collection: Collection; answer: SearchResponse }) {
           { title: "Time", isNumber: true, cell: (stage) => ms(stage.seconds * 1000) },
           {
             title: "Codes",
-            cell: (stage) => {
-              const kept = collection.sizes.find((one) => one.dim === stage.dim && one.nested === stage.nested);
-              return low(kept && sizeMemory(collection, kept).codes);
-            },
+            cell: (stage) => cost(stage)?.codes,
           },
           {
             title: "Memory for each vector",
             isNumber: true,
-            cell: (stage) => {
-              const kept = collection.sizes.find((one) => one.dim === stage.dim && one.nested === stage.nested);
-              return kept ? bytes(sizeMemory(collection, kept).bytes) : "";
-            },
+            cell: (stage) => bytes(cost(stage)?.bytes ?? 0),
           },
         ]}
       />
