@@ -7,6 +7,8 @@ them: it reads the same from a file, before it is ready.
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from pathlib import Path
 
 from services.encoder.models import Models
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """Between two looks."""
+_AGAIN_S = 60.0
+"""Between two tries of what could not be taken, unless the file changes before."""
 
 
 class Follower:
@@ -32,6 +36,8 @@ class Follower:
         self._path = path
         self._models = models
         self._wanted = Served()
+        # By alias; whoever has pointed it elsewhere since has meant it.
+        self._pointed: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -46,12 +52,12 @@ class Follower:
             )
         except ServedError as error:
             raise InvalidRequest(str(error)) from error
-        taken = Served()
+        taken, is_whole = Served(), True
         while taken is not self._wanted:  # it may change while a model is loaded
-            before, taken = taken, self._wanted
-            await self._take(before, taken)
+            taken = self._wanted
+            is_whole = await self._take(taken)
             await asyncio.to_thread(watched.refresh)
-        self._task = asyncio.create_task(self._follow(watched, taken))
+        self._task = asyncio.create_task(self._follow(watched, taken, is_whole))
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -62,32 +68,48 @@ class Follower:
     def _read(self) -> None:
         self._wanted = read_served(self._path)
 
-    async def _follow(self, watched: Watched, taken: Served) -> None:
+    async def _follow(self, watched: Watched, taken: Served, is_whole: bool) -> None:
+        tried_at = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await asyncio.to_thread(watched.refresh)
-                before, taken = taken, self._wanted
-                if before is not taken:
-                    await self._take(before, taken)
+                again_at = math.inf if is_whole else tried_at + _AGAIN_S
+                if taken is self._wanted and time.monotonic() < again_at:
+                    continue
+                taken, is_whole = self._wanted, False
+                tried_at = time.monotonic()
+                is_whole = await self._take(taken)
             except ServiceError as error:
                 log.error("what a promotion serves could not be taken: %s", error.message)
             except Exception:  # our bug; what changes later must be seen all the same
                 log.exception("what a promotion serves could not be taken")
 
-    async def _take(self, before: Served, now: Served) -> None:
-        """Load what is not loaded, and point the names that have moved."""
-        for model_id, folder in now.models.items():
-            if any(model.id == model_id for model in self._models.list()):
+    async def _take(self, wanted: Served) -> bool:
+        """Load what is not loaded, and point the names that have moved; return whether all is so.
+
+        Raises:
+            ServiceError: a model cannot be loaded; what comes after it was not tried.
+        """
+        is_whole = True
+        for model_id, folder in wanted.models.items():
+            if self._has(model_id):
                 continue
             if await asyncio.to_thread(Path(folder).is_dir):
                 await self._models.load(folder, model_id)
             else:
                 log.error("%s was promoted, and its folder %s is not there", model_id, folder)
-        for alias, model_id in now.aliases.items():
-            if before.aliases.get(alias) == model_id:
-                continue  # whoever has pointed it elsewhere since has meant it
-            if any(model.id == model_id for model in self._models.list()):
+                is_whole = False
+        for alias, model_id in wanted.aliases.items():
+            if self._pointed.get(alias) == model_id:
+                continue
+            if self._has(model_id):
                 await self._models.set_alias(alias, model_id)
+                self._pointed[alias] = model_id
             else:
                 log.error("%s shall be %s, which is not loaded here", alias, model_id)
+                is_whole = False
+        return is_whole
+
+    def _has(self, model_id: str) -> bool:
+        return any(model.id == model_id for model in self._models.list())

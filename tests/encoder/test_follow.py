@@ -18,11 +18,14 @@ class Models:
         self.ids = ["live"]
         self.aliases = {"default": "live"}
         self.calls = []
+        self.broken = set()
 
     def list(self):
         return [SimpleNamespace(id=model_id) for model_id in self.ids]
 
     async def load(self, source, model_id):
+        if model_id in self.broken:
+            raise InvalidRequest(f"{model_id} has no weights")
         self.calls.append(("load", model_id))
         self.ids.append(model_id)
 
@@ -82,6 +85,30 @@ async def test_what_changes_later_is_taken_and_nothing_else(tmp_path, models, fo
     await until(lambda: models.aliases.get("new") == "b")
     assert models.aliases["default"] == "live"
     assert [call for call in models.calls if call[0] == "load"] == [("load", "a"), ("load", "b")]
+
+
+async def test_what_could_not_be_taken_is_tried_again(
+    tmp_path, models, follower, monkeypatch, caplog
+):
+    """A folder may come after its name, and a model may be mended; the file stays as it is."""
+    monkeypatch.setattr("services.encoder.follow._AGAIN_S", 1.0)
+    models.broken.add("b")
+    await follower.start()
+    late = str(tmp_path / "late")
+    write_served(
+        tmp_path / "served.json",
+        Served(
+            models=folders(tmp_path, "a") | {"late": late} | folders(tmp_path, "b"),
+            aliases={"default": "late", "new": "b"},
+        ),
+    )
+    await until(lambda: "b has no weights" in caplog.text)
+    models.broken.clear()
+    await until(lambda: models.aliases.get("new") == "b")
+    models.aliases["new"] = "live"
+    folders(tmp_path, "late")
+    await until(lambda: models.aliases["default"] == "late")
+    assert models.aliases["new"] == "live"
 
 
 async def until(condition):
