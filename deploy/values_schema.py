@@ -289,6 +289,7 @@ def network_policy() -> Schema:
         kubernetesApiPorts=ports,
         modelHubs={"type": "array", "items": rules},
         trainingSources={"type": "array", "items": rules},
+        traces={"type": "array", "items": rules},
     )
 
 

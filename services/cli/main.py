@@ -277,16 +277,18 @@ def card(
 
 def _check_ignored(settings: UpSettings) -> list[str]:
     """Tell which settings of single services mean nothing to `up`; return those that lay open."""
+    files = settings.secrets_dir.iterdir() if settings.secrets_dir else ()
+    given = {*os.environ, *(path.name.upper() for path in files)}
     ignored = [
         name
         for service in ServiceName
         for field in ServerSettings.model_fields
-        if (name := f"MATRYOSHKA_{service.upper()}_{field.upper()}") in os.environ
+        if (name := f"MATRYOSHKA_{service.upper()}_{field.upper()}") in given
     ]
     for name in ignored:
         print(f"{name} means nothing to `matryoshka up`; MATRYOSHKA_UP_... does", file=sys.stderr)
     mistakes = []
-    keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE"))]
+    keys = [name for name in ignored if name.endswith(("_API_KEY", "_KEYS_FILE", "_SECRETS_DIR"))]
     if keys and settings.api_key is None and settings.keys_file is None:
         mistakes.append(
             f"{', '.join(keys)} would protect nothing under `matryoshka up`: set "

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableSource
 
 from services.shared.tls import TlsFiles
 from services.shared.trace_export import check_trace_to
@@ -56,6 +57,9 @@ class ServerSettings(BaseSettings):
     """The same for HTTP."""
     data_dir: Path = Path("matryoshka-data")
     """Folder for everything that must survive a restart."""
+    secrets_dir: Path | None = None
+    """Folder of files that are named after variables, in small letters, and hold their values: for
+    what shall not lie in the environment. A variable that is set, too, wins."""
     api_key: SecretStr | None = None
     """Callers must send this as a bearer token, or a key of `keys_file`; it is the operator's. Both
     unset: no key is asked for."""
@@ -95,6 +99,13 @@ class ServerSettings(BaseSettings):
     def _check_trace_to(cls, value: str | None) -> str | None:
         return None if value is None else check_trace_to(value)
 
+    @field_validator("secrets_dir")
+    @classmethod
+    def _is_there(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"must be a folder that is there, got {str(folder)!r}")
+        return folder
+
     @field_validator("tls_key")
     @classmethod
     def _goes_with_the_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
@@ -111,19 +122,30 @@ class ServerSettings(BaseSettings):
 
     @classmethod
     def read(cls, **overrides: object) -> Self:
-        """Read the environment; `overrides` come from the command line and win.
+        """Read the environment and the folder of secrets; `overrides`, of a command line, win.
 
         Raises:
             SettingsError: lists every wrong variable with its value and what is wrong with it.
         """
         prefix = cls.model_config["env_prefix"]
+        given: dict[str, Any] = {k: v for k, v in overrides.items() if v is not None}
+        if "secrets_dir" in overrides:  # of a process of several services: this one's means nothing
+            given["secrets_dir"] = overrides["secrets_dir"]
+        named = given.get("secrets_dir", os.environ.get(f"{prefix}SECRETS_DIR"))
+        folder = Path(named) if named is not None and Path(named).is_dir() else None
         try:
-            settings = cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            files = folder.iterdir() if folder else ()
+            names = [*os.environ, *(path.name.upper() for path in files)]
+            settings = cls(_secrets_dir=folder, **given)
         except ValidationError as error:
             mistakes = [cls._explain(prefix, details) for details in error.errors()]
-            raise SettingsError([*mistakes, *cls._misspelt(prefix)]) from error
+            raise SettingsError([*mistakes, *cls._misspelt(prefix, names)]) from error
+        except OSError as error:
+            raise SettingsError([f"{prefix}SECRETS_DIR: {error}"]) from error
+        except UnreadableSource as error:  # what lies below it may show the value
+            raise SettingsError([f"a variable {prefix}... or its file: {error}"]) from None
 
-        if misspelt := cls._misspelt(prefix):
+        if misspelt := cls._misspelt(prefix, names):
             raise SettingsError(misspelt)
         return settings
 
@@ -137,10 +159,10 @@ class ServerSettings(BaseSettings):
         return f"{prefix}{field.upper()}: {details['msg']}{given}"
 
     @classmethod
-    def _misspelt(cls, prefix: str) -> list[str]:
-        """Name variables that are nearly one of ours; Kubernetes sets others with our prefix."""
+    def _misspelt(cls, prefix: str, names: Sequence[str]) -> list[str]:
+        """Tell of those that are nearly one of ours; Kubernetes sets others with our prefix."""
         known = [f"{prefix}{field.upper()}" for field in cls.model_fields]
-        strange = sorted(name for name in os.environ if name.startswith(prefix))
+        strange = sorted({name for name in names if name.startswith(prefix)})
         nearest = {
             name: difflib.get_close_matches(name, known, 1, _MISSPELT)
             for name in strange

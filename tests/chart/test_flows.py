@@ -139,6 +139,18 @@ def test_an_encoder_reaches_nothing_but_dns():
     assert len(policy["spec"]["egress"]) == 1
 
 
+def test_traces_reach_the_collector_from_everybody_who_makes_them():
+    """The services and the pods of their jobs, where one is named; nobody else."""
+    made = rendered("jobs")
+    senders = {
+        policy["metadata"]["labels"]["app.kubernetes.io/component"]
+        for policy in made.of("NetworkPolicy")
+        for rule in policy["spec"]["egress"]
+        if [one["port"] for one in rule.get("ports", ())] == [4317]
+    }
+    assert senders == {"encoder", "router", "trainer", "training"}
+
+
 VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
 
 

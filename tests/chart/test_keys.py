@@ -84,15 +84,20 @@ def test_only_doors_know_the_operators_key(case):
         if container["name"] not in KINDS:
             continue
         own = container["name"]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "secrets"]
+        assert {"name": f"MATRYOSHKA_{own.upper()}_SECRETS_DIR", "value": mount["mountPath"]} in (
+            container["env"]
+        )
+        (projected,) = [v["projected"] for v in pod["spec"]["volumes"] if v["name"] == "secrets"]
         sent = {
-            one["name"].removeprefix(f"MATRYOSHKA_{own.upper()}_"): one["valueFrom"]["secretKeyRef"]
-            for one in container["env"]
-            if one["name"].endswith("_API_KEY") and "QDRANT" not in one["name"]
+            item["path"].removeprefix(f"matryoshka_{own}_"): (source["secret"]["name"], item["key"])
+            for source in projected["sources"]
+            for item in source["secret"]["items"]
+            if item["path"].endswith("_api_key") and "qdrant" not in item["path"]
         }
-        assert sent.pop("API_KEY")["key"] == "api-key"
-        for name, reference in sent.items():
-            peer = name.removesuffix("_API_KEY").lower()
-            assert reference == {"name": given, "key": f"{own}-to-{peer}"}
+        assert sent.pop("api_key")[1] == "api-key"
+        for name, found in sent.items():
+            assert found == (given, f"{own}-to-{name.removesuffix('_api_key')}")
         assert len(sent) == (0 if own == "encoder" else 2)
         (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "peers"]
         items = [{"key": f"{own}.jsonl", "path": "keys.jsonl"}]

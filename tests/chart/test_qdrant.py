@@ -1,5 +1,6 @@
 """The bundled Qdrant: how its nodes begin, and that they find each other."""
 
+import os
 import subprocess
 
 import pytest
@@ -19,10 +20,13 @@ def environment(case):
 def start(tmp_path, case, pod):
     """Run the script with a program in Qdrant's place that says how it was called."""
     stub = tmp_path / "qdrant"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.write_text('#!/bin/sh\n[ "$QDRANT__SERVICE__API_KEY" = the-key ] && echo "$@"\n')
     stub.chmod(0o755)
+    key = tmp_path / "api-key"
+    key.write_text("the-key")
+    variables = {"POD": pod, "API_KEY_FILE": str(key), "PATH": os.environ["PATH"]}
     ended = subprocess.run(
-        ["bash", START], cwd=tmp_path, env=environment(case) | {"POD": pod},
+        ["bash", START], cwd=tmp_path, env=environment(case) | variables,
         capture_output=True, text=True, timeout=10, check=True,
     )  # fmt: skip
     return ended.stdout.split()
@@ -68,17 +72,28 @@ def test_a_node_stops_in_time():
         assert 0 < wait < pod["terminationGracePeriodSeconds"]
 
 
+def pod_is(component, pod):
+    return pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+
+
 def test_router_and_qdrant_share_a_key():
     """One Secret, made once or given."""
     for case in ("default", "existing-secrets", "search-only"):
         made = rendered(case)
         keys = {
-            one["name"]: one["valueFrom"]["secretKeyRef"]
-            for _, one in made.env()
-            if one["name"].startswith(("QDRANT__SERVICE", "MATRYOSHKA_ROUTER_QDRANT_API"))
+            (secret.get("secretName") or secret["name"], item["key"])
+            for _, pod, _ in made.pods()
+            for volume in pod["spec"]["volumes"]
+            if volume["name"] == "secrets"
+            for secret in [
+                volume.get("secret"),
+                *(source["secret"] for source in volume.get("projected", {}).get("sources", ())),
+            ]
+            if secret
+            for item in secret["items"]
+            if pod_is("qdrant", pod) or item["path"] == "matryoshka_router_qdrant_api_key"
         }
-        assert len({str(key) for key in keys.values()}) == 1
-        (name,) = {key["name"] for key in keys.values()}
+        ((name, _),) = keys
         own = {found["metadata"]["name"] for found in made.of("Secret")}
         assert (name in own) == (case == "default")
 

@@ -89,7 +89,7 @@ def test_selectors_find_their_pods(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_pod_is_restricted(case):
-    """What Pod Security's "restricted" asks, and a root that cannot be written, for every pod."""
+    """As Pod Security says; its root cannot be written, it has bounds, no variable holds a key."""
     for name, pod, _ in rendered(case).pods():
         spec = pod["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
@@ -107,7 +107,8 @@ def test_every_pod_is_restricted(case):
             assert not [port for port in container.get("ports", ()) if "hostPort" in port], name
             requests = container["resources"]["requests"]
             assert {"cpu", "memory"} <= set(requests), name
-            assert "memory" in container["resources"]["limits"], name
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"]), name
+            assert not [one for one in container.get("env", ()) if "secretKeyRef" in str(one)], name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,8 @@
 """What the chart tells the services is what these understand, and its times fit theirs."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 
 from deploy.values_schema import SET_BY_THE_CHART, SHARED
@@ -17,24 +20,43 @@ FOREIGN = {
     "HOME", "HF_HOME", "HF_HUB_OFFLINE", "MPLCONFIGDIR", "NUMBA_CACHE_DIR",
     "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "HTTPS_PROXY",
 }  # fmt: skip
-SECRET = "postgresql://user:secret@db/matryoshka"
+
+
+class Secret(str):
+    """What a file of a mounted Secret holds, here: anything that all its readers take."""
+
+
+SECRET = Secret("postgresql://user:secret@db/matryoshka")
 
 
 def services_of(case):
-    """Yield (service, its pod's spec, {variable: value}) of each that runs."""
+    """Yield (service, its pod's spec, {variable or its file: value}) of each that runs."""
     for _, pod, _ in rendered(case).pods():
         (container,) = pod["spec"]["containers"]
         if container["name"] in SETTINGS:
-            env = {one["name"]: one.get("value", SECRET) for one in container["env"]}
+            env = {one["name"]: one.get("value", "") for one in container["env"]}
             assert len(env) == len(container["env"]), "a variable is set twice"
+            files = [
+                item["path"].upper()
+                for volume in pod["spec"]["volumes"]
+                for source in volume.get("projected", {}).get("sources", ())
+                for item in source["secret"]["items"]
+            ]
+            assert not set(files) & set(env)
+            env |= dict.fromkeys(files, SECRET)
             yield container["name"], pod["spec"], env
 
 
 def read(service, env, monkeypatch):
     """Read settings as the service itself does: a name or value that is wrong is refused."""
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, TemporaryDirectory() as folder:
         for name, value in env.items():
-            patch.setenv(name, value)
+            if isinstance(value, Secret):
+                (Path(folder) / name.lower()).write_text(value)
+            elif name.endswith("_SECRETS_DIR"):
+                patch.setenv(name, folder)
+            else:
+                patch.setenv(name, value)
         return SETTINGS[service].read()
 
 

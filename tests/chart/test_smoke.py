@@ -24,17 +24,19 @@ def process(tmp_path_factory):
     assert started.stop() == 0
 
 
-def smoke(**environment):
+def smoke(tmp_path, key, **environment):
+    (tmp_path / "api-key").write_text(key)
+    environment["API_KEY_FILE"] = str(tmp_path / "api-key")
     return subprocess.run(
         [sys.executable, SMOKE], env={"PATH": os.environ["PATH"]} | environment,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
-def test_it_embeds_indexes_searches_and_reads_metrics(process):
+def test_it_embeds_indexes_searches_and_reads_metrics(process, tmp_path):
     """The whole of it ends well, and leaves no store and no file."""
     urls = {f"{name}_URL": process.http for name in ("ENCODER", "ROUTER", "TRAINER")}
-    ended = smoke(**urls, API_KEY="the-key")
+    ended = smoke(tmp_path, "the-key", **urls)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for sentence in ("embeds a text", "the text is found", "the router shows its metrics"):
         assert sentence in ended.stdout
@@ -46,9 +48,9 @@ def test_it_embeds_indexes_searches_and_reads_metrics(process):
             assert b'"data":[]' in answer.read().replace(b" ", b"")
 
 
-def test_it_fails_with_a_sentence(process):
+def test_it_fails_with_a_sentence(process, tmp_path):
     """A wrong key, for example, is told and is no success."""
-    ended = smoke(ENCODER_URL=process.http, API_KEY="another")
+    ended = smoke(tmp_path, "another", ENCODER_URL=process.http)
     assert ended.returncode == 1
     assert ended.stderr.strip() == "FAILED: the encoder embeds a text (401)"
 

@@ -108,6 +108,15 @@ REFUSED = [
         {"auth": {"enabled": False}, "ingress": {"enabled": True, "host": "a.b"}},
         "ingress and gateway need auth.enabled",
     ),
+    (
+        {"router": {"resources": {"requests": {"cpu": 8}}}},
+        "router.resources.requests.cpu 8 must be at most limits.cpu 4",
+    ),
+    (
+        {"encoder": {"poolDefaults": {"resources": {"limits": {"cpu": "1500m"}}}}},
+        "encoder.pools.default.resources.requests.cpu 2 must be at most limits.cpu 1500m",
+    ),
+    ({"qdrant": {"resources": {"requests": {"cpu": "4500m"}}}}, "qdrant.resources.requests.cpu"),
     ({"tls": {"enabled": True}}, "tls.enabled needs tls.existingSecret"),
     ({"tls": {"existingSecret": "tls"}}, "encrypts nothing while tls.enabled is false"),
     ({"auth": {"enabled": False, "keysSecret": "k"}}, "protect nothing"),

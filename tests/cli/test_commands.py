@@ -88,9 +88,14 @@ def test_it_says_its_version():
     assert matryoshka("--version").stdout == f"{version('matryoshka-suite')}\n"
 
 
-def test_a_key_that_would_protect_nothing_ends_the_process():
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_key_that_would_protect_nothing_ends_the_process(tmp_path, place):
     """`up` reads its own key only; a single service's, alone, would leave all doors open."""
-    ended = matryoshka("up", "--port", "0", MATRYOSHKA_ROUTER_API_KEY="sk-planted")
+    given = {"MATRYOSHKA_ROUTER_API_KEY": "sk-planted"}
+    if place == "file":
+        (tmp_path / "matryoshka_router_api_key").write_text("sk-planted")
+        given = {"MATRYOSHKA_UP_SECRETS_DIR": str(tmp_path)}
+    ended = matryoshka("up", "--port", "0", **given)
     assert ended.returncode == 2
     assert "MATRYOSHKA_ROUTER_API_KEY would protect nothing under `matryoshka up`" in ended.stderr
     assert "sk-planted" not in ended.stderr + ended.stdout

@@ -72,6 +72,44 @@ def test_the_command_line_wins(monkeypatch):
     assert EncoderSettings.read(http_port=None).http_port == 1234
 
 
+def test_secrets_come_from_files_too(monkeypatch, tmp_path):
+    """A folder as Kubernetes mounts it; what is set in the environment wins."""
+    content = tmp_path / "..2026"
+    content.mkdir()
+    (tmp_path / "..data").symlink_to(content)
+    for field, value in (("api_key", "sk-file\n"), ("encoder_api_key", "sk-peer")):
+        name = f"matryoshka_router_{field}"
+        (content / name).write_text(value)
+        (tmp_path / name).symlink_to(tmp_path / "..data" / name)
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_ENCODER_API_KEY", "sk-environment")
+    settings = RouterSettings.read()
+    assert settings.api_key.get_secret_value() == "sk-file"
+    assert settings.encoder_api_key.get_secret_value() == "sk-environment"
+
+
+def test_a_folder_of_secrets_that_would_protect_nothing_is_a_mistake(monkeypatch, tmp_path):
+    """One that is not there, a file whose name is misspelt, and one that is no text."""
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", str(tmp_path / "absent"))
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_HTTP_PORT", "99999")
+    with pytest.raises(SettingsError) as caught:
+        RouterSettings.read()
+    assert "MATRYOSHKA_ROUTER_SECRETS_DIR must be a folder that is there" in str(caught.value)
+    assert "MATRYOSHKA_ROUTER_HTTP_PORT" in str(caught.value)
+    monkeypatch.delenv("MATRYOSHKA_ROUTER_HTTP_PORT")
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", str(tmp_path))
+    misspelt = tmp_path / "matryoshka_router_apikey"
+    misspelt.write_text("sk-planted")
+    with pytest.raises(SettingsError, match="APIKEY is not a setting; did you mean") as caught:
+        RouterSettings.read()
+    assert "sk-planted" not in str(caught.value)
+    misspelt.unlink()
+    (tmp_path / "matryoshka_router_api_key").write_bytes(b"sk-planted\xff")
+    with pytest.raises(SettingsError, match='value for field "api_key"') as caught:
+        RouterSettings.read()
+    assert "planted" not in str(caught.value)
+
+
 def test_secrets_are_masked():
     """The start-up log never shows the key."""
     settings = EncoderSettings.read(api_key="sk-planted")

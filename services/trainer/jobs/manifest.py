@@ -125,11 +125,7 @@ def _pod(job_id: str, job_dir: Path, kind: PodKind) -> Manifest:
                 "name": _CONTAINER,
                 "image": kind.image,
                 "command": command(job_id, job_dir, kind),
-                "env": [
-                    {"name": "HF_HUB_OFFLINE", "value": "1"},
-                    {"name": "TOKENIZERS_PARALLELISM", "value": "false"},
-                    {"name": "HOME", "value": "/tmp"},  # noqa: S108 (a volume of the pod's own)
-                ],
+                "env": _variables(kind),
                 "resources": {"requests": resources, "limits": resources},
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
@@ -147,6 +143,19 @@ def _pod(job_id: str, job_dir: Path, kind: PodKind) -> Manifest:
             {"name": "scratch", "emptyDir": {}},
         ],
     }
+
+
+def _variables(kind: PodKind) -> list[Manifest]:
+    found: list[Manifest] = [
+        {"name": "HF_HUB_OFFLINE", "value": "1"},
+        {"name": "TOKENIZERS_PARALLELISM", "value": "false"},
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108 (a volume of the pod's own)
+    ]
+    if kind.devices == 1:  # torchrun gives each of several processes one
+        # As many threads as a node has cores would fight over the few that the limit leaves.
+        cores = {"resource": "limits.cpu", "divisor": "1"}
+        found.append({"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": cores}})
+    return found
 
 
 def command(job_id: str, job_dir: Path, kind: PodKind) -> list[str]:

@@ -1,13 +1,14 @@
 """What `helm test` runs: embed a text, index one, find it again, read the metrics.
 
-Over HTTP, with the addresses and the key of the environment. It leaves nothing behind, and ends
-with a sentence on the first thing that is not as it should be.
+Over HTTP, with the addresses of the environment and the key in the file it names. It leaves nothing
+behind, and ends with a sentence on the first thing that is not as it should be.
 """
 
 import os
 import ssl
 import sys
 import time
+from pathlib import Path
 
 import httpx
 
@@ -25,7 +26,8 @@ def connect(name: str) -> httpx.Client | None:
     """Return a client of a service; None: it is not part of this release."""
     if not (url := os.environ.get(name)):
         return None
-    key = os.environ.get("API_KEY", "")
+    key_file = os.environ.get("API_KEY_FILE")
+    key = Path(key_file).read_text().strip() if key_file else ""
     return httpx.Client(
         base_url=url,
         headers={"authorization": f"Bearer {key}"} if key else {},

@@ -96,6 +96,7 @@
 {{- fail (printf "%s.keda.prometheusUrl must name the Prometheus that scrapes these pods" $where) }}
 {{- end }}
 {{- end }}
+{{- include "matryoshka.checkCores" (list $where .resources) }}
 {{- $stopping := add (int .drain.drainSeconds) (int .drain.graceSeconds) }}
 {{- if eq .component "trainer" }}
 {{- $stopping = add $stopping (include "matryoshka.jobsStopSeconds" $ | int) }}
@@ -112,6 +113,7 @@
 {{- fail "qdrant.tlsSecret encrypts nothing here: it is for qdrant.mode bundled, or for external with a qdrant.url of https://" }}
 {{- end }}
 {{- if eq $q.mode "bundled" }}
+{{- include "matryoshka.checkCores" (list "qdrant" $q.resources) }}
 {{- if gt (int $q.replicationFactor) (int $q.replicas) }}
 {{- fail "qdrant.replicationFactor must be at most qdrant.replicas: a node holds one replica of a shard" }}
 {{- end }}
@@ -133,4 +135,20 @@
 {{- define "matryoshka.jobsStopSeconds" -}}
 {{- $stop := get .Values.trainer.settings "stop_s" | default 10 | int }}
 {{- ternary (add $stop 30) $stop (eq .Values.trainer.launcher "kubernetes") }}
+{{- end }}
+
+{{/* Kubernetes would refuse such pods one by one, where nobody looks: (list where resources). */}}
+{{- define "matryoshka.checkCores" -}}
+{{- $resources := index . 1 }}
+{{- $promised := dig "requests" "cpu" "0" $resources | toString }}
+{{- $most := dig "limits" "cpu" "" $resources | toString }}
+{{- if $most }}
+{{- if gt (include "matryoshka.millicores" $promised | float64) (include "matryoshka.millicores" $most | float64) }}
+{{- fail (printf "%s.resources.requests.cpu %s must be at most limits.cpu %s: raise both" (index . 0) $promised $most) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "matryoshka.millicores" -}}
+{{- if hasSuffix "m" . }}{{ trimSuffix "m" . }}{{ else }}{{ mulf 1000 (float64 .) }}{{ end }}
 {{- end }}

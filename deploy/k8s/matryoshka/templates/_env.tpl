@@ -17,20 +17,16 @@
 - name: {{ $prefix }}_GRACE_S
   value: {{ include "matryoshka.text" $one.drain.graceSeconds | quote }}
 {{- if $v.auth.enabled }}
-- name: {{ $prefix }}_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ include "matryoshka.authSecret" $root }}, key: api-key}}
-{{- range $key, $peer := include "matryoshka.peers" $root | fromYaml }}
-{{- if eq $peer.from $one.component }}
-- name: {{ $prefix }}_{{ upper $peer.to }}_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ include "matryoshka.servicesSecret" $root }}, key: {{ $key }}}}
-{{- end }}
-{{- end }}
 - name: {{ $prefix }}_PEER_KEYS_FILE
   value: /etc/matryoshka/peers/keys.jsonl
 {{- if $v.auth.keysSecret }}
 - name: {{ $prefix }}_KEYS_FILE
   value: /etc/matryoshka/keys/keys.jsonl
 {{- end }}
+{{- end }}
+{{- if include "matryoshka.secrets" . | fromYamlArray }}
+- name: {{ $prefix }}_SECRETS_DIR
+  value: /etc/matryoshka/secrets
 {{- end }}
 - name: {{ $prefix }}_PROBE_PORT
   value: {{ $one.probes | quote }}
@@ -53,6 +49,9 @@
 - name: {{ $prefix }}_{{ upper $name }}
   value: {{ include "matryoshka.text" $value | quote }}
 {{- end }}
+{{- /* An encoder's threads wait for each other: as many as it is promised cores. */}}
+- name: OMP_NUM_THREADS
+  valueFrom: {resourceFieldRef: {resource: {{ ternary "requests" "limits" (eq $one.component "encoder") }}.cpu, divisor: "1"}}
 - name: HOME
   value: /tmp
 - name: HF_HOME
@@ -72,6 +71,35 @@
 {{- end }}
 {{- end }}
 
+{{/*
+What a service reads from files of Secrets, {field, secret, key} each, and finds in no variable:
+(dict "root" $ "one" workload).
+*/}}
+{{- define "matryoshka.secrets" -}}
+{{- $root := .root }}
+{{- $v := $root.Values }}
+{{- $own := .one.component }}
+{{- if $v.auth.enabled }}
+- {field: api_key, secret: {{ include "matryoshka.authSecret" $root }}, key: api-key}
+{{- range $key, $peer := include "matryoshka.peers" $root | fromYaml }}
+{{- if eq $peer.from $own }}
+- {field: {{ $peer.to }}_api_key, secret: {{ include "matryoshka.servicesSecret" $root }}, key: {{ $key }}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and (eq $own "router") (ne $v.qdrant.mode "embedded") }}
+{{- with include "matryoshka.qdrantSecret" $root }}
+- {field: qdrant_api_key, secret: {{ . }}, key: api-key}
+{{- end }}
+{{- end }}
+{{- if and $v.database.existingSecret (ne $own "encoder") }}
+- {field: database_url, secret: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}
+{{- if and (eq $own "trainer") $v.router.enabled }}
+- {field: files_database_url, secret: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The keys that services send each other, and what each is for; docs/operations.md says why. */}}
 {{- define "matryoshka.peers" -}}
 router-to-encoder: {from: router, to: encoder, scopes: [embed]}
@@ -81,8 +109,6 @@ trainer-to-router: {from: trainer, to: router, scopes: [search, admin]}
 {{- end }}
 
 {{- define "matryoshka.env.encoder" -}}
-- name: OMP_NUM_THREADS
-  valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: "1"}}
 - name: MATRYOSHKA_ENCODER_DATA_DIR
   value: /var/lib/encoder
 - name: MATRYOSHKA_ENCODER_MODEL
@@ -112,14 +138,8 @@ trainer-to-router: {from: trainer, to: router, scopes: [search, admin]}
 - name: MATRYOSHKA_ROUTER_QDRANT_TLS_CA
   value: /etc/matryoshka/qdrant/ca.crt
 {{- end }}
-{{- with include "matryoshka.qdrantSecret" .root }}
-- name: MATRYOSHKA_ROUTER_QDRANT_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: api-key}}
-{{- end }}
 {{- end }}
 {{- if $v.database.existingSecret }}
-- name: MATRYOSHKA_ROUTER_DATABASE_URL
-  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
 - name: MATRYOSHKA_ROUTER_FILES_URL
   value: {{ $v.files.url | quote }}
 {{- end }}
@@ -136,19 +156,13 @@ trainer-to-router: {from: trainer, to: router, scopes: [search, admin]}
   value: {{ include "matryoshka.address" (list .root "router" 9001) }}
 {{- end }}
 {{- if $v.database.existingSecret }}
-- name: MATRYOSHKA_TRAINER_DATABASE_URL
-  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
 - name: MATRYOSHKA_TRAINER_FILES_URL
   value: {{ $v.files.url | quote }}
 {{- end }}
-{{- if $v.router.enabled }}
+{{- if and $v.router.enabled (not $v.database.existingSecret) }}
 {{- /* One set of files: the router serves them, and ends what was deleted. */}}
 - name: MATRYOSHKA_TRAINER_FILES_DATABASE_URL
-{{- if $v.database.existingSecret }}
-  valueFrom: {secretKeyRef: {name: {{ $v.database.existingSecret }}, key: {{ $v.database.key }}}}
-{{- else }}
   value: sqlite:////var/lib/matryoshka/router.sqlite
-{{- end }}
 {{- end }}
 - name: MATRYOSHKA_TRAINER_LAUNCHER
   value: {{ $v.trainer.launcher }}

@@ -2,7 +2,8 @@
 {{- define "matryoshka.pod" -}}
 {{- $root := .root }}
 {{- $v := $root.Values }}
-{{- $one := .one -}}
+{{- $one := .one }}
+{{- $secrets := include "matryoshka.secrets" . | fromYamlArray -}}
 metadata:
   labels:
     {{- include "matryoshka.labels" $root | nindent 4 }}
@@ -102,6 +103,9 @@ spec:
         {{- if $one.state }}
         - {name: state, mountPath: /var/lib/matryoshka, readOnly: {{ eq $one.state "read" }}}
         {{- end }}
+        {{- if $secrets }}
+        - {name: secrets, mountPath: /etc/matryoshka/secrets, readOnly: true}
+        {{- end }}
         {{- if and $v.auth.enabled $v.auth.keysSecret }}
         - {name: keys, mountPath: /etc/matryoshka/keys, readOnly: true}
         {{- end }}
@@ -127,6 +131,14 @@ spec:
     {{- if $one.state }}
     - name: state
       persistentVolumeClaim: {claimName: {{ include "matryoshka.stateClaim" $root }}}
+    {{- end }}
+    {{- if $secrets }}
+    - name: secrets
+      projected:
+        sources:
+          {{- range $secrets }}
+          - secret: {name: {{ .secret }}, items: [{key: {{ .key }}, path: matryoshka_{{ $one.component }}_{{ .field }}}]}
+          {{- end }}
     {{- end }}
     {{- if and $v.auth.enabled $v.auth.keysSecret }}
     - name: keys
