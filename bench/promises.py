@@ -8,7 +8,16 @@ from rich.progress import Progress
 from bench.timed import LIMIT, Vectors, read_truth
 from services.router.plan import exact_plan, recall, scores_are_cosines
 from services.router.recall.candidates import candidate_plans
-from services.router.recall.trials import OBJECTIVES, Trial, front, plan_rows, thin
+from services.router.recall.trials import (
+    OBJECTIVES,
+    ROUNDS,
+    Trial,
+    bytes_needed,
+    front,
+    plan_rows,
+    screen,
+    thin,
+)
 from services.router.storage.edge import EdgeStore
 
 TARGETS = (0.90, 0.95, 0.99)
@@ -28,8 +37,10 @@ async def promises(
     ranks = await read_truth(store, collection, questions_QD[:400], sizes, MAX_CANDIDATES)
     truth = await read_truth(store, collection, questions_QD, sizes[-1:], LIMIT)
     plans = candidate_plans(collection.sizes, ranks, num_points, LIMIT, MAX_CANDIDATES)
-    exact = Trial(exact_plan(collection.sizes, LIMIT), 4 * collection.full, [], [])
-    trials = [Trial(plan, plan.stages[0].dim, [], []) for plan in plans]
+    exact, *trials = (
+        Trial(plan, bytes_needed(plan, sizes, num_points), [], [])
+        for plan in [exact_plan(sizes, LIMIT), *plans]
+    )
     task = progress.add_task(f"{data.name}: promises", total=len(questions_QD))
     for query, query_D in enumerate(questions_QD):
         best = list(zip(truth.keys[query], truth.scores[query], strict=True))
@@ -39,9 +50,8 @@ async def promises(
             found = [(hit.key, hit.score) for hit in answer.hits]
             trial.recalls.append(recall(found, best, is_cosine))
             trial.seconds.append(answer.seconds)
-        if query in (40, 150):  # most are of no use, as in a calibration
-            trials = [t for t in trials if t.p50 < exact.p50]
-            trials = front(trials, "latency", 0.75 if query == 40 else 0.9)
+        if margin := ROUNDS.get(query + 1):  # most are of no use, as in a calibration
+            trials = screen(trials, exact, margin)
         progress.update(task, completed=query + 1)
     progress.remove_task(task)
     held: list[bool] = []

@@ -141,7 +141,9 @@ class Cluster:
     def _start(job):
         (container,) = job["spec"]["template"]["spec"]["containers"]
         command = [sys.executable if part == "python" else part for part in container["command"]]
-        names = {one["name"]: one["value"] for one in container["env"] if one["name"] != "HOME"}
+        cores = container["resources"]["limits"]["cpu"]
+        names = {one["name"]: one.get("value", cores) for one in container["env"]}
+        del names["HOME"]  # a pod's own folder
         return subprocess.Popen(
             command, env=os.environ | names, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -28,11 +28,13 @@ from services.router.recall.queries import Queries, QuerySource
 from services.router.recall.ranks import Neighbours, Scan
 from services.router.recall.trials import (
     OBJECTIVES,
+    ROUNDS,
     Trial,
     bytes_needed,
     front,
     is_near,
     plan_rows,
+    screen,
     thin,
 )
 from services.router.sizes import label
@@ -47,11 +49,6 @@ Progress = Callable[[str, int, int], None]
 DEFAULT_TARGET = 0.95
 DEFAULT_CONFIDENCE = 0.95
 _PAGE = 1000
-# Screening ends after so many queries each time, and what beats a plan there must be this much
-# cheaper: times and recalls of few queries are noisy.
-_ROUNDS = (16, 48, 120)
-_SLACKS = (0.5, 0.7, 0.9)
-_SCREENED_QUERIES = _ROUNDS[-1]
 _MAX_CERTIFIED = 18
 _MIN_CERTIFYING = 500
 _CURVE_STEP = 1.3
@@ -191,7 +188,7 @@ class _Run:
         choosing, certifying = self._asked.split()
 
         trials = await self._screen(neighbours, num_points, choosing)
-        await self._measure("select", trials, choosing[_SCREENED_QUERIES:])
+        await self._measure("select", trials, choosing[max(ROUNDS) :])
         sequences = {
             objective: thin(front(trials, objective), _MAX_CERTIFIED) for objective in OBJECTIVES
         }
@@ -241,13 +238,10 @@ class _Run:
             Trial(plan, bytes_needed(plan, sizes, num_points), [], []) for plan in [exact, *plans]
         )
         begin = 0
-        for end, slack in zip(_ROUNDS, _SLACKS, strict=True):
+        for end, margin in ROUNDS.items():
             await self._measure("screen", [self._exact, *trials], queries[begin:end])
             begin = end
-            trials = [trial for trial in trials if trial.p50 < self._exact.p50]
-            fronts = [front(trials, objective, slack) for objective in OBJECTIVES]
-            kept = {id(trial) for front in fronts for trial in front}
-            trials = [trial for trial in trials if id(trial) in kept]
+            trials = screen(trials, self._exact, margin)
         return trials
 
     async def _read(self, num_points: int) -> Neighbours:
