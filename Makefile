@@ -33,9 +33,10 @@ protos: .venv/.installed  ## Generate code from protos/
 		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
 		$(PROTOS:%=$(PB)/%.proto)
 
-released: .venv/.installed  ## After a release: its protos and OpenAPI are what later ones may not break
+released: .venv/.installed  ## After a release: its protos, OpenAPI and chart are what later ones may not break
 	$(BIN)/buf build --exclude-source-info -o $(RELEASED)/protos.binpb
 	$(BIN)/python -m tests.contract.breaking $(RELEASED)/encoder.openapi.json
+	$(BIN)/python -m tests.chart.chart
 
 bench: .venv/.installed  ## Measure what the adaptor gains on real collections (minutes)
 	$(BIN)/python bench/adaptor.py

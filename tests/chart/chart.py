@@ -1,14 +1,17 @@
 """The chart, rendered by the real Helm engine: what its tests look at."""
 
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import helm_python as helm
 import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "k8s" / "matryoshka"
+RELEASED = ROOT / "tests" / "contract" / "released" / "chart.tgz"
 RELEASE, NAMESPACE = "rel", "ns"
 # What users are told to install with, each a list of files laid over each other.
 OVERLAYS = {
@@ -102,3 +105,9 @@ def render(given: dict) -> Rendered:
     ]
     notes = next(text for path, text in files.items() if path.endswith("NOTES.txt"))
     return Rendered(tuple(objects), notes)
+
+
+if __name__ == "__main__":
+    # After a release: what later charts must be able to take over from.
+    with TemporaryDirectory() as folder:
+        shutil.move(helm.package(CHART, destination=folder), RELEASED)

@@ -7,7 +7,7 @@ import helm_python as helm
 import pytest
 
 from tests.chart.api_server import ApiServer
-from tests.chart.chart import CHART, NAMESPACE, RELEASE, rendered, values
+from tests.chart.chart import CHART, NAMESPACE, RELEASE, RELEASED, rendered, values
 
 
 @pytest.fixture
@@ -78,20 +78,42 @@ def test_install_upgrade_roll_back_and_uninstall(api, helm_there):
     assert keys(api) == made, "and found again"
 
 
-def test_a_newer_chart_changes_nothing_that_is_fixed(api, helm_there, tmp_path):
-    """Selectors and claims hold no version, so every release can become the next one in place."""
-    given = values("production-gpu")
-    helm_there.install(str(CHART), RELEASE, given)
+@pytest.mark.parametrize("case", ["default", "one-machine", "production-gpu"])
+def test_a_release_becomes_the_next_one_in_place(api, helm_there, tmp_path, case):
+    """From the last release's chart to this one, as a newer version: nothing fixed changes, keys
+    stay, and each Service finds the old pods beside the new ones, at the same ports."""
+    given = values(case)
+    helm_there.install(str(RELEASED), RELEASE, given)
     newer = shutil.copytree(CHART, tmp_path / "matryoshka")
     about = newer / "Chart.yaml"
     about.write_text(about.read_text().replace("0.1.0", "0.2.0"))
-    before = specs(api)
+    names, made = api.names(), keys(api)
+    doors, pods = specs_of(api, "Service"), labels_of_pods(api)
     helm_there.upgrade(str(newer), RELEASE, given)
-    router = api.objects["Deployment", "matryoshka-router"]["spec"]
-    assert router["template"]["spec"]["containers"][0]["image"].endswith(":0.2.0")
-    # A new pod is ready before an old one goes: searches are answered all the while.
-    assert router["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    assert set(specs(api)) == set(before)
+    assert keys(api) == made
+    assert api.names() >= names
+    for name, door in doors.items():
+        now = specs_of(api, "Service")[name]
+        assert (now["selector"], now["ports"]) == (door["selector"], door["ports"])
+        for labels in (pods, labels_of_pods(api)):
+            assert any(now["selector"].items() <= one.items() for one in labels)
+    if case.startswith("production"):
+        # A new pod is ready before an old one goes: searches are answered all the while.
+        router = api.objects["Deployment", "matryoshka-router"]["spec"]
+        assert router["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+        assert router["template"]["spec"]["containers"][0]["image"].endswith(":0.2.0")
+
+
+def specs_of(api, kind):
+    return {name: found["spec"] for (of, name), found in api.objects.items() if of == kind}
+
+
+def labels_of_pods(api):
+    return [
+        spec["template"]["metadata"]["labels"]
+        for kind in ("Deployment", "StatefulSet")
+        for spec in specs_of(api, kind).values()
+    ]
 
 
 def test_a_change_of_what_is_fixed_is_refused(api, helm_there):
