@@ -118,6 +118,7 @@ def serve(
     data: DataDir = None,
 ) -> None:
     """Serve one of the three services; settings come from MATRYOSHKA_<SERVICE>_<FIELD>."""
+    _say_starting(service)
     overrides = {"http_port": http_port, "grpc_port": grpc_port, "host": host, "data_dir": data}
     registry = CollectorRegistry()
     if service is ServiceName.encoder:
@@ -157,6 +158,7 @@ def up(
     data: DataDir = None,
 ) -> None:
     """Serve all three on one HTTP port and one gRPC port, with embedded storage."""
+    _say_starting("matryoshka")
     _share_cores()
     from services.encoder.service import EncoderService
     from services.encoder.settings import EncoderSettings
@@ -301,6 +303,11 @@ def _check_ignored(settings: UpSettings) -> list[str]:
             "MATRYOSHKA_UP_TLS_CERT and what goes with it, or unset it"
         )
     return mistakes
+
+
+def _say_starting(name: str) -> None:
+    """Tell that something happens: its libraries take seconds to load, a model may take more."""
+    print(f"{name} is starting", file=sys.stderr, flush=True)
 
 
 def _share_cores() -> None:

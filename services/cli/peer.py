@@ -101,7 +101,10 @@ def call(command: Callable[[], None], option: str, address: str) -> None:
         print(error.details(), file=sys.stderr)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             name = option.lstrip("-")
-            print(f"{option} is {address}: host:port of the {name}'s gRPC", file=sys.stderr)
+            told = f"{option} is {address}: host:port of the {name}'s gRPC"
+            if TLS.get() is None:
+                told += "; if that speaks TLS, give its CA: matryoshka --tls-ca FILE ..."
+            print(told, file=sys.stderr)
         if error.code() in _KEY_CODES:
             print(KEY_ADVICE, file=sys.stderr)
         raise typer.Exit(1) from None
