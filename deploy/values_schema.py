@@ -41,8 +41,8 @@ SET_BY_THE_CHART: dict[type[ServerSettings], frozenset[str]] = {
 }  # fmt: skip
 SHARED = frozenset(
     {
-        "host", "http_port", "grpc_port", "data_dir", "api_key", "keys_file", "peer_keys_file",
-        "drain_s", "grace_s", "log_format", "probe_port", "tls_cert", "tls_key",
+        "host", "http_port", "grpc_port", "data_dir", "secrets_dir", "api_key", "keys_file",
+        "peer_keys_file", "drain_s", "grace_s", "log_format", "probe_port", "tls_cert", "tls_key",
         "tls_grpc_client_ca", "tls_http_client_ca",
     }
 )  # fmt: skip
@@ -55,6 +55,12 @@ NAME: Schema = {
     "maxLength": 253,
 }
 QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"}
+CORES: Schema = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?m?$"},
+        {"type": "number", "minimum": 0},
+    ]
+}
 DIGEST: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
 DURATION: Schema = {"type": "string", "pattern": "^[0-9]+(s|m|h)$"}
 LABELS: Schema = {"type": "object", "additionalProperties": TEXT}
@@ -106,6 +112,7 @@ def image() -> Schema:
 def resources() -> Schema:
     amounts = {
         "type": "object",
+        "properties": {"cpu": CORES},
         "additionalProperties": {"anyOf": [QUANTITY, at_least(0)]},
     }
     return fields(requests=amounts, limits=amounts)

@@ -307,7 +307,8 @@ def _check_ignored(settings: UpSettings) -> list[str]:
 
 def _say_starting(name: str) -> None:
     """Tell that something happens: its libraries take seconds to load, a model may take more."""
-    print(f"{name} is starting", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():  # elsewhere it is a log, of lines of one form
+        print(f"{name} is starting", file=sys.stderr, flush=True)
 
 
 def _share_cores() -> None:

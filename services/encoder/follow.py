@@ -7,7 +7,6 @@ them: it reads the same from a file, before it is ready.
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from pathlib import Path
 
@@ -36,7 +35,9 @@ class Follower:
         self._path = path
         self._models = models
         self._wanted = Served()
-        # By alias; whoever has pointed it elsewhere since has meant it.
+        # What was taken: somebody who has unloaded it here since, or pointed the alias elsewhere,
+        # has meant it.
+        self._loaded: set[str] = set()
         self._pointed: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -52,12 +53,13 @@ class Follower:
             )
         except ServedError as error:
             raise InvalidRequest(str(error)) from error
-        taken, is_whole = Served(), True
+        taken = Served()
         while taken is not self._wanted:  # it may change while a model is loaded
             taken = self._wanted
-            is_whole = await self._take(taken)
+            if errors := await self._take(taken):
+                raise errors[0]
             await asyncio.to_thread(watched.refresh)
-        self._task = asyncio.create_task(self._follow(watched, taken, is_whole))
+        self._task = asyncio.create_task(self._follow(watched, taken))
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -68,38 +70,39 @@ class Follower:
     def _read(self) -> None:
         self._wanted = read_served(self._path)
 
-    async def _follow(self, watched: Watched, taken: Served, is_whole: bool) -> None:
+    async def _follow(self, watched: Watched, taken: Served) -> None:
         tried_at = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await asyncio.to_thread(watched.refresh)
-                again_at = math.inf if is_whole else tried_at + _AGAIN_S
-                if taken is self._wanted and time.monotonic() < again_at:
+                is_due = not self._is_taken(taken) and time.monotonic() > tried_at + _AGAIN_S
+                if taken is self._wanted and not is_due:
                     continue
-                taken, is_whole = self._wanted, False
-                tried_at = time.monotonic()
-                is_whole = await self._take(taken)
-            except ServiceError as error:
-                log.error("what a promotion serves could not be taken: %s", error.message)
+                taken = self._wanted
+                for error in await self._take(taken):
+                    log.error("what a promotion serves could not be taken: %s", error.message)
             except Exception:  # our bug; what changes later must be seen all the same
                 log.exception("what a promotion serves could not be taken")
+            tried_at = time.monotonic()
 
-    async def _take(self, wanted: Served) -> bool:
-        """Load what is not loaded, and point the names that have moved; return whether all is so.
-
-        Raises:
-            ServiceError: a model cannot be loaded; what comes after it was not tried.
-        """
-        is_whole = True
+    async def _take(self, wanted: Served) -> list[ServiceError]:
+        """Load what is not loaded, point the names that have moved; return what kept it from it."""
+        errors: list[ServiceError] = []
+        self._loaded &= wanted.models.keys()
         for model_id, folder in wanted.models.items():
-            if self._has(model_id):
+            if model_id in self._loaded:
                 continue
-            if await asyncio.to_thread(Path(folder).is_dir):
-                await self._models.load(folder, model_id)
-            else:
-                log.error("%s was promoted, and its folder %s is not there", model_id, folder)
-                is_whole = False
+            if not self._has(model_id):
+                if not await asyncio.to_thread(Path(folder).is_dir):
+                    log.error("%s was promoted, and its folder %s is not there", model_id, folder)
+                    continue
+                try:
+                    await self._models.load(folder, model_id)
+                except ServiceError as error:
+                    errors.append(error)
+                    continue
+            self._loaded.add(model_id)
         for alias, model_id in wanted.aliases.items():
             if self._pointed.get(alias) == model_id:
                 continue
@@ -108,8 +111,12 @@ class Follower:
                 self._pointed[alias] = model_id
             else:
                 log.error("%s shall be %s, which is not loaded here", alias, model_id)
-                is_whole = False
-        return is_whole
+        return errors
+
+    def _is_taken(self, wanted: Served) -> bool:
+        return wanted.models.keys() <= self._loaded and (
+            wanted.aliases.items() <= self._pointed.items()
+        )
 
     def _has(self, model_id: str) -> bool:
         return any(model.id == model_id for model in self._models.list())

@@ -102,8 +102,15 @@ class ServerSettings(BaseSettings):
     @field_validator("secrets_dir")
     @classmethod
     def _is_there(cls, folder: Path | None) -> Path | None:
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"must be a folder that is there, got {str(folder)!r}")
+        if folder is None:
+            return None
+        if not folder.is_absolute() or not folder.is_dir():
+            raise ValueError(f"must be an absolute folder that is there, got {str(folder)!r}")
+        if not any(path.name.lower().startswith("matryoshka_") for path in folder.iterdir()):
+            raise ValueError(
+                "must hold files that are named after variables, such as "
+                f"matryoshka_router_api_key, got {str(folder)!r}"
+            )
         return folder
 
     @field_validator("tls_key")
@@ -132,10 +139,10 @@ class ServerSettings(BaseSettings):
         if "secrets_dir" in overrides:  # of a process of several services: this one's means nothing
             given["secrets_dir"] = overrides["secrets_dir"]
         named = given.get("secrets_dir", os.environ.get(f"{prefix}SECRETS_DIR"))
-        folder = Path(named) if named is not None and Path(named).is_dir() else None
+        names = list(os.environ)
         try:
-            files = folder.iterdir() if folder else ()
-            names = [*os.environ, *(path.name.upper() for path in files)]
+            folder = Path(named) if named and Path(named).is_dir() else None
+            names += [path.name.upper() for path in folder.iterdir()] if folder else []
             settings = cls(_secrets_dir=folder, **given)
         except ValidationError as error:
             mistakes = [cls._explain(prefix, details) for details in error.errors()]

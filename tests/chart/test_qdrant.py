@@ -72,8 +72,8 @@ def test_a_node_stops_in_time():
         assert 0 < wait < pod["terminationGracePeriodSeconds"]
 
 
-def pod_is(component, pod):
-    return pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+def component_of(pod):
+    return pod["metadata"]["labels"]["app.kubernetes.io/component"]
 
 
 def test_router_and_qdrant_share_a_key():
@@ -81,7 +81,7 @@ def test_router_and_qdrant_share_a_key():
     for case in ("default", "existing-secrets", "search-only"):
         made = rendered(case)
         keys = {
-            (secret.get("secretName") or secret["name"], item["key"])
+            component_of(pod): (secret.get("secretName") or secret["name"], item["key"])
             for _, pod, _ in made.pods()
             for volume in pod["spec"]["volumes"]
             if volume["name"] == "secrets"
@@ -91,9 +91,11 @@ def test_router_and_qdrant_share_a_key():
             ]
             if secret
             for item in secret["items"]
-            if pod_is("qdrant", pod) or item["path"] == "matryoshka_router_qdrant_api_key"
+            if component_of(pod) == "qdrant" or item["path"] == "matryoshka_router_qdrant_api_key"
         }
-        ((name, _),) = keys
+        bundled = {"qdrant"} if made.of("StatefulSet", "-qdrant") else set()
+        assert keys.keys() == {"router"} | bundled
+        ((name, _),) = set(keys.values())
         own = {found["metadata"]["name"] for found in made.of("Secret")}
         assert (name in own) == (case == "default")
 

@@ -43,6 +43,10 @@ def services_of(case):
                 for item in source["secret"]["items"]
             ]
             assert not set(files) & set(env)
+            mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+            told = env.get(f"MATRYOSHKA_{container['name'].upper()}_SECRETS_DIR")
+            assert told == mounts.get("secrets")
+            assert bool(files) == (told is not None)
             env |= dict.fromkeys(files, SECRET)
             yield container["name"], pod["spec"], env
 

@@ -117,6 +117,8 @@ REFUSED = [
         "encoder.pools.default.resources.requests.cpu 2 must be at most limits.cpu 1500m",
     ),
     ({"qdrant": {"resources": {"requests": {"cpu": "4500m"}}}}, "qdrant.resources.requests.cpu"),
+    ({"qdrant": {"resources": {"requests": {"cpu": "1k"}}}}, "cpu"),
+    ({"router": {"settings": {"secrets_dir": "/x"}}}, "secrets_dir"),
     ({"tls": {"enabled": True}}, "tls.enabled needs tls.existingSecret"),
     ({"tls": {"existingSecret": "tls"}}, "encrypts nothing while tls.enabled is false"),
     ({"auth": {"enabled": False, "keysSecret": "k"}}, "protect nothing"),

@@ -98,17 +98,20 @@ async def test_what_could_not_be_taken_is_tried_again(
     write_served(
         tmp_path / "served.json",
         Served(
-            models=folders(tmp_path, "a") | {"late": late} | folders(tmp_path, "b"),
-            aliases={"default": "late", "new": "b"},
+            models=folders(tmp_path, "b", "a") | {"late": late},
+            aliases={"default": "late", "new": "b", "first": "a"},
         ),
     )
     await until(lambda: "b has no weights" in caplog.text)
+    assert models.aliases["first"] == "a", "what can be taken is taken"
+    models.ids.remove("a")  # somebody has unloaded it here
     models.broken.clear()
     await until(lambda: models.aliases.get("new") == "b")
     models.aliases["new"] = "live"
     folders(tmp_path, "late")
     await until(lambda: models.aliases["default"] == "late")
     assert models.aliases["new"] == "live"
+    assert "a" not in models.ids
 
 
 async def until(condition):

@@ -63,4 +63,5 @@ def test_what_needs_less_memory_stays_however_slow():
     exact = trial([1.0], 2.0, 400)
     assert screen([fast, small, large, slow], exact, MARGIN) == [fast, small]
     assert front([fast, small], "memory", MARGIN) == [fast, small], "a tie is no evidence here"
+    assert front([fast, small], "memory", CERTAIN) == [small]
     assert front([trial([0.8], 0.1, 200), small], "memory", MARGIN) == [small]

@@ -89,15 +89,23 @@ def test_secrets_come_from_files_too(monkeypatch, tmp_path):
 
 
 def test_a_folder_of_secrets_that_would_protect_nothing_is_a_mistake(monkeypatch, tmp_path):
-    """One that is not there, a file whose name is misspelt, and one that is no text."""
+    """One that is not there, or has no such file, a name that is misspelt, what is no text."""
     monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", str(tmp_path / "absent"))
     monkeypatch.setenv("MATRYOSHKA_ROUTER_HTTP_PORT", "99999")
     with pytest.raises(SettingsError) as caught:
         RouterSettings.read()
-    assert "MATRYOSHKA_ROUTER_SECRETS_DIR must be a folder that is there" in str(caught.value)
+    assert "MATRYOSHKA_ROUTER_SECRETS_DIR must be an absolute folder that is there" in str(
+        caught.value
+    )
     assert "MATRYOSHKA_ROUTER_HTTP_PORT" in str(caught.value)
     monkeypatch.delenv("MATRYOSHKA_ROUTER_HTTP_PORT")
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", "")
+    with pytest.raises(SettingsError, match="must be an absolute folder"):
+        RouterSettings.read()
     monkeypatch.setenv("MATRYOSHKA_ROUTER_SECRETS_DIR", str(tmp_path))
+    (tmp_path / "api-key").write_text("sk-planted")
+    with pytest.raises(SettingsError, match="must hold files that are named after variables"):
+        RouterSettings.read()
     misspelt = tmp_path / "matryoshka_router_apikey"
     misspelt.write_text("sk-planted")
     with pytest.raises(SettingsError, match="APIKEY is not a setting; did you mean") as caught:

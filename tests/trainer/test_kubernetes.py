@@ -13,6 +13,7 @@ import kubernetes_validate
 from services.shared.errors import ServiceError
 from services.shared.settings import SettingsError
 from services.trainer.jobs.kubernetes import Cluster, KubernetesLauncher
+from services.trainer.jobs.launcher import environment
 from services.trainer.jobs.manifest import PodKind, job_manifest, service_manifest
 from services.trainer.jobs.placement import Placement
 from services.trainer.jobs.spec import failure_path, result_path
@@ -93,6 +94,19 @@ def test_several_nodes_find_each_other_and_kueue_starts_them(tmp_path):
     codes = [rule.get("onExitCodes", {}).get("values") for rule in
              alone["spec"]["podFailurePolicy"]["rules"]]  # fmt: skip
     assert codes == [None, [74, 75], [1]]
+
+
+def test_a_process_runs_as_many_threads_as_its_pod_may_have_cores(tmp_path, monkeypatch):
+    """A node has more; several processes of a pod get one thread each, by torchrun."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    cores = {"resource": "limits.cpu", "divisor": "1"}
+    for devices, is_told in ((1, True), (2, False)):
+        job = job_manifest(JOB, tmp_path / JOB, kind(tmp_path, devices=devices))
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        told = [one for one in container["env"] if one["name"] == "OMP_NUM_THREADS"]
+        threads = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": cores}}
+        assert told == ([threads] if is_told else [])
+        assert ("OMP_NUM_THREADS" in environment(devices)) == is_told
 
 
 def test_pods_go_where_they_are_told(tmp_path):

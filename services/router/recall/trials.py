@@ -38,9 +38,8 @@ class Margin:
 
 
 CERTAIN = Margin(1.0, 1.0)
-# After so many queries of each plan, what others beat by so much is dropped. Simulated over all
-# plans of two collections: what is left costs as little as if nothing had been dropped, by a
-# seventh of the work.
+# After so many queries of each plan, what others beat by so much is dropped. What the plans that
+# are chosen then cost beside the cheapest that would do is what bench/promises.py measures.
 ROUNDS = {
     16: Margin(0.6, 0.2),
     48: Margin(0.8, 0.3),
@@ -90,7 +89,11 @@ def bytes_needed(plan: Plan, sizes: Sequence[Size], num_points: int) -> int:
 
 
 def front(trials: Sequence[Trial], objective: Objective, margin: Margin = CERTAIN) -> list[Trial]:
-    """Drop what another plan beats: it has as much recall and is cheaper, in time by the margin."""
+    """Drop what another plan beats: it has as much recall and is cheaper, in time by the margin.
+
+    Where memory is what counts, less of it beats at more recall however slow, and at equal recall
+    once that is certain.
+    """
     recall_T = np.array([trial.recall for trial in trials]).round(9)  # ties are ties
     p50_T = np.array([trial.p50 for trial in trials])
     memory_T = np.array([trial.memory_bytes for trial in trials])
@@ -102,7 +105,8 @@ def front(trials: Sequence[Trial], objective: Objective, margin: Margin = CERTAI
     if objective == "memory":
         is_smaller_TT = memory_T[:, None] < memory_T
         is_same_TT = memory_T[:, None] == memory_T
-        beats_TT = beats_TT & (is_smaller_TT | is_same_TT) | is_ahead_TT & is_smaller_TT
+        is_clear_TT = is_ahead_TT | (is_tied_TT if margin == CERTAIN else False)
+        beats_TT = beats_TT & (is_smaller_TT | is_same_TT) | is_clear_TT & is_smaller_TT
     return [trial for trial, is_beaten in zip(trials, beats_TT.any(axis=0), strict=True)
             if not is_beaten]  # fmt: skip
 

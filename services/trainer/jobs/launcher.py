@@ -60,7 +60,7 @@ class LocalLauncher:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *self._program(job_dir), "--silence", str(self._silence_s),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                env=_environment(),
+                env=environment(self._devices),
                 # Ctrl-C in the service's terminal is the service's to handle.
                 start_new_session=True,
             )  # fmt: skip
@@ -98,8 +98,11 @@ class LocalLauncher:
             await process.wait()
 
 
-def _environment() -> dict[str, str]:
+def environment(devices: int) -> dict[str, str]:
+    """Return the variables of a job with so many processes: none of the service's secrets."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    if devices > 1:  # each of its processes would take all; torchrun gives each of them one
+        kept.pop("OMP_NUM_THREADS", None)
     ours = {
         # The base model is on disk by now.
         "HF_HUB_OFFLINE": "1",

@@ -1,6 +1,6 @@
 # Starts a node of Qdrant: alone, or as one of a cluster that the first node begins.
 set -eu
-# It takes its key from there alone; nobody else sees this process's environment.
+# Qdrant takes its key from its own environment only; the pod's description holds none.
 QDRANT__SERVICE__API_KEY=$(cat "$API_KEY_FILE")
 export QDRANT__SERVICE__API_KEY
 if [ "$QDRANT__CLUSTER__ENABLED" != true ]; then
