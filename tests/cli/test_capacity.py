@@ -109,8 +109,8 @@ def test_memory_is_what_the_benches_saw_of_the_routers_own():
     million = result("million")[1]
     assert nested.memory_bytes(10**6) == million["0.95"]["memory_bytes"]
     text, router = result("router")
-    assert turbo2.memory_bytes(36_103) == row_of(text, 0.95, "ours")[2]
-    ratio = full.memory_bytes(36_103) / turbo2.memory_bytes(36_103)
+    assert turbo2.memory_bytes(figures.POINTS_SINGLE) == row_of(text, 0.95, "ours")[2]
+    ratio = full.memory_bytes(figures.POINTS_SINGLE) / turbo2.memory_bytes(figures.POINTS_SINGLE)
     assert round(ratio, 2) == router["docstrings"]["0.95"]["memory_ratio"]
 
 
@@ -256,7 +256,7 @@ def test_the_command_prints_a_table_and_what_it_rests_on():
     assert ended.returncode == 0, ended.stderr
     for part in ("full float32", "full turbo2", "nested", "router: ", "encoder: ", "training: ",
                  "measured: ", "yours: ", "assumed: ", "bench/results/million.txt",
-                 "from 36,103 points on", "a lower bound"):  # fmt: skip
+                 f"from {figures.POINTS_SINGLE:,} points on", "a lower bound"):  # fmt: skip
         assert part in ended.stdout
 
 

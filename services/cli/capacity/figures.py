@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 DIM = 384
 """Width of the vectors that were searched."""
-POINTS_SINGLE, POINTS_NESTED = 36_103, 1_000_000
+POINTS_SINGLE, POINTS_NESTED = 40_772, 1_000_000
 """Collections that single-stage and nested plans were timed on."""
 TARGETS = (0.9, 0.95, 0.99)
 """Recalls@10 that plans were calibrated for."""
@@ -28,15 +28,15 @@ class Timing:
 
 # bench/results/router.txt, docstrings: the fastest single stage that a sweep found at any memory.
 FASTEST_SINGLE = {
-    0.9: Timing(0.14, 0.20, POINTS_SINGLE),
-    0.95: Timing(0.15, 0.24, POINTS_SINGLE),
-    0.99: Timing(0.19, 0.38, POINTS_SINGLE),
+    0.9: Timing(0.13, 0.24, POINTS_SINGLE),
+    0.95: Timing(0.14, 0.35, POINTS_SINGLE),
+    0.99: Timing(0.22, 0.53, POINTS_SINGLE),
 }
 # bench/results/router.txt, docstrings: full width in codes of two bits; hits x oversampling scored.
 TURBO2_SINGLE = {
-    0.9: Timing(0.12, 0.40, POINTS_SINGLE, 20),
-    0.95: Timing(0.16, 0.48, POINTS_SINGLE, 40),
-    0.99: Timing(0.27, 0.39, POINTS_SINGLE, 60),
+    0.9: Timing(0.15, 0.26, POINTS_SINGLE, 30),
+    0.95: Timing(0.17, 0.30, POINTS_SINGLE, 40),
+    0.99: Timing(0.28, 3.05, POINTS_SINGLE, 60),
 }
 # bench/results/million.txt: a third of the width, nested, in codes of four bits.
 NESTED = {
@@ -46,6 +46,7 @@ NESTED = {
 }
 # bench/results/escalation.txt, docstrings at 128 nested numbers without codes: the shortlists that
 # keep a target among 36,103 points. With those above they say how a shortlist grows.
+POINTS_SHORTLISTS = 36_103
 NESTED_SHORTLISTS = {0.9: 15, 0.95: 20, 0.99: 40}
 # bench/results/million.txt: what the engine's process holds beside files, less the codes of two
 # sizes (64 and 128 numbers in four bits): ids and the like, and the process itself.
@@ -58,7 +59,7 @@ DOCUMENTS_PER_S, DOCUMENT_TOKENS = 75.8, 185.8
 # The same at half of that load.
 QUERY_P50_MS, QUERY_P99_MS = 22.7, 60.4
 # bench/results/router.txt: the router's own time.
-ROUTER_MS = 1.255
+ROUTER_MS = 0.967
 # bench/results/trainer.txt: all weights, batches of 32 pairs, both cores together.
 TRAINER_CORES, TRAINER_BATCH, TRAINER_STEPS_PER_S = 2, 32, 0.804
 ADAPTOR_S, ADAPTOR_PAIRS = 22.0, 15_000

@@ -85,7 +85,7 @@ def spread(p50: float, p99: float) -> float:
 def growth(target: float) -> float:
     """Return the exponent by which a shortlist grows with a collection: points ** exponent."""
     longer = figures.NESTED[target].scored / figures.NESTED_SHORTLISTS[target]
-    return math.log(longer) / math.log(figures.POINTS_NESTED / figures.POINTS_SINGLE)
+    return math.log(longer) / math.log(figures.POINTS_NESTED / figures.POINTS_SHORTLISTS)
 
 
 def layouts(need: Need) -> list[Layout]:

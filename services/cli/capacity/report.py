@@ -126,7 +126,7 @@ def assumptions(need: Need) -> list[Assumption]:
         ),
         Assumption(
             "assumed", f"a nested shortlist grows as points^{growth(target):.2f}, from "
-            f"{figures.POINTS_SINGLE:,} to {figures.POINTS_NESTED:,} points "
+            f"{figures.POINTS_SHORTLISTS:,} to {figures.POINTS_NESTED:,} points "
             "and on; the longer one was of codes, so it is rather less",
             f"{results}/escalation.txt, {results}/million.txt",
         ),
