@@ -55,7 +55,7 @@ _ASKS_HEALTH = {"healthCheckConfig": {"serviceName": ""}}
 _LONGEST_CALL_S = 86_400.0
 
 
-def _balanced(address: str) -> Options:
+def balanced(address: str) -> Options:
     """Return the options by which calls go to whoever can answer them.
 
     Where a name stands for several addresses, as a headless Service's does, calls take turns
@@ -98,7 +98,7 @@ def connect(
         options: of gRPC, beside those that balance calls.
         credentials: of TLS; None: nothing is encrypted.
     """
-    options = (*_balanced(address), *options)
+    options = (*balanced(address), *options)
     if credentials is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)

@@ -8,6 +8,7 @@ import pytest
 from deploy.values_schema import SET_BY_THE_CHART, SHARED
 from services.encoder.settings import EncoderSettings
 from services.router.settings import RouterSettings
+from services.shared import channel
 from services.shared.served import FILENAME
 from services.trainer.jobs import manifest
 from services.trainer.jobs.placement import Placement, read_node_selector, read_tolerations
@@ -110,6 +111,17 @@ def test_a_pod_is_not_killed_while_it_stops_in_order(case, monkeypatch):
         assert settings.drain_s >= probe["periodSeconds"] * probe["failureThreshold"], (
             "it would refuse calls before it is seen as not ready"
         )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_next_pod_waits_until_callers_have_found_the_new_one(case):
+    """Twice as long as their channels take to look names up and to connect again, at least."""
+    looks = [value for name, value in channel.balanced("a,b") if name.endswith("_ms")]
+    assert len(looks) == 2
+    found = [one for one in (*rendered(case).of("Deployment"), *rendered(case).of("StatefulSet"))
+             if one["metadata"]["labels"]["app.kubernetes.io/component"] in SETTINGS]  # fmt: skip
+    assert found
+    assert all(one["spec"]["minReadySeconds"] >= 2 * sum(looks) / 1000 for one in found)
 
 
 @pytest.mark.parametrize("case", CASES)

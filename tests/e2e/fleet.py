@@ -21,6 +21,7 @@ from tests.conftest import Process, serve
 from tests.router.sharded_qdrant import ShardedQdrant
 
 _PROBE_S = 0.1
+_FOUND_S = 6.0
 NO_RETRIES = (("grpc.enable_retries", 0),)
 
 
@@ -100,12 +101,16 @@ async def _all(*starts: Awaitable[Process]) -> list[Process]:
 
 
 async def restart(process: Process) -> None:
-    """End a replica as an operator does, start it again, and wait until calls come to it."""
+    """End a replica as an operator does, start it again, and wait until calls come to it.
+
+    And until every caller may have found it, as Kubernetes waits (`minReadySeconds` in the chart).
+    """
     assert await asyncio.to_thread(process.stop) == 0
     await asyncio.to_thread(process.start)
     async with asyncio.timeout(60), httpx.AsyncClient() as client:
         while 'outcome="OK"' not in (await client.get(f"{process.http}/metrics")).text:
             await asyncio.sleep(_PROBE_S)
+    await asyncio.sleep(_FOUND_S)
 
 
 class Balancer:
