@@ -89,7 +89,10 @@ def serve(tmp_path: Path, *arguments: str, **environment: str) -> Process:
 @pytest.fixture(scope="session", autouse=True)
 def kept_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Encoders of one run share what they measure at their start: the first does the work."""
-    folder = tmp_path_factory.mktemp("engines")
+    base = tmp_path_factory.getbasetemp()
+    # Of several workers each has a folder below the run's.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "engines"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MATRYOSHKA_ENCODER_ENGINES_DIR", str(folder))
         yield
