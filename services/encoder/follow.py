@@ -35,8 +35,8 @@ class Follower:
         self._path = path
         self._models = models
         self._wanted = Served()
-        # What was taken: somebody who has unloaded it here since, or pointed the alias elsewhere,
-        # has meant it.
+        # What was taken of the file as it is, and the names that were pointed: whoever has unloaded
+        # the one here since, or pointed the other elsewhere, has meant it.
         self._loaded: set[str] = set()
         self._pointed: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
@@ -76,10 +76,11 @@ class Follower:
             await asyncio.sleep(_LOOK_S)
             try:
                 await asyncio.to_thread(watched.refresh)
-                is_due = not self._is_taken(taken) and time.monotonic() > tried_at + _AGAIN_S
-                if taken is self._wanted and not is_due:
+                if taken is not self._wanted:
+                    taken = self._wanted
+                    self._loaded.clear()  # a change asks for all that it names
+                elif self._is_taken(taken) or time.monotonic() < tried_at + _AGAIN_S:
                     continue
-                taken = self._wanted
                 for error in await self._take(taken):
                     log.error("what a promotion serves could not be taken: %s", error.message)
             except Exception:  # our bug; what changes later must be seen all the same
@@ -89,7 +90,6 @@ class Follower:
     async def _take(self, wanted: Served) -> list[ServiceError]:
         """Load what is not loaded, point the names that have moved; return what kept it from it."""
         errors: list[ServiceError] = []
-        self._loaded &= wanted.models.keys()
         for model_id, folder in wanted.models.items():
             if model_id in self._loaded:
                 continue
@@ -103,6 +103,9 @@ class Follower:
                     errors.append(error)
                     continue
             self._loaded.add(model_id)
+        self._pointed = {
+            alias: model_id for alias, model_id in self._pointed.items() if alias in wanted.aliases
+        }
         for alias, model_id in wanted.aliases.items():
             if self._pointed.get(alias) == model_id:
                 continue

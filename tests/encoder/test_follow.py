@@ -112,6 +112,18 @@ async def test_what_could_not_be_taken_is_tried_again(
     await until(lambda: models.aliases["default"] == "late")
     assert models.aliases["new"] == "live"
     assert "a" not in models.ids
+    # A later promotion may need again what was unloaded.
+    write_served(
+        tmp_path / "served.json", Served(models=folders(tmp_path, "a"), aliases={"default": "a"})
+    )
+    await until(lambda: models.aliases["default"] == "a")
+    write_served(tmp_path / "served.json", Served(models=folders(tmp_path, "a")))
+    await asyncio.sleep(1.5)
+    models.aliases["default"] = "live"
+    write_served(
+        tmp_path / "served.json", Served(models=folders(tmp_path, "a"), aliases={"default": "a"})
+    )
+    await until(lambda: models.aliases["default"] == "a")
 
 
 async def until(condition):
