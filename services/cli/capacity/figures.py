@@ -33,6 +33,7 @@ FASTEST_SINGLE = {
     0.99: Timing(0.22, 0.53, POINTS_SINGLE),
 }
 # bench/results/router.txt, docstrings: full width in codes of two bits; hits x oversampling scored.
+# The last p99 is of a moment when other work ran, so that simulated tails are rather too long.
 TURBO2_SINGLE = {
     0.9: Timing(0.15, 0.26, POINTS_SINGLE, 30),
     0.95: Timing(0.17, 0.30, POINTS_SINGLE, 40),
