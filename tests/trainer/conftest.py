@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,11 @@ def make_tiny_pairs() -> list[Pair]:
         for j, (b, c) in enumerate(zip(WORDS[8:], WORDS[::-1], strict=False))
         if (i + j) % 2
     ]
+
+
+def make_many_pairs() -> list[Pair]:
+    """More of them than the tiny model has numbers, so that a training learns axes to start on."""
+    return [Pair(f"{a} {b} sees", f"the {b} {a} opens") for a, b in permutations(WORDS, 2)]
 
 
 def make_job(

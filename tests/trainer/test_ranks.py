@@ -12,7 +12,7 @@ from services.trainer.jobs.events import read_events
 from services.trainer.jobs.launcher import LocalLauncher
 from services.trainer.jobs.spec import result_path
 from services.trainer.training import ranks
-from tests.trainer.conftest import make_job, start_job, weights
+from tests.trainer.conftest import make_job, make_many_pairs, start_job, weights
 from tests.trainer.test_service import job_processes
 
 OPTIONS = {"method": "full", "steps": 40, "batch_size": 8}
@@ -30,13 +30,14 @@ def calm_model(tmp_path, tiny_model):
     return folder
 
 
-async def test_two_processes_end_where_one_does(tmp_path, calm_model, tiny_pairs):
+async def test_two_processes_end_where_one_does(tmp_path, calm_model):
     """Also when they are stopped on the way: one of them writes, both go on from there."""
-    alone = make_job(tmp_path / "alone", calm_model, tiny_pairs, **OPTIONS)
+    pairs = make_many_pairs()
+    alone = make_job(tmp_path / "alone", calm_model, pairs, **OPTIONS)
     # In half precision the two would differ by its rounding, which a batch in parts moves.
     (alone / "arithmetic.txt").write_text("float32")
     process = start_job(alone)
-    folder = make_job(tmp_path / "job", calm_model, tiny_pairs, **OPTIONS)
+    folder = make_job(tmp_path / "job", calm_model, pairs, **OPTIONS)
     (folder / "arithmetic.txt").write_text("float32")
     (folder / "lease").touch()
     launcher = LocalLauncher(stop_s=20, silence_s=200, devices=2)

@@ -52,6 +52,8 @@ LOCK = "lock"
 LEASE = "lease"
 RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
+START = "start"
+"""The model folder that a training starts from, where it is not the base's own."""
 VECTORS = ("vectors", "vectors-after", "vectors-teacher")
 RECORD = frozenset(
     {

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import distributed
 
+from services.trainer.training import ranks
+
 
 def rank() -> int:
     """Return the number of this process, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if ranks.are_several() else 0
 
 
 def size() -> int:
     """Return the number of processes."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if ranks.are_several() else 1
 
 
 def share(rows_B: torch.Tensor) -> slice:

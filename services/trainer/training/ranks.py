@@ -5,7 +5,8 @@ checkpoints and the model. The others train beside it, from the same checkpoint,
 same step. Without torchrun there is one process, and nothing here waits for anybody.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 # The others wait while the first one encodes a corpus.
 _PATIENCE = timedelta(days=2)
+_is_alone = False
 
 
 def begin() -> None:
@@ -35,6 +37,22 @@ def end() -> None:
         distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let the first process train something by itself; the others wait for it elsewhere."""
+    global _is_alone  # one job, one process
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
+
+
+def are_several() -> bool:
+    """Say whether other processes train beside this one."""
+    return distributed.is_initialized() and not _is_alone
+
+
 def is_first() -> bool:
     """Say whether this is the process that writes."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
@@ -42,7 +60,7 @@ def is_first() -> bool:
 
 def any_of(is_set: bool) -> bool:
     """Say whether it is set in one of the processes; the same answer for all."""
-    if not distributed.is_initialized():
+    if not are_several():
         return is_set
     flag = torch.tensor([float(is_set)])
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
@@ -51,14 +69,15 @@ def any_of(is_set: bool) -> bool:
 
 def together(read: Callable[[], T]) -> T:
     """Read what the first process writes, while it does not write."""
-    if not distributed.is_initialized():
-        return read()
-    _meet()
+    meet()
     found = read()
-    _meet()
+    meet()
     return found
 
 
-def _meet() -> None:
+def meet() -> None:
+    """Wait until all processes are here."""
+    if not are_several():
+        return
     # By the CPU: a barrier of NCCL keeps a GPU busy for as long as it waits.
     distributed.all_reduce(torch.zeros(1))

@@ -2,10 +2,11 @@
 
 In: the base. Out: a model folder in the job's folder, whole or not there at all.
 
-Shapes: N texts, D full width.
+Shapes: N texts, D full width, T the others'.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,28 +53,28 @@ def make_table(base: TextModel, folder: Path, seed: int) -> None:
     publish(temporary, folder)
 
 
-def make_turned(base: TextModel, folder: Path, vectors_ND: Array, targets_ND: Array) -> None:
-    """Write the base with a dense head that brings its vectors as near to others as one can.
+def make_turned(base: TextModel, folder: Path, learn: Callable[[], Layer]) -> None:
+    """Write the base with a dense head behind it.
 
     Args:
         base: the model.
         folder: nothing is done if it is there.
-        vectors_ND: the base's, as they are served.
-        targets_ND: the others.
+        learn: returns the head.
     """
     if folder.exists():
         return
+    layer = learn()
     temporary = folder.with_name(f".{folder.name}.writing")
     export.copy_base(base.folder, temporary)
-    export.add_head(temporary, [Layer(_fit(vectors_ND, targets_ND))], base.pre_op)
+    export.add_head(temporary, [layer], base.pre_op)
     publish(temporary, folder)
 
 
-def _fit(vectors_ND: Array, targets_ND: Array) -> Array:
-    """Return weight_DD of the least squares of `vectors @ weight.T - targets`, a little ridged."""
+def fit(vectors_ND: Array, targets_NT: Array) -> Layer:
+    """Return the head that brings vectors as near to others as a matrix can, a little ridged."""
     vectors = vectors_ND.astype(np.float64)
     products_DD = vectors.T @ vectors
     ridge = 1e-6 * np.trace(products_DD) / len(products_DD)
     products_DD += ridge * np.eye(len(products_DD))
-    solved: Array = np.linalg.solve(products_DD, vectors.T @ targets_ND).T.astype(np.float32)
-    return solved
+    solved: Array = np.linalg.solve(products_DD, vectors.T @ targets_NT).T.astype(np.float32)
+    return Layer(solved)

@@ -15,8 +15,9 @@ from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.pairs import Questions
 from services.trainer.jobs.hyperparameters import Hyperparameters
+from services.trainer.jobs.spec import CHECKPOINTS, START
 from services.trainer.results import export
-from services.trainer.training import start
+from services.trainer.training import axes, ranks, start
 from services.trainer.training.accelerator import why_no_kernel
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.checkpoint import write_atomic
@@ -47,8 +48,9 @@ def tune(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> T
     if hyper.loss_kernel and (reason := why_no_kernel()):  # the service may run elsewhere
         raise ServiceError(f"the loss kernel cannot run here: {reason}; leave loss_kernel out")
     teacher = _teacher(job, base, documents_ND) if hyper.student else None
-    model = _start(job, base, documents_ND, teacher)
     rows, watched = job.learn_and_watch()
+    model = _start(job, base, documents_ND, teacher, rows)
+    ranks.meet()  # the others read what it starts from
     lora = LoraLayers(model.tower("none").network, hyper.lora, hyper.seed) if hyper.lora else None
     passes = choose_passes(job.folder, hyper, model)
     trainee = _trainee(job, model, passes, teacher, rows, lora.parameters if lora else None)
@@ -102,16 +104,22 @@ def _trainee(
     return Distill(learned, teacher.take(rows), hyper.trained_dims) if teacher else learned
 
 
-def _start(job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | None) -> TextModel:
+def _start(
+    job: Job, base: TextModel, documents_ND: Array, teacher: Vectors | None, rows: Sequence[int]
+) -> TextModel:
     """Return the model to train, in float32."""
-    hyper = job.spec.hyperparameters
-    folder = job.folder / "start"
+    hyper, folder = job.spec.hyperparameters, job.folder / START
     if hyper.method == "static" or hyper.student == "static":
         start.make_table(base, folder, hyper.seed)
         return TextModel(folder, "float32")
+    # What an older version began has checkpoints, and goes on as it began.
+    has_begun = (job.folder / CHECKPOINTS).exists()
     if teacher:
         targets_ND = teacher.positives_ND[:, : base.full]
-        start.make_turned(base, folder, normalize(documents_ND), targets_ND)
+        start.make_turned(base, folder, lambda: start.fit(normalize(documents_ND), targets_ND))
+    elif axes.are_wanted(job, base) and not has_begun:
+        start.make_turned(base, folder, lambda: axes.learn_axes(job, base, documents_ND, rows))
+    if folder.exists():
         model = TextModel(folder, "float32")
         model.prompts = base.prompts  # which only the base's card may know
         return model

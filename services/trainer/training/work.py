@@ -36,6 +36,7 @@ from services.trainer.jobs.spec import (
     REPORT_PAGE,
     SCORES_AFTER,
     SCORES_BEFORE,
+    START,
     TRAINING,
     VALIDATION,
     Result,
@@ -49,6 +50,7 @@ from services.trainer.results.gate import caution
 from services.trainer.results.page import write_page
 from services.trainer.results.slices import compare_slices
 from services.trainer.results.summary import Summary, bytes_of, find_losers, read_curve
+from services.trainer.training import axes, ranks
 from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.full import FullModel
@@ -89,7 +91,8 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
         model = _load_base(job)
         # Only what learns from frozen vectors, or mines with them, needs those of training
         # questions.
-        needs_anchors = hyper.method in ("adaptor", "distill") or spec.mining
+        learns_frozen = hyper.method in ("adaptor", "distill") or axes.are_wanted(job, model)
+        needs_anchors = learns_frozen or spec.mining
         others = len(job.training_anchors()) if needs_anchors else 0
         queries_QD, documents_ND = job.encode_questions(model, "vectors", "encode", others)
         _count_too_long(job, model)
@@ -122,7 +125,9 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     hyper = spec.hyperparameters
     pairs = [example for example in _read_data(job_dir, spec).training if isinstance(example, Pair)]
-    model = TextModel(Path(spec.base_dir), "float32")
+    ranks.meet()  # what it starts from is there
+    folder = job_dir / START if (job_dir / START).exists() else Path(spec.base_dir)
+    model = TextModel(folder, "float32")
     learned = FullModel(
         model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model),
         with_kernel=hyper.loss_kernel,
