@@ -4,9 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
+from torch.nn import functional
 
+from services.shared.model import TextModel
 from services.trainer.jobs.spec import CHECKPOINTS, START, Result, result_path
 from services.trainer.results.layout import read_modules
+from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.work import run_job
 from tests.trainer.conftest import make_job, make_many_pairs, weights
@@ -61,3 +65,32 @@ def test_what_began_without_axes_goes_on_without(tmp_path, tiny_model):
     run(folder)
     assert not (folder / START).exists()
     assert weights(folder / "model").keys() == weights(tiny_model).keys()
+
+
+def test_the_full_size_leads_the_others(tiny_model):
+    """Prefixes learn in part what the model itself finds at full size; that learns from labels."""
+    model = TextModel(tiny_model, "float32")
+    learned = FullModel(model, MANY, (8, 32), label_weight=0.75)
+    model.transformer.eval()  # no dropout: twice the same vectors
+    rows_B = torch.tensor([0, 7, 30, 100, 177, 239])
+    queries_BD, documents_BD = learned.vectors(rows_B)
+    blocked_BB = learned.blocked(rows_B)
+
+    def log_softmax(dim):
+        queries, documents = (
+            functional.normalize(side[:, :dim]) for side in (queries_BD, documents_BD)
+        )
+        return (20 * queries @ documents.T).masked_fill(blocked_BB, -1e4).log_softmax(dim=1)
+
+    opinion_BB = log_softmax(32).exp().detach()
+    wanted_BB = 0.75 * torch.eye(len(rows_B)) + 0.25 * opinion_BB
+    short = -(wanted_BB * log_softmax(8)).sum(dim=1).mean()
+    full = -log_softmax(32).diagonal().mean()
+    found_K = learned.losses(rows_B)
+    torch.testing.assert_close(found_K, torch.stack([short, full]))
+    parameter = next(iter(learned.parameters.values()))
+    found, expected = (
+        torch.autograd.grad(loss, parameter, retain_graph=True)[0]
+        for loss in (found_K.sum(), short + full)
+    )
+    torch.testing.assert_close(found, expected)

@@ -12,11 +12,10 @@ from services.trainer.data.pictures import Item
 from services.trainer.jobs.events import Event
 from services.trainer.results import export
 from services.trainer.training.adaptor import Adaptor, Vectors
-from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.graded import distinct_texts, learn_grades
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.layers import Layer, turn
-from services.trainer.training.pilot import choose_label_weight
+from services.trainer.training.pilot import choose_label_weight, settle_label_weight
 from services.trainer.training.texts import TurnedTexts
 from services.trainer.training.train import Trainee
 
@@ -95,16 +94,14 @@ def _learn_grades(
 
 def _label_weight(job: Job, vectors: Vectors, pairs: list[Pair]) -> float:
     """Choose the share of the labels, once in the life of the job."""
-    kept = job.folder / "label_weight.txt"
-    if not kept.exists():
-        hyper = job.spec.hyperparameters
+    hyper = job.spec.hyperparameters
 
-        def on_trial(what: str) -> None:
-            job.events.append(Event(phase="train", message=what, total_steps=hyper.steps))
+    def on_trial(what: str) -> None:
+        job.events.append(Event(phase="train", message=what, total_steps=hyper.steps))
 
-        weight = choose_label_weight(vectors, pairs, hyper, on_trial, job.interrupt)
-        write_atomic(kept, str(weight).encode())
-    return float(kept.read_text())
+    return settle_label_weight(
+        job.folder, lambda: choose_label_weight(vectors, pairs, hyper, on_trial, job.interrupt)
+    )
 
 
 def _known(job: Job, anchors_AD: Array, documents_ND: Array) -> Sides:

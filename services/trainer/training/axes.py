@@ -18,7 +18,7 @@ from services.trainer.training import ranks
 from services.trainer.training.adaptor import Adaptor
 from services.trainer.training.job import Job
 from services.trainer.training.layers import Layer
-from services.trainer.training.pilot import choose_label_weight
+from services.trainer.training.pilot import choose_label_weight, settle_label_weight
 from services.trainer.training.train import plan, train
 
 
@@ -60,7 +60,10 @@ def learn_axes(job: Job, base: TextModel, documents_ND: Array, rows: Sequence[in
     learned_from = [pairs[row] for row in rows]
     course = plan(turning, len(rows), checkpoint_steps=turning.steps)
     with ranks.alone(), tempfile.TemporaryDirectory() as nowhere:
-        weight = choose_label_weight(vectors, learned_from, turning, tell, job.interrupt)
+        weight = settle_label_weight(
+            job.folder,
+            lambda: choose_label_weight(vectors, learned_from, turning, tell, job.interrupt),
+        )
         tell("learning them")
         adaptor = Adaptor(vectors, "rotation", turning.trained_dims, weight, turning.seed)
         train(adaptor, course, Path(nowhere), lambda _: None, job.interrupt)

@@ -19,7 +19,7 @@ from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.data.pictures import Item, Picture
 from services.trainer.training import parallel
 from services.trainer.training.encode import read_picture
-from services.trainer.training.loss import nested_loss, same_text
+from services.trainer.training.loss import nested_loss, same_text, targets
 from services.trainer.training.negatives import Negatives
 from services.trainer.training.nested import TextNumbers
 from services.trainer.training.passes import Passes
@@ -49,7 +49,9 @@ class FullModel:
         dims: sizes to train for, ascending; the last is the full one.
         passes: how texts go through the model; None: in parts of `TOKENS_AT_ONCE`, in float32.
         parameters: what is trained, under its names; None: all weights.
-        with_kernel: whether `loss_kernel.py` computes the loss.
+        with_kernel: whether `loss_kernel.py` computes the loss, which takes labels alone.
+        label_weight: share of the labels in what prefixes learn, 0..1; the rest is what the model
+            itself, as it is in that step, makes of the batch at full size.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class FullModel:
         passes: Passes | None = None,
         parameters: dict[str, torch.nn.Parameter] | None = None,
         with_kernel: bool = False,
+        label_weight: float = 1.0,
     ) -> None:
         self._model = model
         self._dims = tuple(dims)
+        self._label_weight = label_weight
         self._with_kernel = with_kernel
         self._passes = passes or Passes(model, TOKENS_AT_ONCE)
         # Texts that count as the same have the same number.
@@ -125,8 +129,27 @@ class FullModel:
             from services.trainer.training.loss_kernel import kernel_loss
 
             return kernel_loss(queries_SD, documents_ND, self._dims, numbers, SCALE, labels_S)
-        # Labels only: the teacher would be the model itself, which is about to change.
-        return nested_loss(queries_SD, documents_ND, self._dims, None, numbers, SCALE, labels_S)
+        if self._label_weight == 1:
+            return nested_loss(queries_SD, documents_ND, self._dims, None, numbers, SCALE, labels_S)
+        return self._led_losses(queries_SD, documents_ND, numbers, labels_S)
+
+    def _led_losses(
+        self,
+        queries_SD: torch.Tensor,
+        documents_ND: torch.Tensor,
+        numbers: TextNumbers,
+        labels_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return losses_K where the full size, which learns from labels alone, leads the others."""
+        *short, full = self._dims
+        blocked_SN = numbers.blocked(slice(0, len(queries_SD)), labels_S)
+        targets_SN = targets(
+            queries_SD.float(), documents_ND.float(), blocked_SN, SCALE,
+            self._label_weight, labels_S,
+        )  # fmt: skip
+        led_K = nested_loss(queries_SD, documents_ND, short, targets_SN, blocked_SN, SCALE)
+        own_1 = nested_loss(queries_SD, documents_ND, [full], None, numbers, SCALE, labels_S)
+        return torch.cat([led_K, own_1])
 
     def vectors(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pairs' queries_BD and documents_BD, with gradients."""

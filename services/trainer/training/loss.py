@@ -42,24 +42,28 @@ def targets(
     blocked_BB: torch.Tensor,
     scale: float,
     label_weight: float,
+    labels_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mix the labels (each query's own positive) with a teacher's opinion of all positives.
 
     Args:
         queries_BD: the teacher's full vectors.
-        positives_BD: the same of the positives.
+        positives_BD: the same of the positives, and of any number of other documents.
         blocked_BB: as `same_text`.
         scale: times the cosine, in the teacher's softmax.
         label_weight: 1: labels only; 0: teacher only.
+        labels_B: the row of each query's own document; None: its own row.
 
     Returns:
         targets_BB: each row sums to 1; zero where blocked.
     """
+    if labels_B is None:
+        labels_B = torch.arange(len(queries_BD), device=queries_BD.device)
     cosines_BB = functional.normalize(queries_BD) @ functional.normalize(positives_BD).T
     teacher_BB = (scale * cosines_BB).masked_fill(blocked_BB, -torch.inf).softmax(dim=1)
     mixed_BB = teacher_BB.mul_(1 - label_weight)
-    mixed_BB.diagonal().add_(label_weight)
-    return mixed_BB
+    own_B1 = mixed_BB.new_full((len(mixed_BB), 1), label_weight)
+    return mixed_BB.scatter_add_(1, labels_B[:, None], own_B1)
 
 
 def nested_loss(

@@ -23,6 +23,7 @@ from services.trainer.data.pairs import Pair, split_rows
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.results.evaluate import evaluate
 from services.trainer.training.adaptor import Adaptor, Vectors
+from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.layers import turn
 from services.trainer.training.train import plan, train
@@ -35,6 +36,25 @@ of them at 64 numbers: plain cut .354, PCA .378, labels .393, opinion .401, half
 _WEIGHTS = (GENERAL, 1.0)
 _STEPS = 80  # half a training; a whole one chooses the same
 _MIN_QUERIES = 50  # fewer say nothing
+_KEPT = "label_weight.txt"
+
+
+def settle_label_weight(folder: Path, choose: Callable[[], float]) -> float:
+    """Choose the share of the labels once in the life of the job in a folder."""
+    kept = folder / _KEPT
+    if not kept.exists():
+        write_atomic(kept, str(choose()).encode())
+    return float(kept.read_text())
+
+
+def tuning_label_weight(folder: Path) -> float:
+    """Return the share of the labels where weights of a text model are trained.
+
+    More than in a head's training by half of what is left, as the opinion is no longer the base's
+    but that of the model in training. 1.0, where nothing was tried: it starts on the base's axes.
+    """
+    kept = folder / _KEPT
+    return (1 + float(kept.read_text())) / 2 if kept.exists() else 1.0
 
 
 def choose_label_weight(

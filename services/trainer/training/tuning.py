@@ -28,6 +28,7 @@ from services.trainer.training.graded import distinct_texts, learn_grades
 from services.trainer.training.job import Job, Trained
 from services.trainer.training.lora import LoraLayers
 from services.trainer.training.passes import Arithmetic, Passes, best_arithmetic
+from services.trainer.training.pilot import tuning_label_weight
 from services.trainer.training.texts import ModelTexts
 from services.trainer.training.train import Trainee
 from services.trainer.training.utilization import Utilization
@@ -99,8 +100,9 @@ def _trainee(
     all_pairs = job.pairs
     pairs = [all_pairs[row] for row in rows]
     learned = FullModel(
-        model, pairs, hyper.trained_dims, passes, parameters, with_kernel=hyper.loss_kernel
-    )
+        model, pairs, hyper.trained_dims, passes, parameters,
+        with_kernel=hyper.loss_kernel, label_weight=tuning_label_weight(job.folder),
+    )  # fmt: skip
     return Distill(learned, teacher.take(rows), hyper.trained_dims) if teacher else learned
 
 

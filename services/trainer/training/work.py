@@ -59,6 +59,7 @@ from services.trainer.training.job import Job, Trained
 from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.passes import best_arithmetic
+from services.trainer.training.pilot import tuning_label_weight
 from services.trainer.training.train import plan, train
 from services.trainer.training.tuning import choose_passes, tune
 
@@ -130,7 +131,7 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     model = TextModel(folder, "float32")
     learned = FullModel(
         model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model),
-        with_kernel=hyper.loss_kernel,
+        with_kernel=hyper.loss_kernel, label_weight=tuning_label_weight(job_dir),
     )  # fmt: skip
     course = plan(hyper, len(pairs), spec.checkpoint_steps)
     train(learned, course, job_dir / "checkpoints", lambda _: None, interrupt)
