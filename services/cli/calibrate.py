@@ -5,7 +5,6 @@ Or, without measuring, the same of what was measured last.
 
 import asyncio
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from services.cli.peer import connect, metadata
+from services.cli.plan import describe
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
@@ -201,16 +201,3 @@ def _show_slices(calibration: pb.Calibration, name: str) -> None:
 
 def _say(text: str) -> None:
     Console().print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def describe(stages: Iterable[pb.Stage]) -> str:
-    """Return a plan in a few words."""
-    *first, last = stages
-    parts = [
-        f"{stage.candidates} by {stage.dim}{' nested' if stage.nested else ''} "
-        f"({'scan' if not stage.ef else f'ef {stage.ef}'})"
-        for stage in first
-    ]
-    if not first:
-        return f"exact search at {last.dim}" if last.exact else f"{last.dim}, ef {last.ef}"
-    return ", ".join([*parts, f"rerank by {last.dim}"])
