@@ -1,4 +1,4 @@
-"""The commands on a running router's collections: index, calibrate, recall, nest.
+"""The commands on a running router's collections: index, search, calibrate, recall, nest.
 
 What each needs is imported only when it is asked for.
 """
@@ -22,6 +22,59 @@ class EngineName(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+@commands.command()
+def search(
+    collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Hits wanted; unset: 10.")] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--recall", help="Recall to keep, such as 0.95; unset: the collection's own."),
+    ] = None,
+    max_ms: Annotated[
+        float | None,
+        typer.Option(help="Most time in the engine, in the median; needs a calibration."),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="A plan of your own: exact, or stages such as 64:100,384 (100 candidates by 64 "
+            "numbers, reranked by 384) or 64:50:ef=200,384."
+        ),
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="A condition on an attribute, such as lang=en or 'year>=2020'; all must hold.",
+        ),
+    ] = None,
+    is_explained: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Also measure each stage, and the recall of this search; takes longer.",
+        ),
+    ] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
+) -> None:
+    """Search a collection; show the plan that answered, its recall and its time.
+
+    Ends with 1 where no plan within --max-ms keeps the recall.
+    """
+    from services.cli.search import Options
+    from services.cli.search import search as run_search
+
+    options = Options(
+        router, api_key, collection, text, limit, target, max_ms, plan, filter_ or [],
+        is_explained, is_json,
+    )  # fmt: skip
+    if not call(lambda: run_search(options), "--router", router):
+        raise typer.Exit(1)
 
 
 @commands.command()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import grpc
 import typer
@@ -15,6 +15,8 @@ from services.shared import channel
 from services.shared.address import check_address
 from services.shared.errors import PermissionDenied, ServiceError, Unauthenticated
 from services.shared.tls import CertificatesError, TlsFiles
+
+T = TypeVar("T")
 
 TLS: ContextVar[TlsFiles | None] = ContextVar("tls", default=None)
 """With what all calls of this command are made, as `matryoshka --tls-ca ...` says; None: no TLS."""
@@ -84,16 +86,16 @@ class RunningService:
             return await ask(request, metadata=metadata(self.api_key))
 
 
-def call(command: Callable[[], None], option: str, address: str) -> None:
+def call(command: Callable[[], T], option: str, address: str) -> T:
     """Run a command that calls a service; what goes wrong is one sentence and an exit code.
 
     Args:
-        command: does the work.
+        command: does the work; what it returns is returned.
         option: that names the service, such as "--router".
         address: of the service.
     """
     try:
-        command()
+        return command()
     except (ServiceError, OSError, CertificatesError) as error:
         tell(error)
         raise typer.Exit(2) from None

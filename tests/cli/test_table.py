@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.table import show
+from services.cli.table import one_line, show
 
 VERSION, PROMOTION = "ft:all-MiniLM-L6-v2:documents:9f2c1d3e", "promotion-" + "0" * 32
 
@@ -27,3 +27,10 @@ def test_ids_stay_whole_on_narrow_terminals():
         lines = printed(width).splitlines()
         assert any(PROMOTION in line and VERSION in line for line in lines)
     assert len(printed(300).splitlines()) < len(printed(80).splitlines())
+
+
+def test_a_text_becomes_one_line():
+    """Of what was written elsewhere: no line breaks, no orders to the terminal, not too long."""
+    assert one_line("a\r\nb\t\x1b[31m c\u2028d\x00") == "a b [31m c d"
+    assert one_line("four", 4) == "four"
+    assert one_line("four five", 6) == "four…"

@@ -41,6 +41,9 @@ def test_every_command_works(document, process, tmp_path):
             if command.startswith("make "):
                 check_target(command)
             elif command and not is_served_by_fixture(command):
+                command = command.replace(
+                    ".venv/bin/matryoshka", f"{sys.executable} -m services.cli.main"
+                )
                 ended = subprocess.run(
                     ["bash", "-euo", "pipefail", "-c", command],
                     cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,

@@ -1,0 +1,69 @@
+"""Conditions on attributes as people write them: lang=en, year>=2020."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from services.shared.errors import InvalidRequest
+from services.shared.pb import router_pb2 as pb
+
+_CONDITION = re.compile(r"([\w-]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
+_BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_INT64 = range(-(2**63), 2**63)
+
+
+def read_filter(conditions: Sequence[str]) -> pb.Filter | None:
+    """Read conditions that must all hold; None: there are none.
+
+    A value is what it looks like, a number, true or false, or else a string; in double quotes it
+    is a string in any case. Types never mix: `year="2020"` finds no number.
+
+    Raises:
+        InvalidRequest: says what would be accepted.
+    """
+    filters = [_read(condition) for condition in conditions]
+    if len(filters) < 2:
+        return filters[0] if filters else None
+    return pb.Filter(all=pb.FilterList(filters=filters))
+
+
+def _read(condition: str) -> pb.Filter:
+    matched = _CONDITION.fullmatch(condition)
+    if matched is None:
+        raise InvalidRequest(
+            "--filter must be KEY=VALUE, or have one of !=, <, <=, > and >= in place of =; "
+            f"got {condition!r}"
+        )
+    key, sign, text = matched.groups()
+    value = _read_value(text)
+    if isinstance(value, int) and value not in _INT64:
+        raise InvalidRequest(
+            f"--filter: an integer must fit in 64 bits, got {condition!r}; in double quotes it is "
+            "a string"
+        )
+    if sign in _BOUNDS:
+        if isinstance(value, bool | str):
+            raise InvalidRequest(f"--filter: {sign} compares numbers, got {condition!r}")
+        bounds = pb.Range(key=key)
+        setattr(bounds, _BOUNDS[sign], float(value))
+        return pb.Filter(range=bounds)
+    equals = pb.Filter(equals=pb.Equals(key=key, value=_write_value(value)))
+    return equals if sign == "=" else pb.Filter(negated=equals)
+
+
+def _read_value(text: str) -> str | float | bool:
+    try:
+        value = json.loads(text, parse_constant=str)
+    except ValueError:
+        return text
+    return value if isinstance(value, str | int | float) else text
+
+
+def _write_value(value: str | float | bool) -> pb.AttributeValue:
+    if isinstance(value, bool):
+        return pb.AttributeValue(bool_value=value)
+    if isinstance(value, str):
+        return pb.AttributeValue(string_value=value)
+    if isinstance(value, float):
+        return pb.AttributeValue(double_value=value)
+    return pb.AttributeValue(int_value=value)
