@@ -1,4 +1,4 @@
-"""The commands on a running router's collections: index, search, calibrate, recall, nest.
+"""The commands on a running router's collections: list, index, search, calibrate, recall, nest.
 
 What each needs is imported only when it is asked for.
 """
@@ -22,6 +22,19 @@ class EngineName(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+@commands.command()
+def collections(
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
+) -> None:
+    """List the collections: points, model, sizes, and the recall that is promised."""
+    from services.cli.collection_list import Options, list_collections
+
+    options = Options(router, api_key, is_json)
+    call(lambda: list_collections(options), "--router", router)
 
 
 @commands.command()
