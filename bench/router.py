@@ -62,6 +62,7 @@ from services.router.storage.store import Collection
 from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
+from services.trainer.jobs.hyperparameters import MAX_NESTED
 
 EFS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SINGLE: dict[Quantization, tuple[float | None, ...]] = {
@@ -88,7 +89,7 @@ def sizes_of(full: int) -> list[SizeRequest]:
 
 def nested_of(full: int) -> list[SizeRequest]:
     """Return a short nested size, and a long one within an eighth of full HNSW's memory."""
-    dims = (full // 3, full * 7 // 12)
+    dims = (min(full // 3, MAX_NESTED), full * 7 // 12)
     return [SizeRequest(dim, "turbo4", is_nested=True) for dim in dims]
 
 

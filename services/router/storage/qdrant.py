@@ -33,12 +33,12 @@ from services.router.storage.qdrant_config import (
     vector_params,
 )
 from services.router.storage.qdrant_errors import engine_errors
+from services.router.storage.qdrant_indexes import index_attributes, index_tenants
 from services.router.storage.qdrant_query import hits, text_query, to_filter, to_page
 from services.router.storage.qdrant_resize import Resize, Update, being_added
 from services.router.storage.qdrant_retry import Retry, channel_options
 from services.router.storage.qdrant_search import QdrantSearch
 from services.router.storage.store import (
-    TENANT,
     Answer,
     Collection,
     KeptQueries,
@@ -135,8 +135,7 @@ class QdrantStore:
                 metadata={METADATA_KEY: to_metadata(collection)},
                 **spread_params(collection.spread),
             )
-            index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
-            await self._client.create_payload_index(collection.name, TENANT, index, wait=True)
+            await index_tenants(self._client, collection.name)
         return await self.find(collection.name)
 
     async def _is_taken(self, name: str) -> bool:
@@ -212,6 +211,7 @@ class QdrantStore:
             for row, point in enumerate(points)
         ]
         with engine_errors(name):
+            await index_attributes(self._client, name, info, [s.payload or {} for s in structs])
             await self._client.upsert(name, structs, wait=True)
 
     async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
@@ -225,13 +225,14 @@ class QdrantStore:
         keys = {point_uuid(id_, tenant): id_ for id_ in ids}
         # By a condition: a point that is deleted meanwhile would be an error by its id.
         wanted = models.Filter(must=[models.HasIdCondition(has_id=list(keys))])
+        payload = attributes_payload(attributes)
         with engine_errors(name):
+            info = await self._client.get_collection(name)
+            await index_attributes(self._client, name, info, [payload])
             records = await self._client.retrieve(
                 name, list(keys), with_payload=False, with_vectors=False
             )
-            await self._client.set_payload(
-                name, attributes_payload(attributes), points=wanted, wait=True
-            )
+            await self._client.set_payload(name, payload, points=wanted, wait=True)
         there = {str(record.id) for record in records}
         return [id_ for key, id_ in keys.items() if key not in there]
 
