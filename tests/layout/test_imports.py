@@ -42,6 +42,7 @@ OWNERS = {
         "services.router.storage.qdrant_companions",
         "services.router.storage.qdrant_config",
         "services.router.storage.qdrant_errors",
+        "services.router.storage.qdrant_indexes",
         "services.router.storage.qdrant_query",
         "services.router.storage.qdrant_resize",
         "services.router.storage.qdrant_retry",
