@@ -157,16 +157,18 @@ def show_hits(answer: pb.SearchResponse, options: Options) -> None:
 
 def summary(answer: pb.SearchResponse, options: Options) -> str:
     """Say which plan answered, what recall it promises, and how long it took."""
-    promise = answer.promise
-    if options.plan == EXACT or (promise.exact and promise.met):
+    promise, is_late = answer.promise, _is_late(answer)
+    if options.plan == EXACT or promise.exact:
         recall = "loses nothing"
     elif answer.HasField("promise"):
-        only = "" if promise.met else "only "
+        only = "" if promise.met or is_late else "only "
         recall = (
             f"sure of a recall of {only}{promise.recall:.3f} (target {promise.recall_target:g})"
         )
     else:
         recall = "no recall is promised"
+    if is_late:
+        recall += f", but no plan is within {options.max_ms:g} ms"
     plan = describe(answer.plan.stages, is_measured=answer.HasField("promise"))
     return (
         f"{plan}: {recall}; {1e3 * answer.search_seconds:.2f} ms in the engine, "
@@ -211,13 +213,21 @@ def next_step(answer: pb.SearchResponse, options: Options) -> str:
         return f"{calibrate}` lets searches state a recall" if is_wanted else ""
     steps = [promise.note] if promise.note else []
     if not promise.met:
+        less = "" if _is_late(answer) else ", or ask for less --recall"
         steps.append(
             f"`matryoshka calibrate {name} --show` tells what each plan takes and is sure of: "
-            "allow more --max-ms, or ask for less --recall"
+            f"allow more --max-ms{less}"
         )
     elif promise.exact and promise.note:  # exact because nothing else was measured
         steps.append(f"{calibrate}` finds what is faster and keeps it")
     return "\n".join(steps)
+
+
+def _is_late(answer: pb.SearchResponse) -> bool:
+    """Say whether the recall is kept, and not --max-ms, which no plan is within."""
+    promise = answer.promise
+    is_missed = answer.HasField("promise") and not promise.met
+    return is_missed and promise.recall >= promise.recall_target
 
 
 def _attributes(hit: pb.Hit) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """`matryoshka search`: what it shows is what the router answers, or one clear sentence."""
 
 import json
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from services.cli.filter import read_filter
 from services.cli.main import app
 from services.cli.plan import describe, read_plan
-from services.cli.search import Options, moves, show_hits
+from services.cli.search import Options, moves, next_step, show_hits, summary
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
@@ -23,6 +24,7 @@ TEXTS = [
     f"a {kind} {thing} in the {place}" for kind in KINDS for thing in THINGS for place in PLACES
 ]
 QUERY = "nested dolls"
+ASKED = Options("", None, "docs", QUERY, None, None, None, None, [], False, False)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,28 @@ def test_a_target_that_is_missed_is_told_and_ends_with_1(search):
     assert json.loads(ended.stdout)["promise"]["met"] is False
 
 
+def test_a_time_that_is_missed_is_told_as_that(search):
+    """The recall is kept: it is not called little, and nobody is sent to ask for less of it."""
+    ended = search("measured", QUERY, "--recall", "0.05", "--max-ms", "0.000001")
+    assert ended.exit_code == 1
+    assert "sure of a recall of " in ended.stdout
+    assert "(target 0.05), but no plan is within 1e-06 ms; " in ended.stdout
+    assert "only" not in ended.stdout
+    assert ended.stdout.endswith(": allow more --max-ms\n")
+
+
+def test_exact_search_that_is_late_still_loses_nothing():
+    """Where it is the fastest plan of all, as in a small collection."""
+    plan = pb.Plan(stages=[pb.Stage(dim=384, exact=True)])
+    missed = pb.Promise(recall_target=0.99, recall=1, exact=True, note="no plan is that fast")
+    answer = pb.SearchResponse(plan=plan, promise=missed, search_seconds=0.001)
+    hurried = replace(ASKED, max_ms=0.0001)
+    assert summary(answer, hurried).startswith(
+        "exact search at 384: loses nothing, but no plan is within 0.0001 ms; 1.00 ms in the"
+    )
+    assert next_step(answer, hurried).endswith("is sure of: allow more --max-ms")
+
+
 def test_nothing_found_is_said(search):
     ended = search("stories", QUERY, "--filter", "place=nowhere")
     assert ended.exit_code == 0, ended.stderr
@@ -281,7 +305,7 @@ def test_the_farthest_move_is_told():
 
 def test_what_documents_hold_is_shown_and_not_obeyed(capsys):
     """Neither markup, nor emoji codes, nor what a terminal would take for an order."""
-    options = Options("", None, "docs", "[red]:smile:", None, None, None, None, [], False, False)
+    options = replace(ASKED, text="[red]:smile:")
     hit = pb.Hit(id="[b]1", text="[bold]:100:\x1b[31m\na\tb[/bold]", tenant=":ok:")
     hit.attributes["flag"].bool_value = True
     show_hits(pb.SearchResponse(collection="docs", hits=[hit]), options)
