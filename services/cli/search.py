@@ -162,8 +162,13 @@ def summary(answer: pb.SearchResponse, options: Options) -> str:
         recall = "loses nothing"
     elif answer.HasField("promise"):
         only = "" if promise.met or is_late else "only "
+        # Nobody has measured what a plan keeps of the few points that a filter lets through.
+        without, with_it = "", ""
+        if options.filters:
+            without, with_it = " without a filter", "; with this one it was not measured"
         recall = (
-            f"sure of a recall of {only}{promise.recall:.3f} (target {promise.recall_target:g})"
+            f"sure of a recall of {only}{promise.recall:.3f}{without} "
+            f"(target {promise.recall_target:g}){with_it}"
         )
     else:
         recall = "no recall is promised"
@@ -218,6 +223,8 @@ def next_step(answer: pb.SearchResponse, options: Options) -> str:
             f"`matryoshka calibrate {name} --show` tells what each plan takes and is sure of: "
             f"allow more --max-ms{less}"
         )
+    elif options.filters and not promise.exact:
+        steps.append(f"`matryoshka recall {name}` shows what live searches keep")
     elif promise.exact and promise.note:  # exact because nothing else was measured
         steps.append(f"{calibrate}` finds what is faster and keeps it")
     return "\n".join(steps)

@@ -211,6 +211,16 @@ def test_exact_search_that_is_late_still_loses_nothing():
     assert next_step(answer, hurried).endswith("is sure of: allow more --max-ms")
 
 
+def test_with_a_filter_what_was_measured_without_one_is_no_promise(search):
+    """The line says of which searches it is sure, and the next step shows what live ones keep."""
+    ended = search("measured", QUERY, "--recall", "0.6", "--filter", "place=museum")
+    assert ended.exit_code == 0, ended.stderr
+    assert " without a filter (target 0.6); with this one it was not measured; " in ended.stdout
+    assert "`matryoshka recall measured` shows what live searches keep\n" in ended.stdout
+    ended = search("stories", QUERY, "--recall", "0.6", "--filter", "place=museum")
+    assert "exact search at 384: loses nothing; " in ended.stdout
+
+
 def test_nothing_found_is_said(search):
     ended = search("stories", QUERY, "--filter", "place=nowhere")
     assert ended.exit_code == 0, ended.stderr
