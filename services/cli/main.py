@@ -27,6 +27,7 @@ from services.cli.operator_commands import operator
 from services.cli.peer import TLS, describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
+from services.shared.errors import Unavailable
 from services.shared.keys_file import KeysError
 from services.shared.listen import Address, CannotListen
 from services.shared.server import Service, run
@@ -365,7 +366,7 @@ def _run(
                 folder = stack.enter_context(TemporaryDirectory(prefix="matryoshka-"))
                 own_socket = Path(folder) / "grpc"
             asyncio.run(run(build, settings, registry, name, on_ready, own_socket))
-    except (KeysError, CertificatesError) as error:
+    except (KeysError, CertificatesError, Unavailable) as error:
         _refuse(str(error))
     except CannotListen as error:
         print(error, file=sys.stderr)

@@ -191,13 +191,15 @@ class Parts:
 def _build_store(settings: RouterSettings, metrics: RouterMetrics) -> Store:
     if settings.qdrant_url is None:
         metrics.storage.labels("edge", "local").set(1)
-        return EdgeStore(
+        store = EdgeStore(
             settings.data_dir / "collections",
             settings.edge_queue,
             settings.edge_indexing_threshold_kb,
             settings.edge_start_timeout_s,
             metrics.worker_restarts.inc,
         )
+        store.check_free()  # in vain would an encoder in this process load its models
+        return store
     api_key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
     retry = Retry(
         settings.qdrant_retry_s,

@@ -121,6 +121,7 @@ async def run(
         CannotListen: one of the ports cannot be had.
         KeysError: the keys file cannot be used.
         CertificatesError: the certificates cannot be used.
+        Unavailable: what a service needs cannot be had, such as a folder that another one uses.
     """
     limits = Limits(settings.key_requests_per_minute, settings.key_concurrent_calls)
     keys = Keys(settings.api_key, settings.keys_file, limits, settings.peer_keys_file)

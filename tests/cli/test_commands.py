@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 import pytest
 
+from services.router.storage.edge_folder import EdgeFolder
+
 
 def matryoshka(*arguments, timeout=200, **environment):
     import os
@@ -122,6 +124,24 @@ def test_a_data_folder_that_is_none_is_told_in_a_sentence(tmp_path):
     ended = matryoshka("serve", "router", "--http-port", "0", "--data", str(taken))
     assert ended.returncode == 2
     assert ended.stderr == f"--data must name a folder, or a new one: {taken}: File exists\n"
+
+
+def test_a_data_folder_that_is_in_use_is_told_in_a_sentence(tmp_path):
+    """Exit code 2, which folder, no traceback, and nothing was loaded in vain."""
+    used = EdgeFolder(tmp_path / "router" / "collections")
+    used.open()
+    told = f"another router uses {tmp_path}/router/collections; stop it first"
+    try:
+        whole = matryoshka("up", "--port", "0", "--data", str(tmp_path))
+        single = matryoshka("serve", "router", "--http-port", "0", "--grpc-port", "0",
+                            "--data", str(tmp_path / "router"))  # fmt: skip
+    finally:
+        used.close()
+    for ended in (whole, single):
+        assert ended.returncode == 2
+        assert ended.stderr.splitlines()[-1] == told
+        assert "Traceback" not in ended.stderr
+    assert "encoder started" not in whole.stderr
 
 
 @pytest.mark.parametrize("folder", ["nothing-here"])

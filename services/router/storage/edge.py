@@ -82,6 +82,10 @@ class EdgeStore:
         # Creating, dropping and aliasing, one after another.
         self._naming = asyncio.Lock()
 
+    def check_free(self) -> None:
+        """See whether another router has the folder open; Unavailable: so it is."""
+        self._folder.check_free()
+
     async def open(self) -> None:
         stored = await asyncio.to_thread(self._folder.open)
         self._collections = {

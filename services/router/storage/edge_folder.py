@@ -34,6 +34,7 @@ from services.router.storage.store import Collection, KeptQueries
 from services.shared.errors import Unavailable
 from services.shared.vectors import pack, unpack
 
+_LOCK = ".lock"
 _ALIASES = ".aliases.json"
 _COLLECTION = "collection.json"
 _QUERIES = "queries.msgpack"
@@ -65,16 +66,25 @@ class EdgeFolder:
             Unavailable: another router has it open.
         """
         self._root.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._take()
+        for pattern in (".new-*", ".trash-*", "*.tmp"):
+            for leftover in self._root.glob(pattern):
+                remove(leftover)
+        return [self._read(path.parent) for path in sorted(self._root.glob(f"*/{_COLLECTION}"))]
+
+    def check_free(self) -> None:
+        """See whether it could be opened now, without doing so; Unavailable: it could not."""
+        if (self._root / _LOCK).exists():
+            self._take()
+            self.close()
+
+    def _take(self) -> None:
+        self._lock = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
             raise Unavailable(f"another router uses {self._root}; stop it first") from error
-        for pattern in (".new-*", ".trash-*", "*.tmp"):
-            for leftover in self._root.glob(pattern):
-                remove(leftover)
-        return [self._read(path.parent) for path in sorted(self._root.glob(f"*/{_COLLECTION}"))]
 
     def _read(self, folder: Path) -> Stored:
         metadata = json.loads((folder / _COLLECTION).read_bytes())
