@@ -25,6 +25,8 @@ TLS: ContextVar[TlsFiles | None] = ContextVar("tls", default=None)
 KEY_VARIABLE = "MATRYOSHKA_CLI_API_KEY"
 """Holds the key of every command that calls a service; one of the service's own goes before it."""
 _KEY_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_NO_CONNECTION = "connections to all backends failing"
+"""How gRPC begins to tell that no call was made."""
 KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"
 
 
@@ -100,16 +102,32 @@ def call(command: Callable[[], T], option: str, address: str) -> T:
         tell(error)
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
-        print(error.details(), file=sys.stderr)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            name = option.lstrip("-")
-            told = f"{option} is {address}: host:port of the {name}'s gRPC"
-            if TLS.get() is None:
-                told += "; if that speaks TLS, give its CA: matryoshka --tls-ca FILE ..."
-            print(told, file=sys.stderr)
+        details = error.details() or ""
+        is_away = error.code() is grpc.StatusCode.UNAVAILABLE
+        print(_unreachable(details, option, address) if is_away else details, file=sys.stderr)
         if error.code() in _KEY_CODES:
             print(KEY_ADVICE, file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _unreachable(details: str, option: str, address: str) -> str:
+    """Say why a service could not be reached, by gRPC's words for it, and what to do."""
+    # A service that was reached and misses another one tells of that in the same words, later on.
+    is_own = details.startswith(_NO_CONNECTION)
+    if is_own and "Connection refused" in details:
+        return (
+            f"nothing listens at {address}: start `matryoshka up`, or give {option} (the port of "
+            "gRPC, which `up` prints at its start)"
+        )
+    if is_own and "Expected SETTINGS frame" in details:  # HTTP/1 answers without one
+        return (
+            f"{address} speaks no gRPC, and is likely the port of HTTP: give {option} the port of "
+            "gRPC, which for `matryoshka up` is the one of HTTP and 1000, unless it was set"
+        )
+    told = f"{details}\n{option} is {address}: host:port of the {option.lstrip('-')}'s gRPC"
+    if TLS.get() is None:
+        told += "; if that speaks TLS, give its CA: matryoshka --tls-ca FILE ..."
+    return told
 
 
 def tell(error: Exception) -> None:
