@@ -27,6 +27,10 @@ KEY_VARIABLE = "MATRYOSHKA_CLI_API_KEY"
 _KEY_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _NO_CONNECTION = "connections to all backends failing"
 """How gRPC begins to tell that no call was made."""
+_COMMANDS = {
+    "; ListCollections shows": "; `matryoshka collections` shows",
+    "; run Calibrate": "; run `matryoshka calibrate NAME`",
+}
 KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"
 
 
@@ -102,12 +106,19 @@ def call(command: Callable[[], T], option: str, address: str) -> T:
         tell(error)
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
-        details = error.details() or ""
+        details = _in_commands(error.details() or "")
         is_away = error.code() is grpc.StatusCode.UNAVAILABLE
         print(_unreachable(details, option, address) if is_away else details, file=sys.stderr)
         if error.code() in _KEY_CODES:
             print(KEY_ADVICE, file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _in_commands(details: str) -> str:
+    """Name a command where a service names its RPC, which nobody calls from a terminal."""
+    for rpc, command in _COMMANDS.items():
+        details = details.replace(rpc, command)
+    return details
 
 
 def _unreachable(details: str, option: str, address: str) -> str:

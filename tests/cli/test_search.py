@@ -230,12 +230,12 @@ def test_nothing_found_is_said(search):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["nobody", QUERY], 1, "no collection or alias 'nobody'"),
+        (["nobody", QUERY], 1, "alias 'nobody'; `matryoshka collections` shows what there is"),
         (["nobody", QUERY, "--plan", "exact"], 1, "no collection or alias 'nobody'"),
         (["stories", " "], 1, "text must have 1 to "),
         (["stories", QUERY, "--recall", "1.5"], 1, "recall_target must be above 0 and at most 1"),
         (["stories", QUERY, "--limit", "100000"], 1, "limit must be between 1 and 1000"),
-        (["stories", QUERY, "--max-ms", "5"], 1, "'stories' is not calibrated"),
+        (["stories", QUERY, "--max-ms", "5"], 1, "calibrated; run `matryoshka calibrate NAME`"),
         (["stories", QUERY, "--plan", "64:100,384"], 1, "must be a size of this collection (32,"),
         (["stories", QUERY, "--plan", "fast"], 2, "--plan must be exact, or stages such as"),
         (["stories", QUERY, "--plan", "exact", "--recall", "0.9"], 2, "give one or the other"),
