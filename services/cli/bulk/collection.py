@@ -77,13 +77,16 @@ async def contact(router_at: Router, name: str, create: pb.CreateCollectionReque
     return int(answer.collection.num_points)
 
 
-async def make(router_at: Router, create: pb.CreateCollectionRequest) -> None:
-    """Create a collection, unless it is there already; ServiceError: see `contact`."""
+async def make(router_at: Router, create: pb.CreateCollectionRequest) -> pb.Collection | None:
+    """Create a collection; None: it is there already. ServiceError: see `contact`."""
     async with router_at.connect() as channel:
         router: Any = pb_grpc.RouterServiceStub(channel)
         try:
-            await router.CreateCollection(create, metadata=router_at.metadata)
+            answer = await router.CreateCollection(create, metadata=router_at.metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
-                with peer_errors(f"router at {router_at.address}"):
-                    raise
+            if error.code() is grpc.StatusCode.ALREADY_EXISTS:
+                return None
+            with peer_errors(f"router at {router_at.address}"):
+                raise
+    made: pb.Collection = answer.collection
+    return made

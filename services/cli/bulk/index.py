@@ -20,6 +20,7 @@ from services.cli.bulk.engine import Engine, Job
 from services.cli.bulk.journal import Journal
 from services.cli.bulk.local import LocalEngine
 from services.cli.bulk.sources import Part, Problem, Source, find_sources, fingerprint
+from services.cli.collection_list import describe as describe_size
 from services.router.storage.store import check_name
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
@@ -70,8 +71,9 @@ def index(options: Options) -> None:
             journal.forget()
         with contextlib.closing(_build_engine(options)) as engine:
             total = _check(options, engine, sources, prints, journal, console)
-            if options.create:
-                asyncio.run(make(job.router, options.create))
+            if options.create and (made := asyncio.run(make(job.router, options.create))):
+                sizes = ", ".join(map(describe_size, made.sizes))
+                say(console, f"{made.name} is made, with the model {made.model} at {sizes}")
             parts = _plan(options, engine, sources, prints, journal, console)
             totals = Totals()
             if parts:
