@@ -37,7 +37,10 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
     settings = _settings(job)
     spec = Spec.read(spec_path(folder))
     # OpenAI's names, where they mean something here.
-    common = {"batch_size": settings["batch_size"], "learning_rate_multiplier": "auto"}
+    common = settings | {"learning_rate_multiplier": "auto", "n_epochs": "auto"}
+    if spec and spec.n_epochs:
+        common["n_epochs"] = spec.n_epochs
+        del common["steps"]  # whoever sends these again may give one of the two
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -45,7 +48,7 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
         "error": _write_error(job, folder),
         "fine_tuned_model": job.model_id if job.state == "succeeded" else None,
         "finished_at": None if job.finished_at is None else int(job.finished_at),
-        "hyperparameters": settings | common | {"n_epochs": "auto"},
+        "hyperparameters": common,
         "model": job.base_model,
         "organization_id": job.tenant or _OPERATOR,
         "result_files": list(job.result_files),

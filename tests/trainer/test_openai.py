@@ -198,6 +198,12 @@ def test_settings_may_stand_wherever_a_client_can_put_them(client, file_id, tiny
     num_pairs = uploaded - uploaded // 10
     assert settings[0]["steps"] == 9
     assert (settings[1]["steps"], settings[1]["seed"]) == (-(-3 * num_pairs // 8), 3)
+    assert [job.hyperparameters.n_epochs for job in made] == ["auto", 3, "auto", "auto"]
+    again = jobs.create(
+        **common, extra_body={"hyperparameters": made[1].to_dict()["hyperparameters"]}
+    )
+    assert again.method.matryoshka == settings[1]
+    made.append(again)
     assert settings[2]["matryoshka_dims"] == [8]
     assert settings[3]["learning_rate"] == 2 * settings[0]["learning_rate"]
     for job in reversed(made):

@@ -223,6 +223,7 @@ class Drafts:
             columns=dict(request.columns),
             mining=request.mining,
             hyperparameters=fill(request.hyperparameters, full, len(examples)),
+            n_epochs=request.hyperparameters.n_epochs,
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )
@@ -261,6 +262,7 @@ class Drafts:
             model_id=f"nest:{request.suffix or 'rotation'}:{_short(folder)}",
             data_name=self._filename(request.training_file, "training_file"),
             hyperparameters=fill(request.hyperparameters, full, count),
+            n_epochs=request.hyperparameters.n_epochs,
             threads=self._settings.threads,
             checkpoint_steps=self._settings.checkpoint_steps,
         )

@@ -116,6 +116,8 @@ class Spec(JsonFile):
     """As the caller mapped them; empty: told by their names."""
     mining: Mining | None = None
     hyperparameters: Hyperparameters
+    n_epochs: int = 0
+    """As the caller asked for them; 0: not in epochs. The steps that they make count."""
     threads: int
     """0: one per core."""
     checkpoint_steps: int
