@@ -24,6 +24,8 @@ TLS: ContextVar[TlsFiles | None] = ContextVar("tls", default=None)
 
 KEY_VARIABLE = "MATRYOSHKA_CLI_API_KEY"
 """Holds the key of every command that calls a service; one of the service's own goes before it."""
+ADDRESS_VARIABLE = "MATRYOSHKA_CLI_ADDRESS"
+"""Holds the address of all three services, where `matryoshka up` serves them elsewhere."""
 _KEY_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _NO_CONNECTION = "connections to all backends failing"
 """How gRPC begins to tell that no call was made."""
@@ -43,7 +45,13 @@ def _checked(param: typer.CallbackParam, value: str) -> str:
 
 
 RouterAddress = Annotated[
-    str, typer.Option("--router", help="host:port of the router's gRPC.", callback=_checked)
+    str,
+    typer.Option(
+        "--router",
+        help="host:port of the router's gRPC.",
+        envvar=ADDRESS_VARIABLE,
+        callback=_checked,
+    ),
 ]
 RouterKey = Annotated[
     str | None,
@@ -52,7 +60,13 @@ RouterKey = Annotated[
     ),
 ]
 EncoderAddress = Annotated[
-    str, typer.Option("--encoder", help="host:port of the encoder's gRPC.", callback=_checked)
+    str,
+    typer.Option(
+        "--encoder",
+        help="host:port of the encoder's gRPC.",
+        envvar=ADDRESS_VARIABLE,
+        callback=_checked,
+    ),
 ]
 EncoderKey = Annotated[
     str | None,
@@ -61,7 +75,13 @@ EncoderKey = Annotated[
     ),
 ]
 TrainerAddress = Annotated[
-    str, typer.Option("--trainer", help="host:port of the trainer's gRPC.", callback=_checked)
+    str,
+    typer.Option(
+        "--trainer",
+        help="host:port of the trainer's gRPC.",
+        envvar=ADDRESS_VARIABLE,
+        callback=_checked,
+    ),
 ]
 TrainerKey = Annotated[
     str | None,

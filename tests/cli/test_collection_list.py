@@ -77,7 +77,8 @@ def test_it_lists_what_there_is(router):
     promised = measured.plans[measured.chosen].recalls[""].promised_by_memory
     assert promised >= 0.9
 
-    ended = matryoshka("collections", "--router", router.grpc, MATRYOSHKA_CLI_API_KEY=OPERATOR)
+    where = {"MATRYOSHKA_CLI_ADDRESS": router.grpc, "MATRYOSHKA_CLI_API_KEY": OPERATOR}
+    ended = matryoshka("collections", **where)
     assert ended.returncode == 0, ended.stderr
     wide = listed(router).stdout
     bare, letters = sorted(line for line in wide.splitlines() if line.startswith("│"))
