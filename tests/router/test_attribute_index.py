@@ -137,7 +137,7 @@ def test_what_has_an_index_gets_none_again(some, num_indexed):
 
 
 async def test_a_server_is_asked_for_indexes(monkeypatch):
-    """By kind, before an attribute's first write, without waiting; never for one that is there."""
+    """By kind, with an attribute's first write, without waiting; never for one that is there."""
     client = AsyncQdrantClient(":memory:")
     store = QdrantStore(client)
     await store.create(Collection("docs", "model", "space", SIZES))

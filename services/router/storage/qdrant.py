@@ -211,8 +211,8 @@ class QdrantStore:
             for row, point in enumerate(points)
         ]
         with engine_errors(name):
-            await index_attributes(self._client, name, info, [s.payload or {} for s in structs])
             await self._client.upsert(name, structs, wait=True)
+            await index_attributes(self._client, name, info, [s.payload or {} for s in structs])
 
     async def delete(self, name: str, ids: Sequence[str], tenant: str | None = None) -> None:
         points = models.PointIdsList(points=[point_uuid(id_, tenant) for id_ in ids])

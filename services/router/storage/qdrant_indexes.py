@@ -27,6 +27,9 @@ async def index_attributes(
     info: models.CollectionInfo,
     payloads: Sequence[dict[str, Any]],
 ) -> None:
-    """Have the attributes of points indexed that are about to be written; does not wait for it."""
+    """Have the attributes of points indexed; does not wait for it.
+
+    After they are written: what a write read of the collection before must not grow old meanwhile.
+    """
     for path, kind in unindexed(payloads, info.payload_schema or ()).items():
         await client.create_payload_index(name, path, _KINDS[kind], wait=False)
