@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from services.cli.bulk.batches import to_value
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 
@@ -47,7 +48,7 @@ def _read(condition: str) -> pb.Filter:
         bounds = pb.Range(key=key)
         setattr(bounds, _BOUNDS[sign], float(value))
         return pb.Filter(range=bounds)
-    equals = pb.Filter(equals=pb.Equals(key=key, value=_write_value(value)))
+    equals = pb.Filter(equals=pb.Equals(key=key, value=to_value(value)))
     return equals if sign == "=" else pb.Filter(negated=equals)
 
 
@@ -57,13 +58,3 @@ def _read_value(text: str) -> str | float | bool:
     except ValueError:
         return text
     return value if isinstance(value, str | int | float) else text
-
-
-def _write_value(value: str | float | bool) -> pb.AttributeValue:
-    if isinstance(value, bool):
-        return pb.AttributeValue(bool_value=value)
-    if isinstance(value, str):
-        return pb.AttributeValue(string_value=value)
-    if isinstance(value, float):
-        return pb.AttributeValue(double_value=value)
-    return pb.AttributeValue(int_value=value)

@@ -138,11 +138,12 @@ class Batches:
 
 def to_point(document: Document) -> pb.Point:
     """Return a document as the router takes it."""
-    attributes = {key: _to_value(value) for key, value in document.attributes.items()}
+    attributes = {key: to_value(value) for key, value in document.attributes.items()}
     return pb.Point(id=document.id, text=document.text, attributes=attributes)
 
 
-def _to_value(value: Value) -> pb.AttributeValue:
+def to_value(value: Value) -> pb.AttributeValue:
+    """Return an attribute's value as the router takes it."""
     if isinstance(value, bool):  # before int: a bool is one in Python
         return pb.AttributeValue(bool_value=value)
     if isinstance(value, int):
