@@ -30,10 +30,10 @@ _MEMORY: dict[Placement, edge.Memory] = {
 # KiB of vectors under which a filtered search scans instead of walking the graph: Qdrant's own.
 _FULL_SCAN_THRESHOLD_KB = 10_000
 
-# An attribute that is first written to more points than this is indexed with the next build, beside
-# the searches: of so many it takes some 0.1 s, in which nothing is answered.
-_MAX_INDEXED_AT_ONCE = 10_000
-# Of those points attributes are looked for.
+# Points, times attributes that are new to them: more are indexed with the next build, beside the
+# searches. Of so many it takes some 0.1 s, in which nothing is answered (Edge 0.9: 5 us each).
+_MAX_INDEXED_AT_ONCE = 20_000
+# Points that a build looks at for attributes without an index.
 _SAMPLE = 1000
 
 
@@ -132,10 +132,10 @@ class Shard:
         self._indexed.add(path)
 
     def _index_attributes(self, payloads: list[dict[str, Any]], most: int | None = None) -> None:
-        """Index attributes that have none, of a collection of at most so many points."""
+        """Index attributes that have none; what is more than `most` to read waits for a build."""
         known = self._indexed if most is None else self._indexed | self._waiting
         wanted = unindexed(payloads, known)
-        if wanted and most is not None and self._shard.info().points_count > most:
+        if wanted and most is not None and len(wanted) * self._shard.info().points_count > most:
             self._waiting |= wanted.keys()
             return
         for path, kind in wanted.items():

@@ -228,11 +228,11 @@ class QdrantStore:
         payload = attributes_payload(attributes)
         with engine_errors(name):
             info = await self._client.get_collection(name)
-            await index_attributes(self._client, name, info, [payload])
             records = await self._client.retrieve(
                 name, list(keys), with_payload=False, with_vectors=False
             )
             await self._client.set_payload(name, payload, points=wanted, wait=True)
+            await index_attributes(self._client, name, info, [payload])
         there = {str(record.id) for record in records}
         return [id_ for key, id_ in keys.items() if key not in there]
 
