@@ -21,6 +21,7 @@ from services.trainer.jobs.placement import Placement, read_node_selector, read_
 from services.trainer.jobs.queue import JobQueue
 from services.trainer.jobs.retention import Retention
 from services.trainer.jobs.runner import Runner
+from services.trainer.jobs.searches import Searches
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.models.encoder_client import EncoderClient
 from services.trainer.models.encoders import Encoders
@@ -84,28 +85,31 @@ class Parts:
         self.files = Files(files_database, blobs)
         self.jobs = Jobs(database)
         leases = Leases(database, name, s.lease_s, s.max_jobs_per_owner)
+        router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s, s.peer_tls)
+        self._open.push_async_callback(router.close)
+        searches = Searches(router, s.mining_searches)
         launcher = self._launcher()
         runner = Runner(
-            leases, self.files, self.folder, launcher, metrics, s.lease_s, s.disk_wait_s
+            leases, self.files, self.folder, searches, launcher, metrics, s.lease_s, s.disk_wait_s
         )
         self.queue = JobQueue(
             self.jobs, leases, runner, self.folder, metrics, s.max_concurrent_jobs
         )
         self._retention = Retention(self.folder, s.max_folders_bytes, metrics)
         self.intake = Intake(
-            self.jobs, Drafts(self.files, self.folder, s), self.files, self._retention,
+            self.jobs, Drafts(self.files, self.folder, s), self.files, searches, self._retention,
             self.folder, metrics, s.max_queued_jobs, self.queue.kick,
         )  # fmt: skip
         self._open.callback(self.intake.close)
         await self._sweep()
         self._open.push_async_callback(self.queue.stop)
         await self.queue.start()
-        await self._open_models(database, name)
+        await self._open_models(database, name, router)
         sweeping = asyncio.create_task(self._sweep_for_ever())
         self._open.push_async_callback(asyncio.wait, {sweeping})
         self._open.callback(sweeping.cancel)
 
-    async def _open_models(self, database: Database, name: str) -> None:
+    async def _open_models(self, database: Database, name: str, router: RouterClient) -> None:
         """Open versions and promotions, and go on with what the last service was at."""
         s = self._settings
         self.registry = Registry(database, self.jobs, self.folder)
@@ -116,8 +120,6 @@ class Parts:
             s.encoder_address, s.encoder_api_key, s.encoder_timeout_s, s.peer_tls
         )
         self._open.push_async_callback(encoder.close)
-        router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s, s.peer_tls)
-        self._open.push_async_callback(router.close)
         self.promoter = Promoter(
             self.promotions, self.registry, Encoders(encoder, self.served), router
         )

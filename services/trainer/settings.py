@@ -95,6 +95,8 @@ class TrainerSettings(CallerSettings):
     """Sent to the router; unset: nothing is sent."""
     router_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for an answer of the router; a migration takes as long as it takes."""
+    mining_searches: int = Field(default=4, ge=1)
+    """Searches that a job which mines its negatives in a collection makes at the same time."""
     devices: int = Field(default=1, ge=1)
     """Processes of one job on one machine, each with an accelerator of its own (torchrun)."""
     kubernetes_image: str | None = None

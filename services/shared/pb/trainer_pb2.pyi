@@ -646,21 +646,28 @@ class Mining(_message.Message):
 
     NEGATIVES_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     negatives: _builtins.int
     """1 to 100 for each pair, beside those that it has; 0: 4."""
     margin: _builtins.float
     """Above 0, at most 1; 0: 0.95. A text that scores above this share of the pair's own positive may
     be another right answer, and is not taken.
     """
+    collection: _builtins.str
+    """Name or alias of a collection of the router. Empty: the positives of the other pairs are the
+    candidates; else texts that its searches find for the anchors are candidates too. A tenant's job
+    finds the tenant's own points only.
+    """
     def __init__(
         self,
         *,
         negatives: _builtins.int = ...,
         margin: _builtins.float = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["margin", b"margin", "negatives", b"negatives"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "margin", b"margin", "negatives", b"negatives"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.data import pairs
-from services.trainer.data.pairs import Kind, Pair
+from services.trainer.data.pairs import Kind, Pair, Split, split
 from services.trainer.data.pictures import PICTURES, Item, Picture, as_json
 
 
@@ -72,6 +72,14 @@ def read_examples(path: Path, kind: Kind) -> tuple[Example, ...]:
     make = makers[kind]
     with path.open("rb") as lines:
         return tuple(make(json.loads(line)) for line in lines if line.strip())
+
+
+def read_split(training: Path, validation: Path, kind: Kind, seed: int) -> Split[Example]:
+    """Read what a job trains on and measures on: a part of the former, if there is no latter."""
+    examples = read_examples(training, kind)
+    if validation.exists():
+        return Split(examples, read_examples(validation, kind))
+    return split(examples, seed)
 
 
 def digest(examples: Iterable[Example]) -> str:

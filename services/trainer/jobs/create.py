@@ -89,7 +89,8 @@ class JobRequest:
         hyper = self.hyperparameters.model_dump()
         hyper = {k: v for k, v in hyper.items() if v or k not in _LATER_SETTINGS}
         values = asdict(self) | {"hyperparameters": hyper}
-        values |= {"mining": self.mining.model_dump() if self.mining else None}
+        mining = self.mining.model_dump() if self.mining else {}
+        values |= {"mining": {k: v for k, v in mining.items() if v}}
         values = {k: v for k, v in values.items() if v or k not in _LATER}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -15,6 +15,7 @@ from services.trainer.jobs.create import Drafts, JobRequest, check_form
 from services.trainer.jobs.jobs import Jobs
 from services.trainer.jobs.retention import Retention
 from services.trainer.jobs.rows import Job
+from services.trainer.jobs.searches import Searches
 from services.trainer.jobs.spec import MODEL
 from services.trainer.metrics import TrainerMetrics
 
@@ -29,6 +30,7 @@ class Intake:
         jobs: takes what is queued.
         drafts: makes the folders.
         files: those that were uploaded.
+        searches: say whether a collection to mine in is there.
         retention: says whether there is room for one more folder.
         folder: holds the jobs' folders, under their ids.
         metrics: the service's.
@@ -41,6 +43,7 @@ class Intake:
         jobs: Jobs,
         drafts: Drafts,
         files: Files,
+        searches: Searches,
         retention: Retention,
         folder: Path,
         metrics: TrainerMetrics,
@@ -50,6 +53,7 @@ class Intake:
         self._jobs = jobs
         self._drafts = drafts
         self._files = files
+        self._searches = searches
         self._retention = retention
         self._folder = folder
         self._metrics = metrics
@@ -68,6 +72,7 @@ class Intake:
         Raises:
             InvalidRequest: it cannot work; the message names the field.
             NotFound: no such file, or it is another tenant's.
+            Unavailable: it wants to mine in a collection, and the router cannot be reached.
             AlreadyExists: the key was used with another request.
             Overloaded: too many wait, or the folders are full.
         """
@@ -84,6 +89,8 @@ class Intake:
             # Paths and addresses are the operator's; to a tenant they are no files.
             if reference and (is_upload(reference) or wanted.tenant is not None):
                 await self._check_file(reference, wanted.tenant, param)
+        if wanted.mining and wanted.mining.collection:
+            await self._searches.check(wanted.mining.collection, wanted.tenant)
         found = await asyncio.to_thread(self._find_models, wanted)
         # A caller that leaves now does not leave half a job: its key finds the whole one.
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))

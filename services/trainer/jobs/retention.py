@@ -15,7 +15,7 @@ from services.shared.errors import Overloaded
 from services.trainer.data.pictures import PICTURES
 from services.trainer.jobs.rows import ENDED, State
 from services.trainer.jobs.runner import drop_vectors
-from services.trainer.jobs.spec import CHECKPOINTS, RECORD, START, VECTORS
+from services.trainer.jobs.spec import CHECKPOINTS, FOUND, RECORD, START, VECTORS
 from services.trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def keep_record(folder: Path) -> int:
 def _thin(folder: Path) -> int:
     """Remove an ended job's checkpoints, vectors and pictures; return how many bytes that freed."""
     before = _size(folder)
-    for name in (CHECKPOINTS, START, PICTURES, *VECTORS):
+    for name in (CHECKPOINTS, FOUND, START, PICTURES, *VECTORS):
         shutil.rmtree(folder / name, ignore_errors=True)
     return before - _size(folder)
 

@@ -7,6 +7,7 @@ room. Whatever stops it, its job's folder says how far it came.
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from services.trainer.jobs.lock import hold_lock
 from services.trainer.jobs.progress import Progress
 from services.trainer.jobs.result_files import store_results
 from services.trainer.jobs.rows import Job, State
+from services.trainer.jobs.searches import Searches
 from services.trainer.jobs.spec import (
     CHECKPOINTS,
+    FOUND,
     LEASE,
     LOCK,
     RESERVE,
@@ -70,6 +73,7 @@ class Runner:
         leases: this service's.
         files: takes what a job makes to be downloaded.
         folder: holds the jobs' folders, under their ids.
+        searches: made for them before.
         launcher: starts their processes.
         metrics: the service's.
         lease_s: how long a job is this service's after it said so.
@@ -81,6 +85,7 @@ class Runner:
         leases: Leases,
         files: Files,
         folder: Path,
+        searches: Searches,
         launcher: Launcher,
         metrics: TrainerMetrics,
         lease_s: float,
@@ -89,6 +94,7 @@ class Runner:
         self._leases = leases
         self._files = files
         self._folder = folder
+        self._searches = searches
         self._launcher = launcher
         self._metrics = metrics
         self._lease_s = lease_s
@@ -183,6 +189,7 @@ class Runner:
                 return found
             try:
                 await asyncio.to_thread(_prepare, folder)
+                await self._searches.run(job, folder)
                 code = await self._launcher.run(folder)
             except OSError as error:
                 if not is_disk_full(error):
@@ -274,6 +281,7 @@ def _prepare(folder: Path) -> None:
 
 def _drop_unneeded(folder: Path) -> None:
     drop_vectors(folder)
+    shutil.rmtree(folder / FOUND, ignore_errors=True)
     (folder / RESERVE).unlink(missing_ok=True)
 
 

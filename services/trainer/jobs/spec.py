@@ -4,6 +4,8 @@ spec.json            what to do
 training.jsonl       examples of one kind, see `examples.py`; of a nest job training.npy, vectors of
                      documents, until it has ended
 validation.jsonl     the same to measure on, if the caller gave them; validation.npy, of queries
+found/               what searches of a collection found, of a job that mines there, until it has
+                     ended; see `data/finds.py`
 pictures/            those among the examples, each under the sha256 of its file
 data.json            what was found in the data
 lock                 held by the one process that works on the job
@@ -52,6 +54,7 @@ LOCK = "lock"
 LEASE = "lease"
 RESERVE = "reserve"
 CHECKPOINTS = "checkpoints"
+FOUND = "found"
 START = "start"
 """The model folder that a training starts from, where it is not the base's own."""
 VECTORS = ("vectors", "vectors-after", "vectors-teacher")
@@ -89,13 +92,16 @@ class Mining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ACCEPTED: ClassVar[str] = (
-        "mine_negatives.negatives must be 1 to 100 for each pair, and margin above 0 and at most 1"
+        "mine_negatives.negatives must be 1 to 100 for each pair, margin above 0 and at most 1, "
+        "and collection the name or alias of a collection, of at most 255 characters"
     )
 
     negatives: int = Field(default=4, ge=1, le=100)
     """For each pair, beside those that it has; the loss takes a few at a time."""
     margin: float = Field(default=0.95, gt=0, le=1)
     """Texts that score above this share of the pair's positive may be right answers: left out."""
+    collection: str = Field(default="", max_length=255)
+    """Of the router's: what its searches find for the anchors may be taken too; empty: none."""
 
 
 class Spec(JsonFile):

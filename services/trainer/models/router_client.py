@@ -1,9 +1,14 @@
-"""The router, as a promotion sees it: it fills collections in a new space, and switches to them."""
+"""The router, as the trainer sees it.
+
+It fills collections in a new space and switches to them, for promotions; and searches, for jobs
+that mine their negatives in a collection.
+"""
 
 from dataclasses import dataclass
 
 from pydantic import SecretStr
 
+from services.shared.auth import ACTING_FOR
 from services.shared.channel import Peer
 from services.shared.errors import NotFound, peer_errors
 from services.shared.pb import router_pb2 as pb
@@ -49,14 +54,14 @@ class RouterClient:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
 
-    async def find(self, name: str) -> Collection | None:
-        """Return a collection by name or alias; None: there is none."""
+    async def find(self, name: str, tenant: str | None = None) -> Collection | None:
+        """Return a collection by name or alias; None: there is none, or none that a tenant sees."""
         try:
             with peer_errors("router"):
                 answer = await self._peer.stub.GetCollection(
                     pb.GetCollectionRequest(name=name),
                     timeout=self._timeout_s,
-                    metadata=(*self._metadata, *outgoing()),
+                    metadata=(*self._metadata, *_acting_for(tenant), *outgoing()),
                 )
         except NotFound:
             return None
@@ -71,6 +76,21 @@ class RouterClient:
             total=change.total,
             error=change.error,
         )
+
+    async def search(self, collection: str, text: str, limit: int, tenant: str | None) -> list[str]:
+        """Return the texts of what a search finds, best first; of a tenant, among its own points.
+
+        Explained, so that it counts as no live search: its recall is not watched, and the vector
+        of its text is not kept as one of those that users ask with.
+        """
+        request = pb.SearchRequest(collection=collection, text=text, limit=limit, explain=True)
+        with peer_errors("router"):
+            answer = await self._peer.stub.Search(
+                request,
+                timeout=self._timeout_s,
+                metadata=(*self._metadata, *_acting_for(tenant), *outgoing()),
+            )
+        return [hit.text for hit in answer.hits if hit.text]
 
     async def uses(self, model: str) -> bool:
         """Whether a collection lies in a model's space."""
@@ -136,3 +156,8 @@ class RouterClient:
 
     async def close(self) -> None:
         await self._peer.close()
+
+
+def _acting_for(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    """Return the metadata by which an operator's call is a tenant's; None: it stays its own."""
+    return () if tenant is None else ((ACTING_FOR, tenant),)

@@ -40,6 +40,8 @@ class Job:
     questions: Questions
     events: EventLog
     interrupt: Interrupt
+    found_texts: tuple[str, ...] = ()
+    """What a collection's searches found; none of the documents. Negatives may be among them."""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -114,6 +116,8 @@ class Job:
         """
         anchors, anchors_ND = self.training_anchors(), self.encode_anchors(model, name)
         pairs = self.pairs
+        if self.found_texts:
+            documents_ND = np.concatenate([documents_ND, self.encode_found(model, name)])
         return Vectors(
             anchors_ND,
             documents_ND,
@@ -130,8 +134,14 @@ class Job:
         kept = self.folder / name / "anchors"
         return encode_kept(model, anchors, self.roles[0], kept, on_progress)
 
+    def encode_found(self, model: TextModel, name: str) -> Array:
+        """Return vectors of `found_texts`; see `encode_pairs`."""
+        on_progress = self.progress("mine", "texts found, encoded", 0, len(self.found_texts))
+        kept = self.folder / name / "found"
+        return encode_kept(model, self.found_texts, self.roles[1], kept, on_progress)
+
     def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
-        numbers = number_texts(self.questions.documents)
+        numbers = number_texts((*self.questions.documents, *self.found_texts))
         return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.pairs)
 
     def training_anchors(self) -> tuple[Item, ...]:

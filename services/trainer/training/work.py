@@ -23,13 +23,15 @@ from services.shared.trace import span
 from services.shared.vectors import Array
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES
-from services.trainer.data.examples import Example, digest, read_examples
-from services.trainer.data.pairs import Pair, Split, digest_questions, split
+from services.trainer.data.examples import Example, digest, read_split
+from services.trainer.data.finds import read_finds
+from services.trainer.data.pairs import Pair, Split, digest_questions
 from services.trainer.data.pictures import Item
 from services.trainer.data.questions import ask
 from services.trainer.jobs.events import Event, EventLog, read_events
 from services.trainer.jobs.spec import (
     CHECKPOINTS,
+    FOUND,
     MODEL,
     PLOT,
     REPORT,
@@ -56,7 +58,7 @@ from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
-from services.trainer.training.mining import mine
+from services.trainer.training.mining import Found, mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.passes import best_arithmetic
 from services.trainer.training.pilot import tuning_label_weight
@@ -138,11 +140,8 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
 
 
 def _read_data(job_dir: Path, spec: Spec) -> Split[Example]:
-    examples = read_examples(job_dir / TRAINING, spec.kind)
-    validation = job_dir / VALIDATION
-    if validation.exists():
-        return Split(examples, read_examples(validation, spec.kind))
-    return split(examples, spec.hyperparameters.seed)
+    seed = spec.hyperparameters.seed
+    return read_split(job_dir / TRAINING, job_dir / VALIDATION, spec.kind, seed)
 
 
 def _load_base(job: Job) -> TextModel:
@@ -195,14 +194,25 @@ def _count_too_long(job: Job, model: TextModel) -> None:
 
 def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     """Return the job with mined negatives in its training pairs, if they are wanted."""
-    if job.spec.mining is None:
+    mining = job.spec.mining
+    if mining is None:
         return job
-    pairs = job.pairs
+    pairs, anchors = job.pairs, job.training_anchors()
+    found = None
+    if mining.collection:
+        finds = read_finds(job.folder / FOUND, len(anchors)).without(job.questions.documents)
+        job = replace(job, found_texts=finds.texts)
+        found = Found(finds.texts, job.encode_found(model, "vectors"), finds.rows)
     mined = mine(
         pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
-        job.spec.mining, job.folder / "vectors" / "mined",
-        job.progress("mine", "pairs given negatives", 0, len(pairs)),
+        mining, job.folder / "vectors" / "mined",
+        job.progress("mine", "pairs given negatives", 0, len(pairs)), found,
     )  # fmt: skip
+    count = sum(map(len, (pair.negatives for pair in mined)))
+    message = f"{count / len(pairs):.1f} negatives a pair"
+    if found:
+        message += f"; {len(found.texts)} texts of the collection were looked at"
+    job.events.append(Event(phase="mine", message=message))
     return replace(job, data=replace(job.data, training=mined))
 
 
