@@ -14,10 +14,8 @@ from services.trainer.jobs.events import Event, last_training
 from services.trainer.jobs.hyperparameters import MAX_STEPS, Hyperparameters
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
-    Failure,
     Result,
     Spec,
-    failure_path,
     result_path,
     spec_path,
 )
@@ -45,7 +43,7 @@ def write_fine_tuning(job: Job, folder: Path) -> dict[str, object]:
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": int(job.created_at),
-        "error": _write_error(job, folder),
+        "error": _write_error(job),
         "fine_tuned_model": job.model_id if job.state == "succeeded" else None,
         "finished_at": None if job.finished_at is None else int(job.finished_at),
         "hyperparameters": common,
@@ -154,12 +152,11 @@ def _number(given: str, prefix: str) -> int:
     return int(digits[:18])
 
 
-def _write_error(job: Job, folder: Path) -> dict[str, object] | None:
-    """Write why a job failed; its process left the field in its own words."""
+def _write_error(job: Job) -> dict[str, object] | None:
+    """Write why a job failed, in the words of here."""
     if job.state != "failed":
         return None
-    failure = Failure.read(failure_path(folder))
-    error = ServiceError(job.error, failure.param if failure else None)
+    error = ServiceError(job.error, job.error_param or None)
     if job.error_code == "invalid_data":
         use_openais_words(error)
     return {

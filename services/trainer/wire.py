@@ -157,6 +157,7 @@ def write_job(job: Job, folder: Path, with_plot: bool) -> pb.Job:
         metadata=job.metadata,
         result_files=job.result_files,
         error_code=job.error_code,
+        error_param=job.error_param,
     )
     if report := read_report(folder):
         kind = pb.DataKind.Value(f"DATA_KIND_{report.kind.upper()}")

@@ -16,7 +16,6 @@ from services.shared.card import read_card
 from services.shared.model import TextModel
 from services.trainer.data.pairs import split
 from services.trainer.jobs.events import read_events
-from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     Failure,
     Mining,
@@ -26,7 +25,6 @@ from services.trainer.jobs.spec import (
     result_path,
     spec_path,
 )
-from services.trainer.openai_answer import write_fine_tuning
 from services.trainer.training.interrupt import NOT_FINISHED
 from tests.trainer.conftest import make_job, start_job, stdlib_pairs, weights
 
@@ -204,21 +202,13 @@ def test_a_loss_that_explodes_is_a_clear_failure(tmp_path, tiny_model, tiny_pair
 
 
 def test_a_job_that_fails_names_the_field_that_it_is_about(tmp_path, tiny_model, tiny_pairs):
-    """Not always the training file: here the base model went away, as OpenAI's answer says too."""
+    """Not always the training file: here the base model went away."""
     folder = make_job(tmp_path / "job", tiny_model, tiny_pairs, steps=5)
     spec = json.loads((folder / "spec.json").read_text())
     (folder / "spec.json").write_text(json.dumps(spec | {"base_dir": str(tmp_path / "gone")}))
     assert start_job(folder).wait() == 1
     failure = Failure.read(failure_path(folder))
     assert (failure.code, failure.param) == ("invalid_data", "base_model")
-    job = Job(
-        id="job", base_model="gone", model_id="ft:base:test:0001", state="failed",
-        hyperparameters=json.dumps(spec["hyperparameters"]), error=failure.message,
-        error_code=failure.code,
-    )  # fmt: skip
-    assert write_fine_tuning(job, folder)["error"] == {
-        "code": "invalid_data", "message": failure.message, "param": "model",
-    }  # fmt: skip
 
 
 def test_a_cut_line_of_events_is_removed(adaptor_job, tmp_path):

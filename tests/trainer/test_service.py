@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -194,6 +195,23 @@ async def test_running_and_waiting_jobs_can_be_cancelled(stub, process, file_id,
     assert events[-1].status == pb.JOB_STATUS_CANCELLED
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     assert not job_processes(running.id)
+
+
+async def test_a_failed_job_names_its_field_on_both_wires(
+    stub, process, file_id, tiny_model, tmp_path
+):
+    """Each in its own words: here the base model went away while the job waited for its turn."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    running = await create(stub, file_id, tiny_model, SLOW)
+    job = await create(stub, file_id, base)
+    shutil.rmtree(base)
+    await stub.CancelJob(pb.CancelJobRequest(id=running.id))
+    assert (await watch(stub, job.id))[-1].status == pb.JOB_STATUS_FAILED
+    failed = await get(stub, job.id)
+    assert (failed.error_code, failed.error_param) == ("invalid_data", "base_model")
+    error = httpx.get(f"{process.http}/v1/fine_tuning/jobs/{job.id}").json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_data", "model")
+    assert (await get(stub, running.id)).error_param == ""
 
 
 @pytest.mark.parametrize(

@@ -760,6 +760,7 @@ class Job(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     MINE_NEGATIVES_FIELD_NUMBER: _builtins.int
+    ERROR_PARAM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___JobStatus.ValueType
     created_at: _builtins.int
@@ -788,6 +789,8 @@ class Job(_message.Message):
     """Why it failed, for programs: "invalid_data", "training_failed", "disk_full", "out_of_memory",
     "killed", "not_started" or "internal_error".
     """
+    error_param: _builtins.str
+    """The request's field that `error` is about, as it is called in CreateJobRequest; empty: none."""
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:
         """Defaults filled in."""
@@ -844,10 +847,11 @@ class Job(_message.Message):
         data: Global___DataReport | None = ...,
         columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         mine_negatives: Global___Mining | None = ...,
+        error_param: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hyperparameters", b"hyperparameters", "mine_negatives", b"mine_negatives"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "columns", b"columns", "created_at", b"created_at", "data", b"data", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "mine_negatives", b"mine_negatives", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "columns", b"columns", "created_at", b"created_at", "data", b"data", "error", b"error", "error_code", b"error_code", "error_param", b"error_param", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "mine_negatives", b"mine_negatives", "model_dir", b"model_dir", "model_id", b"model_id", "nest_quality", b"nest_quality", "plot_png", b"plot_png", "quality", b"quality", "result_file", b"result_file", "result_files", b"result_files", "started_at", b"started_at", "status", b"status", "step", b"step", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

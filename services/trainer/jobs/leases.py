@@ -113,6 +113,7 @@ class Leases:
         state: State,
         error: str = "",
         error_code: str = "",
+        error_param: str = "",
         result_files: Sequence[str] = (),
     ) -> bool:
         """Write how a job ended, or that it is paused; False: it is no longer this service's."""
@@ -123,7 +124,8 @@ class Leases:
             if state == "paused" and row.wish != "paused":
                 # Its owner has changed their mind while its process stopped.
                 state = "cancelled" if row.wish == "cancelled" else "queued"
-            row.state, row.error, row.error_code = state, error, error_code
+            row.state, row.error = state, error
+            row.error_code, row.error_param = error_code, error_param
             row.finished_at = time.time() if state in ENDED else None
             row.result_files = list(result_files)
             row.service = row.lease_until = row.wish = None

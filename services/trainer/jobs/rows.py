@@ -55,6 +55,7 @@ class JobRow(Base):
     validation_file: Mapped[str | None]
     result_files: Mapped[list[str] | None] = mapped_column(JSON)
     error_code: Mapped[str | None]
+    error_param: Mapped[str | None]
     queued_at: Mapped[float | None]
     # What its owner wants of a running job; whoever runs it does it.
     wish: Mapped[str | None]
@@ -92,6 +93,8 @@ class Job:
     error: str = ""
     error_code: str = ""
     """Why it failed, for programs."""
+    error_param: str = ""
+    """The request's field that it failed by, where there is one."""
     result_files: tuple[str, ...] = ()
     """Ids of the files that it has made."""
 
@@ -130,5 +133,6 @@ def to_job(row: JobRow) -> Job:
         finished_at=row.finished_at,
         error=row.error,
         error_code=row.error_code or "",
+        error_param=row.error_param or "",
         result_files=tuple(row.result_files or ()),
     )

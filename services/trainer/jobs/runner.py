@@ -64,6 +64,8 @@ class Outcome:
     state: State
     error: str = ""
     code: str = ""
+    param: str = ""
+    """The request's field that it failed by, where there is one."""
 
 
 class Runner:
@@ -228,7 +230,7 @@ class Runner:
         try:
             return working.result()
         except ServiceError as error:
-            return Outcome("failed", error.message, "not_started")
+            return Outcome("failed", error.message, "not_started", error.param or "")
         except Exception:
             log.exception("job %s could not be run", job.id)
             message = "the job's process could not be run"
@@ -243,7 +245,7 @@ class Runner:
         if await asyncio.to_thread(self._leases.renew, job.id) is None:
             raise LeaseLost
         await asyncio.to_thread(append_event, folder, outcome.state, outcome.error or outcome.state)
-        ended = (job.id, outcome.state, outcome.error, outcome.code, stored)
+        ended = (job.id, outcome.state, outcome.error, outcome.code, outcome.param, stored)
         if not await asyncio.to_thread(self._leases.end, *ended):
             raise LeaseLost
         log.info("job %s %s", job.id, outcome.state)
@@ -296,7 +298,7 @@ def _read_outcome(folder: Path) -> Outcome | None:
     if result_path(folder).exists():
         return Outcome("succeeded")
     if failure := Failure.read(failure_path(folder)):
-        return Outcome("failed", failure.message, failure.code)
+        return Outcome("failed", failure.message, failure.code, failure.param or "")
     return None
 
 

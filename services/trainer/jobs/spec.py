@@ -193,7 +193,7 @@ class Failure(JsonFile):
     code: FailureCode = "internal_error"
     """For programs, and for the metrics."""
     param: str | None = None
-    """The request's field that it is about, where there is one."""
+    """The request's field that it is about, as gRPC calls it, where there is one."""
 
 
 class ResultFiles(JsonFile):
