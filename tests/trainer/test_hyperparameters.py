@@ -11,6 +11,7 @@ from services.trainer.jobs.hyperparameters import (
     Lora,
     Wanted,
     default_dims,
+    few_steps,
     fill,
 )
 from services.trainer.jobs.result_files import step_metrics
@@ -60,6 +61,29 @@ def test_a_method_brings_what_it_needs_and_no_other():
     assert static.lora is None
     assert fill(Wanted(method="distill"), 384, 1000).student == "base"
     assert fill(Wanted(head="residual"), 384, 1000).trained_dims[-1] == 384
+
+
+@pytest.mark.parametrize(
+    ("wanted", "parts"),
+    [
+        ({"n_epochs": 3}, ("3 of 450 examples", "'adaptor'", "160", "leave n_epochs out")),
+        ({"steps": 39}, ("39 of 450", "leave steps out")),
+        ({"method": "static", "n_epochs": 1}, ("1 of 450", "'static'", "200")),
+        ({"method": "distill", "student": "static", "steps": 2}, ("'distill'", "200")),
+        ({"steps": 40}, ()),
+        ({"n_epochs": 3, "batch_size": 32}, ()),
+        ({"method": "full", "n_epochs": 1}, ()),  # once over the data is its own
+        ({"method": "nest", "steps": 5}, ()),
+        ({}, ()),
+    ],
+)
+def test_few_steps_are_told_where_they_were_asked_for(wanted, parts):
+    """A batch as large as the data makes an epoch one step: a head needs many times that."""
+    asked = Wanted(**wanted)
+    said = few_steps(asked, fill(asked, 384, 450))
+    assert bool(said) == bool(parts)
+    for part in parts:
+        assert part in said
 
 
 def test_weights_follow_the_sizes_in_the_loss():

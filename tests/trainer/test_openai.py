@@ -204,6 +204,10 @@ def test_settings_may_stand_wherever_a_client_can_put_them(client, file_id, tiny
     )
     assert again.method.matryoshka == settings[1]
     made.append(again)
+    said = ["\n".join(event.message for event in jobs.list_events(job.id)) for job in made]
+    few = "settings: few steps (9 of 8 examples each): the method 'adaptor' takes 160 where nothing"
+    assert few in said[1]
+    assert ["settings: few" in text for text in said] == [True, True, True, False, True]
     assert settings[2]["matryoshka_dims"] == [8]
     assert settings[3]["learning_rate"] == 2 * settings[0]["learning_rate"]
     for job in reversed(made):

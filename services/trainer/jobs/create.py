@@ -30,7 +30,7 @@ from services.trainer.jobs.bases import (
     refuse_pictures,
 )
 from services.trainer.jobs.events import Event, EventLog
-from services.trainer.jobs.hyperparameters import Wanted, fill
+from services.trainer.jobs.hyperparameters import Wanted, few_steps, fill
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.spec import (
     TRAINING,
@@ -174,6 +174,8 @@ class Drafts:
                 events.append(Event(status="queued", message=report.describe()))
             if warning:
                 events.append(Event(status="queued", message=f"data: {warning}"))
+            if few := few_steps(request.hyperparameters, spec.hyperparameters):
+                events.append(Event(status="queued", message=f"settings: {few}"))
             events.append(Event(status="queued", message="queued"))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -37,6 +37,7 @@ _STATIC_BATCH = 2048
 _STATIC_RATE = 0.2
 _STATIC_STEPS = 200
 _PATIENCE = 3
+_FEW = 4  # with less than this part of its own steps a method hardly learns
 # See nest.py.
 _NEST_STEPS, _MIN_NEST_STEPS = 250, 40
 _NEST_BATCH = 512
@@ -227,6 +228,25 @@ def fill(wanted: Wanted, full: int, num_pairs: int) -> Hyperparameters:
         teacher=wanted.teacher,
         onnx=wanted.onnx,
         loss_kernel=wanted.loss_kernel,
+    )
+
+
+def few_steps(wanted: Wanted, used: Hyperparameters) -> str:
+    """Say that the steps asked for are too few to learn from; empty: enough, or not asked for.
+
+    Args:
+        wanted: as the caller gave them.
+        used: the same, filled in.
+    """
+    own = _defaults(used.method, used.head, used.student).steps
+    if not (wanted.steps or wanted.n_epochs) or used.steps * _FEW >= own:
+        return ""
+    advice = "leave steps out, or ask for more"
+    if wanted.n_epochs:
+        advice = "leave n_epochs out, or give steps, or a smaller batch_size"
+    return (
+        f"few steps ({used.steps} of {used.batch_size} examples each): the method "
+        f"{used.method!r} takes {own} where nothing is said; {advice}"
     )
 
 
