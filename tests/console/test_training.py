@@ -10,11 +10,12 @@ _LONG_MS = 120_000
 
 
 def write_pairs(path, count, wrong=0):
+    """Write pairs under names that nobody knows without being told."""
     lines = [
-        {"anchor": f"what is number {at}?", "positive": f"Number {at} is about topic {at % 7}."}
+        {"frage": f"what is number {at}?", "antwort": f"Number {at} is about topic {at % 7}."}
         for at in range(count)
     ]
-    lines += [{"anchor": "", "positive": "Nothing."}] * wrong
+    lines += [{"frage": "", "antwort": "Nothing."}] * wrong
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -24,7 +25,7 @@ def open_form(page: Page) -> None:
     form = page.locator("details", has_text="Start a job from a file")
     expect(form).to_be_visible()
     if form.get_attribute("open") is None:
-        form.locator("summary").click()
+        form.locator("summary").first.click()
 
 
 def begin(page: Page, path) -> None:
@@ -32,10 +33,17 @@ def begin(page: Page, path) -> None:
     page.get_by_label("Sizes").fill("32, 128")
     page.get_by_label("Name, part of the model's id").fill("console")
     page.get_by_label("Steps").fill("20")
+    more = page.locator("details", has_text="More settings").last
+    if more.get_attribute("open") is None:
+        more.locator("summary").click()
+    more.get_by_label("Columns").fill("frage = anchor\nantwort = positive\n")
+    more.get_by_label("Batch size").fill("64")
+    more.get_by_label("Learning rate").fill("0.005")
+    more.get_by_label("Negatives to mine").fill("2")
     page.get_by_role("button", name="Start the job").click()
 
 
-def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, tmp_path):
+def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, pictures, tmp_path):
     """File, line and reason; what was entered stays, and another file goes on with it."""
     page.goto(f"{process.http}/#/training")
     open_form(page)
@@ -45,6 +53,18 @@ def test_wrong_data_is_told_whole_and_nothing_entered_is_lost(page, process, tmp
     expect(alert).to_contain_text("41")
     expect(page.get_by_label("Sizes")).to_have_value("32, 128")
     expect(page.get_by_label("Steps")).to_have_value("20")
+    expect(page.get_by_label("Learning rate")).to_have_value("0.005")
+    page.get_by_label("Columns").fill("frage\nantwort = positive")
+    page.get_by_role("button", name="Start the job").click()
+    expect(alert).to_contain_text("columns must map")
+    page.screenshot(path=pictures / "job_form.png", full_page=True)
+    assert serious(page) == []
+    # A field that the browser itself refuses is shown, also in a fold that was closed.
+    page.get_by_label("Batch size").fill("1")
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Batch size")).not_to_be_visible()
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_label("Batch size")).to_be_focused()
 
 
 def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, tmp_path):
@@ -61,6 +81,14 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
     begin(page, write_pairs(tmp_path / "pairs.jsonl", 400))
     job = page.get_by_role("region", name="The job", exact=True)
     expect(job).to_contain_text("succeeded", timeout=_LONG_MS)
+    for name, value in {
+        "Sizes": "32, 128",
+        "Batch size": "64",
+        "Learning rate": "0.005",
+        "Columns": "antwort = positive, frage = anchor",
+        "Negatives mined": "up to 2 for each pair",
+    }.items():
+        expect(job.locator(f"dt:text-is('{name}') + dd")).to_have_text(value)
     expect(page.get_by_role("img", name="oss").first).to_be_visible()
     expect(page.get_by_role("heading", name="Quality of each size")).to_be_visible()
     page.screenshot(path=pictures / "job.png", full_page=True)

@@ -9,7 +9,7 @@ import { to } from "../place";
 import { trainer } from "../services";
 import { Sure } from "../sure";
 import { Table } from "../table";
-import { bytes, duration, time } from "../words";
+import { bytes, count, duration, time } from "../words";
 import { Data } from "./data";
 import { State } from "./jobs";
 import { Losses } from "./losses";
@@ -83,11 +83,16 @@ function Summary(props: { job: Job }) {
   const { job } = props;
   const settings = job.hyperparameters;
   const isVersion = job.status === JobStatus.SUCCEEDED && job.quality.length > 0;
-  const dates = [
-    ["Created", job.createdAt],
-    ["Started", job.startedAt],
-    ["Finished", job.finishedAt],
-  ] as const;
+  const facts: [name: string, value: string | undefined][] = [
+    ["Sizes", settings?.matryoshkaDims.join(", ")],
+    ["Batch size", settings && count(settings.batchSize)],
+    ["Learning rate", settings && String(settings.learningRate)],
+    ["Columns", Object.entries(job.columns).map((one) => one.join(" = ")).sort().join(", ")],
+    ["Negatives mined", job.mineNegatives && `up to ${job.mineNegatives.negatives} for each pair`],
+    ["Created", time(job.createdAt)],
+    ["Started", time(job.startedAt)],
+    ["Finished", time(job.finishedAt)],
+  ];
   return (
     <section class="card" aria-label="The job">
       <h2>{job.modelId || job.id}</h2>
@@ -114,14 +119,12 @@ function Summary(props: { job: Job }) {
             <dd>{job.baseModel}</dd>
           </>
         )}
-        <dt>Sizes</dt>
-        <dd>{settings?.matryoshkaDims.join(", ")}</dd>
-        {dates.map(
-          ([name, at]) =>
-            at > 0 && (
+        {facts.map(
+          ([name, value]) =>
+            value && (
               <Fragment key={name}>
                 <dt>{name}</dt>
-                <dd>{time(at)}</dd>
+                <dd>{value}</dd>
               </Fragment>
             ),
         )}

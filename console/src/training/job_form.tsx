@@ -25,6 +25,10 @@ interface Wish {
   suffix: string;
   baseModel: string;
   steps: string;
+  columns: string;
+  batchSize: string;
+  learningRate: string;
+  negatives: string;
 }
 
 export const DRAFT = "job";
@@ -36,7 +40,13 @@ const FIRST: Wish = {
   suffix: "",
   baseModel: "",
   steps: "",
+  columns: "",
+  batchSize: "",
+  learningRate: "",
+  negatives: "",
 };
+
+const MORE = ["columns", "batchSize", "learningRate", "negatives"] as const;
 
 interface Sending {
   name: string;
@@ -82,8 +92,29 @@ function asked(wish: Wish) {
       head: method === Method.ADAPTOR ? wish.head : Head.UNSPECIFIED,
       matryoshkaDims: (wish.sizes.match(/\d+/g) ?? []).map(Number),
       steps: Number(wish.steps),
+      batchSize: Number(wish.batchSize),
+      learningRate: Number(wish.learningRate),
     },
+    columns: method === Method.NEST ? {} : columns(wish.columns),
+    mineNegatives: canMine(method) && wish.negatives ? { negatives: Number(wish.negatives) } : undefined,
   };
+}
+
+/** "field = role" a line; what is not so is sent too, and refused with what would be right. */
+function columns(text: string): Record<string, string> {
+  const given = text.split("\n").filter((line) => line.trim());
+  return Object.fromEntries(
+    given.map((line) => {
+      // A role has no "=" in it, the name of a field may.
+      const at = line.lastIndexOf("=");
+      return at < 0 ? [line.trim(), ""] : [line.slice(0, at).trim(), line.slice(at + 1).trim()];
+    }),
+  );
+}
+
+/** Nesting has no pairs, and a student asks its teacher alone. */
+function canMine(method: Method): boolean {
+  return method !== Method.NEST && method !== Method.DISTILL;
 }
 
 export function JobForm() {
@@ -102,6 +133,7 @@ export function JobForm() {
     <form onSubmit={submit} aria-label="Start a job">
       <Files wish={wish} set={set} />
       <Settings wish={wish} set={set} />
+      <MoreSettings wish={wish} set={set} />
       <Alert problem={start.problem} />
       {sending && <Bar step={`Sending ${sending.name}, bytes`} done={sending.done} total={sending.total} />}
       {start.isRunning && !sending && <p role="status">Checking the data …</p>}
@@ -217,5 +249,71 @@ function Settings({ wish, set }: Part) {
       </div>
       <p class="soft">{method?.[2]}</p>
     </>
+  );
+}
+
+function MoreSettings({ wish, set }: Part) {
+  // As it is in the beginning: what was entered before the page was built anew is seen.
+  const [isOpen] = useState(() => MORE.some((name) => wish[name]));
+  return (
+    // A field that is not right can be shown only where it is seen.
+    <details open={isOpen} onInvalidCapture={(event) => (event.currentTarget.open = true)}>
+      <summary>More settings</summary>
+      <div class="row top">
+        {wish.method !== Method.NEST && (
+          <label class="wide">
+            Columns: what the file's fields are, one a line
+            <textarea
+              rows={2}
+              value={wish.columns}
+              placeholder={"title = anchor\nbody = positive"}
+              onInput={(event) => set({ columns: event.currentTarget.value })}
+            />
+          </label>
+        )}
+        <label>
+          Batch size
+          <input
+            type="number"
+            min="2"
+            max="16384"
+            value={wish.batchSize}
+            placeholder="as fits"
+            onInput={(event) => set({ batchSize: event.currentTarget.value })}
+          />
+        </label>
+        <label>
+          Learning rate
+          <input
+            type="number"
+            min="0"
+            max="1"
+            step="any"
+            value={wish.learningRate}
+            placeholder="as fits"
+            onInput={(event) => set({ learningRate: event.currentTarget.value })}
+          />
+        </label>
+        {canMine(wish.method) && (
+          <label>
+            Negatives to mine for each pair
+            <input
+              type="number"
+              min="1"
+              max="100"
+              value={wish.negatives}
+              placeholder="none"
+              onInput={(event) => set({ negatives: event.currentTarget.value })}
+            />
+          </label>
+        )}
+      </div>
+      {wish.method !== Method.NEST && (
+        <p class="soft">
+          Fields of the usual names need no word. Where yours have others, say what each is: anchor, positive, negatives,
+          slice; first, second, score; text, label. Only those that you name count then.
+        </p>
+      )}
+    </details>
   );
 }
