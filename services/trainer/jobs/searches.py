@@ -94,10 +94,7 @@ class Searches:
                 for _ in range(self._at_once):
                     group.create_task(work())
         except* ServiceError as errors:
-            first = errors.exceptions[0]
-            while isinstance(first, ExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+            raise errors.exceptions[0] from None
         return found
 
     async def _search(self, text: str, mining: Mining, tenant: str | None) -> list[str]:
