@@ -6,10 +6,11 @@ imported only when it is asked for: a machine that serves the router needs no to
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +25,16 @@ from pydantic_settings import SettingsConfigDict
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
 from services.cli.operator_commands import operator
-from services.cli.peer import TLS, describe
+from services.cli.peer import TLS, VARIABLES, describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
 from services.shared.errors import Unavailable
 from services.shared.keys_file import KeysError
 from services.shared.listen import Address, CannotListen
 from services.shared.server import Service, run
-from services.shared.settings import ServerSettings, SettingsError
+from services.shared.settings import ServerSettings, SettingsError, ignored
 from services.shared.tls import CertificatesError, TlsFiles
+from services.shared.variables import of_service
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -79,6 +81,10 @@ def main(
     ] = None,
 ) -> None:
     """Serve, search and train embeddings that can be cut to any size."""
+    for stranger in of_service(os.environ, "MATRYOSHKA_CLI_", VARIABLES):
+        if stranger.is_misspelt:
+            _refuse(str(stranger))
+        print(stranger, file=sys.stderr)
     if (tls_cert is None) != (tls_key is None):
         _refuse("--tls-cert and --tls-key go together: give both, or neither")
     if tls_cert is not None and tls_ca is None:
@@ -219,7 +225,8 @@ def up(
             TrainerService(training, registry, serves_files=False),
         ]
 
-    _run(build, settings, registry, "matryoshka", calls_itself=True)
+    own = (encoder, router, trainer)
+    _run(build, settings, registry, "matryoshka", calls_itself=True, within=own)
 
 
 @app.command()
@@ -348,6 +355,7 @@ def _run(
     registry: CollectorRegistry,
     name: str,
     calls_itself: bool = False,
+    within: Sequence[ServerSettings] = (),
 ) -> None:
     try:  # before a model is measured, which takes a while
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -355,6 +363,8 @@ def _run(
         _refuse(f"--data must name a folder, or a new one: {describe(error)}")
     logs.configure(settings.log_format)
     logs.show_settings(name, settings.describe(), settings.describe_changed())
+    for told in ignored([settings, *within]):
+        logging.getLogger(name).warning(told)
 
     def on_ready(address: Address) -> None:
         print(f"{name} is ready at {address.http} (gRPC at {address.grpc})", flush=True)

@@ -26,6 +26,14 @@ KEY_VARIABLE = "MATRYOSHKA_CLI_API_KEY"
 """Holds the key of every command that calls a service; one of the service's own goes before it."""
 ADDRESS_VARIABLE = "MATRYOSHKA_CLI_ADDRESS"
 """Holds the address of all three services, where `matryoshka up` serves them elsewhere."""
+VARIABLES = (
+    KEY_VARIABLE,
+    ADDRESS_VARIABLE,
+    "MATRYOSHKA_CLI_TLS_CA",
+    "MATRYOSHKA_CLI_TLS_CERT",
+    "MATRYOSHKA_CLI_TLS_KEY",
+)
+"""All that are named so and are read."""
 _KEY_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _NO_CONNECTION = "connections to all backends failing"
 """How gRPC begins to tell that no call was made."""

@@ -4,9 +4,8 @@ A service's settings live beside it and extend `ServerSettings`; variables are n
 `MATRYOSHKA_<SERVICE>_<FIELD>`. Only entry points read them; everything else receives values.
 """
 
-import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +15,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableSource
 
 from services.shared.tls import TlsFiles
 from services.shared.trace_export import check_trace_to
-
-# How like a setting's name a variable is that can only be meant for it; 1: the same.
-_MISSPELT = 0.93
+from services.shared.variables import Stranger, of_no_service, of_service
 
 
 class SettingsError(Exception):
@@ -139,20 +136,20 @@ class ServerSettings(BaseSettings):
         if "secrets_dir" in overrides:  # of a process of several services: this one's means nothing
             given["secrets_dir"] = overrides["secrets_dir"]
         named = given.get("secrets_dir", os.environ.get(f"{prefix}SECRETS_DIR"))
-        names = list(os.environ)
+        names: dict[str, str] = dict(os.environ)
         try:
             folder = Path(named) if named and Path(named).is_dir() else None
-            names += [path.name.upper() for path in folder.iterdir()] if folder else []
+            names |= _variables_in(folder)
             settings = cls(_secrets_dir=folder, **given)
         except ValidationError as error:
             mistakes = [cls._explain(prefix, details) for details in error.errors()]
-            raise SettingsError([*mistakes, *cls._misspelt(prefix, names)]) from error
+            raise SettingsError([*mistakes, *cls._misspelt(names)]) from error
         except OSError as error:
             raise SettingsError([f"{prefix}SECRETS_DIR: {error}"]) from error
         except UnreadableSource as error:  # what lies below it may show the value
             raise SettingsError([f"a variable {prefix}... or its file: {error}"]) from None
 
-        if misspelt := cls._misspelt(prefix, names):
+        if misspelt := cls._misspelt(names):
             raise SettingsError(misspelt)
         return settings
 
@@ -166,20 +163,18 @@ class ServerSettings(BaseSettings):
         return f"{prefix}{field.upper()}: {details['msg']}{given}"
 
     @classmethod
-    def _misspelt(cls, prefix: str, names: Sequence[str]) -> list[str]:
-        """Tell of those that are nearly one of ours; Kubernetes sets others with our prefix."""
-        known = [f"{prefix}{field.upper()}" for field in cls.model_fields]
-        strange = sorted({name for name in names if name.startswith(prefix)})
-        nearest = {
-            name: difflib.get_close_matches(name, known, 1, _MISSPELT)
-            for name in strange
-            if name not in known
-        }
-        return [
-            f"{name} is not a setting; did you mean {near[0]}?"
-            for name, near in nearest.items()
-            if near
-        ]
+    def variables(cls) -> list[str]:
+        """Return the names of all variables that are read."""
+        return [f"{cls.model_config['env_prefix']}{field.upper()}" for field in cls.model_fields]
+
+    @classmethod
+    def strangers(cls, given: Mapping[str, str]) -> list[Stranger]:
+        """Return the variables of this service that are no settings."""
+        return of_service(given, cls.model_config["env_prefix"], cls.variables())
+
+    @classmethod
+    def _misspelt(cls, given: Mapping[str, str]) -> list[str]:
+        return [str(stranger) for stranger in cls.strangers(given) if stranger.is_misspelt]
 
     def describe(self) -> dict[str, object]:
         """Return the resolved settings for the start-up log; secrets are masked."""
@@ -203,3 +198,23 @@ class CallerSettings(ServerSettings):
         if self.tls_peer_ca is None:
             return None
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_peer_ca)
+
+
+def ignored(read: Sequence[ServerSettings]) -> list[str]:
+    """Tell of the variables that a process has no use for, and that look as if it should.
+
+    Args:
+        read: all settings of the process.
+    """
+    told = [
+        stranger
+        for settings in read
+        for stranger in settings.strangers({**os.environ, **_variables_in(settings.secrets_dir)})
+    ]
+    known = [name for settings in read for name in settings.variables()]
+    return [str(stranger) for stranger in (*told, *of_no_service(os.environ, known))]
+
+
+def _variables_in(folder: Path | None) -> dict[str, str]:
+    """Return the variables that files hold, without their values; OSError."""
+    return {path.name.upper(): "" for path in folder.iterdir()} if folder else {}

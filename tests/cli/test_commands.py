@@ -8,8 +8,13 @@ import time
 from importlib.metadata import version
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from services.cli.main import app
+from services.cli.peer import VARIABLES
 from services.router.storage.edge_folder import EdgeFolder
+from tests.conftest import serve
 
 
 def matryoshka(*arguments, timeout=200, **environment):
@@ -84,6 +89,56 @@ def test_up_tells_what_is_wrong_with_all_services_at_once():
         assert f"  MATRYOSHKA_{name}" in listed
     assert "Traceback" not in ended.stderr
     assert "sk-planted" not in ended.stderr + ended.stdout
+
+
+def test_a_start_logs_what_it_has_no_use_for(tmp_path):
+    """One line each of level WARNING, of all services of the process, and no value."""
+    started = serve(
+        tmp_path, "up",
+        MATRYOSHKA_ROUTER_SHADOW="sk-planted",
+        MATRYOSHKA_GRPC_PORT="sk-planted",
+        MATRYOSHKA_ROUTER_PORT="tcp://10.0.0.7:9001",
+    )  # fmt: skip
+    started.stop()
+    log = started.log_path.read_text()
+    told = [line.partition(": ")[2] for line in log.splitlines() if " WARNING matryoshka: " in line]
+    assert told == [
+        "MATRYOSHKA_ROUTER_SHADOW is not a setting; did you mean MATRYOSHKA_ROUTER_SHADOW_QUEUE or "
+        "MATRYOSHKA_ROUTER_SHADOW_SHARE?",
+        "MATRYOSHKA_GRPC_PORT is not a setting; did you mean MATRYOSHKA_UP_GRPC_PORT?",
+    ]
+    assert "sk-planted" not in log
+
+
+def test_a_command_takes_no_misspelt_variable():
+    """It would call another service than was meant; what is less like one is told and no more."""
+    ended = CliRunner().invoke(app, ["collections"], env={"MATRYOSHKA_CLI_ADRESS": "there:9000"})
+    assert ended.exit_code == 2
+    assert ended.stderr == (
+        "MATRYOSHKA_CLI_ADRESS is not a setting; did you mean MATRYOSHKA_CLI_ADDRESS?\n"
+    )
+    unlike = {"MATRYOSHKA_CLI_KEY": "sk-planted"}
+    ended = CliRunner().invoke(app, ["models", "list", "--encoder", "127.0.0.1:1"], env=unlike)
+    first, second = ended.stderr.splitlines()
+    assert first == (
+        "MATRYOSHKA_CLI_KEY is not a setting; did you mean MATRYOSHKA_CLI_API_KEY or "
+        "MATRYOSHKA_CLI_TLS_KEY?"
+    )
+    assert second.startswith("nothing listens at 127.0.0.1:1: ")
+
+
+def test_all_variables_of_commands_are_known():
+    """Those that options name, and no others."""
+
+    def named(command):
+        for option in command.params:
+            given = option.envvar or []
+            yield from [given] if isinstance(given, str) else given
+        for inner in getattr(command, "commands", {}).values():
+            yield from named(inner)
+
+    ours = {name for name in named(get_command(app)) if name.startswith("MATRYOSHKA_CLI_")}
+    assert ours == set(VARIABLES)
 
 
 def test_it_says_its_version():

@@ -6,7 +6,7 @@ import pytest
 
 from services.encoder.settings import EncoderSettings
 from services.router.settings import RouterSettings
-from services.shared.settings import SettingsError
+from services.shared.settings import SettingsError, ignored
 
 
 def test_all_mistakes_are_reported_at_once(monkeypatch):
@@ -29,6 +29,55 @@ def test_a_misspelt_variable_is_a_mistake_and_a_strangers_is_not(monkeypatch):
     monkeypatch.setenv("MATRYOSHKA_ENCODER_CACHEBYTES", "5")
     with pytest.raises(SettingsError, match="did you mean MATRYOSHKA_ENCODER_CACHE_BYTES"):
         EncoderSettings.read()
+
+
+def test_what_looks_like_a_setting_and_is_none_is_told(monkeypatch):
+    """By name, with the nearest that is one; of other services nothing is known or said."""
+    read = [RouterSettings.read()]
+    assert ignored(read) == []
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_SHADOW", "sk-planted")
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_PORT", "9001")
+    monkeypatch.setenv("MATRYOSHKA_ROUTER_XYZ", "1")
+    monkeypatch.setenv("MATRYOSHKA_ROUTR_QDRANT_URL", "http://qdrant:6333")
+    monkeypatch.setenv("MATRYOSHKA_API_KEY", "sk-planted")
+    monkeypatch.setenv("MATRYOSHKA_FUZZ_SEED", "1")
+    monkeypatch.setenv("MATRYOSHKA_ENCODER_XYZ", "1")
+    assert RouterSettings.read() == read[0]
+    assert ignored(read) == [
+        "MATRYOSHKA_ROUTER_PORT is not a setting; did you mean MATRYOSHKA_ROUTER_GRPC_PORT or "
+        "MATRYOSHKA_ROUTER_HTTP_PORT?",
+        "MATRYOSHKA_ROUTER_SHADOW is not a setting; did you mean MATRYOSHKA_ROUTER_SHADOW_QUEUE or "
+        "MATRYOSHKA_ROUTER_SHADOW_SHARE?",
+        "MATRYOSHKA_ROUTER_XYZ is not a setting; docs/settings.md lists them",
+        "MATRYOSHKA_API_KEY is not a setting; did you mean MATRYOSHKA_ROUTER_API_KEY?",
+        "MATRYOSHKA_ROUTR_QDRANT_URL is not a setting; did you mean MATRYOSHKA_ROUTER_QDRANT_URL?",
+    ]
+
+
+def test_what_kubernetes_tells_of_its_services_is_left_alone(monkeypatch):
+    """A Service named matryoshka-router gives every pod of its namespace these."""
+    for name, value in (
+        ("SERVICE_HOST", "10.0.0.7"),
+        ("SERVICE_PORT", "9001"),
+        ("SERVICE_PORT_GRPC", "9001"),
+        ("PORT", "tcp://10.0.0.7:9001"),
+        ("PORT_9001_TCP", "tcp://10.0.0.7:9001"),
+        ("PORT_9001_TCP_PROTO", "tcp"),
+        ("PORT_9001_TCP_PORT", "9001"),
+        ("PORT_9001_TCP_ADDR", "10.0.0.7"),
+    ):
+        for service in ("MATRYOSHKA_ROUTER", "MATRYOSHKA_ROUTER_GRPC1", "MATRYOSHKA_QDRANT"):
+            monkeypatch.setenv(f"{service}_{name}", value)
+    assert ignored([RouterSettings.read()]) == []
+
+
+def test_files_of_secrets_are_looked_at_too(tmp_path):
+    """One that nothing reads is told as a variable is."""
+    (tmp_path / "matryoshka_router_peer_keys").write_text("sk-planted")
+    assert ignored([RouterSettings.read(secrets_dir=tmp_path)]) == [
+        "MATRYOSHKA_ROUTER_PEER_KEYS is not a setting; did you mean "
+        "MATRYOSHKA_ROUTER_PEER_KEYS_FILE?"
+    ]
 
 
 @pytest.mark.parametrize("address", ["localhost", "http://encoder:9000", "encoder:", ":9000", ""])
