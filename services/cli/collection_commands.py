@@ -16,6 +16,25 @@ from services.cli.peer import HERE, TLS, RouterAddress, RouterKey, call, tell
 
 commands = typer.Typer()
 
+# What the router's requests call that which an option, or an argument, gives.
+_OF_SEARCH = {
+    "recall_target": "--recall",
+    "max_engine_ms and max_bytes_per_point": "--max-ms",
+    "limit": "--limit",
+    "plan": "--plan",
+    "filter": "--filter",
+    "text": "TEXT",
+}
+_OF_CALIBRATE = {
+    "target": "--target",
+    "limit": "--limit",
+    "queries": "--queries",
+    "texts": "--queries",
+    "slices": "--queries: slices",
+}
+_OF_NEST = {"target": "--target", "sizes": "--sizes"}
+_OF_INDEX = {"sizes": "--dims", "text_index: language": "--words"}
+
 
 class EngineName(StrEnum):
     """What `index` reads and sends with."""
@@ -86,7 +105,7 @@ def search(
         router, api_key, collection, text, limit, target, max_ms, plan, filter_ or [],
         is_explained, is_json,
     )  # fmt: skip
-    if not call(lambda: run_search(options), "--router", router):
+    if not call(lambda: run_search(options), "--router", router, _OF_SEARCH):
         raise typer.Exit(1)
 
 
@@ -119,7 +138,7 @@ def calibrate(
     from services.cli.calibrate import calibrate as run_calibrate
 
     options = Options(router, api_key, collection, target, limit, memory, queries, plot, show)
-    call(lambda: run_calibrate(options), "--router", router)
+    call(lambda: run_calibrate(options), "--router", router, _OF_CALIBRATE)
 
 
 @commands.command()
@@ -160,7 +179,7 @@ def nest(
     from services.cli.nest import nest as run_nest
 
     options = Options(router, api_key, collection, sizes, target, undo)
-    call(lambda: run_nest(options), "--router", router)
+    call(lambda: run_nest(options), "--router", router, _OF_NEST)
 
 
 @commands.command()
@@ -252,7 +271,7 @@ def index(
         )
         run_index(options)
     except (BadData, ServiceError, OSError) as error:
-        tell(error)
+        tell(error, _OF_INDEX)
         raise typer.Exit(2 if isinstance(error, BadData | OSError) else _code(error)) from None
 
 

@@ -1,9 +1,10 @@
 """The running service that a command calls: where it is, with which key, and what went wrong."""
 
 import asyncio
+import re
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -41,6 +42,7 @@ _COMMANDS = {
     "; ListCollections shows": "; `matryoshka collections` shows",
     "; run Calibrate": "; run `matryoshka calibrate NAME`",
 }
+_NONE: Mapping[str, str] = {}
 KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"
 
 
@@ -120,13 +122,16 @@ class RunningService:
             return await ask(request, metadata=metadata(self.api_key))
 
 
-def call(command: Callable[[], T], option: str, address: str) -> T:
+def call(
+    command: Callable[[], T], option: str, address: str, fields: Mapping[str, str] = _NONE
+) -> T:
     """Run a command that calls a service; what goes wrong is one sentence and an exit code.
 
     Args:
         command: does the work; what it returns is returned.
         option: that names the service, such as "--router".
         address: of the service.
+        fields: {field of the service's request: the command's option, or argument, for it}.
     """
     try:
         return command()
@@ -134,7 +139,7 @@ def call(command: Callable[[], T], option: str, address: str) -> T:
         tell(error)
         raise typer.Exit(2) from None
     except grpc.aio.AioRpcError as error:
-        details = _in_commands(error.details() or "")
+        details = _in_options(_in_commands(error.details() or ""), fields)
         is_away = error.code() is grpc.StatusCode.UNAVAILABLE
         print(_unreachable(details, option, address) if is_away else details, file=sys.stderr)
         if error.code() in _KEY_CODES:
@@ -146,6 +151,14 @@ def _in_commands(details: str) -> str:
     """Name a command where a service names its RPC, which nobody calls from a terminal."""
     for rpc, command in _COMMANDS.items():
         details = details.replace(rpc, command)
+    return details
+
+
+def _in_options(details: str, fields: Mapping[str, str]) -> str:
+    """Name the option where a service begins with the field of a request that it is about."""
+    for field, option in fields.items():
+        if re.match(rf"{field}\b", details):
+            return option + details.removeprefix(field)
     return details
 
 
@@ -169,9 +182,9 @@ def _unreachable(details: str, option: str, address: str) -> str:
     return told
 
 
-def tell(error: Exception) -> None:
-    """Print what went wrong, and of a key what to do."""
-    print(describe(error), file=sys.stderr)
+def tell(error: Exception, fields: Mapping[str, str] = _NONE) -> None:
+    """Print what went wrong, and of a key what to do; `fields`: see `call`."""
+    print(_in_options(describe(error), fields), file=sys.stderr)
     if isinstance(error, Unauthenticated | PermissionDenied):
         print(KEY_ADVICE, file=sys.stderr)
 

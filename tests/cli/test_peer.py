@@ -73,3 +73,27 @@ def test_a_service_that_misses_another_one_is_not_said_to_be_away(capsys):
     shown = told(capsys, AWAY, f"{missed}last error: UNKNOWN: ...: Connection refused")
     assert shown.startswith(missed)
     assert "nothing listens" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["calibrate", "docs", "--target", "1.5"], "--target must be above 0 and below 1, got 1.5"),
+        (["calibrate", "docs", "--limit", "9999"], "--limit must be between 1 and 1000, got 9999"),
+        (["calibrate", "docs", "--queries", "FILE"], "--queries: at least 100 are needed, got 1"),
+        (["nest", "docs", "--target", "1.5"], "--target must be above 0 and below 1, got 1.5"),
+        (["nest", "docs", "--sizes", "63"], "--sizes: the dim of a nested one must be a multiple"),
+        (["index", "new", "FILE", "--create", "--dims", "999"], "--dims: dim must be between"),
+        (["index", "new", "FILE", "--create", "--words", "no"], "--words must be one of any, "),
+    ],
+)
+def test_what_a_service_refuses_is_told_by_the_options_name(process, tmp_path, arguments, says):
+    """A user of the command line has not read the protos."""
+    file = tmp_path / "lines.txt"
+    file.write_text("A line of text.\n")
+    given = [str(file) if part == "FILE" else part for part in arguments]
+    where = ["--state", str(tmp_path / "state")] if given[0] == "index" else []
+    ended = CliRunner().invoke(app, [*given, *where, "--router", process.grpc])
+    assert ended.exit_code in (1, 2)
+    assert ended.stderr.startswith(says)
+    assert len(ended.stderr.splitlines()) == 1
