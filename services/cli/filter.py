@@ -5,12 +5,19 @@ import re
 from collections.abc import Sequence
 
 from services.cli.bulk.batches import to_value
+from services.cli.table import one_line
 from services.shared.errors import InvalidRequest
 from services.shared.pb import router_pb2 as pb
 
 _CONDITION = re.compile(r"([\w-]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 _BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _INT64 = range(-(2**63), 2**63)
+_KINDS = {
+    "string_value": "a string",
+    "int_value": "a number",
+    "double_value": "a number",
+    "bool_value": "true or false",
+}
 
 
 def read_filter(conditions: Sequence[str]) -> pb.Filter | None:
@@ -26,6 +33,26 @@ def read_filter(conditions: Sequence[str]) -> pb.Filter | None:
     if len(filters) < 2:
         return filters[0] if filters else None
     return pb.Filter(all=pb.FilterList(filters=filters))
+
+
+def doubt(hits: Sequence[pb.Hit]) -> str:
+    """Say what may be wrong with conditions that hold of no point.
+
+    Args:
+        hits: of the same search without them.
+    """
+    if not hits:
+        return "nothing is found without --filter either"
+    kinds = {
+        key: _KINDS[value.WhichOneof("value") or "string_value"]
+        for hit in hits
+        for key, value in hit.attributes.items()
+    }
+    told = ", ".join(f"{one_line(key)} ({kind})" for key, kind in sorted(kinds.items()))
+    return (
+        f"--filter lets no point through: the {len(hits)} nearest without it have "
+        f"{told or 'no attributes'}; names and kinds of values must be the same"
+    )
 
 
 def _read(condition: str) -> pb.Filter:

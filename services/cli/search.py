@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.filter import read_filter
+from services.cli.filter import doubt, read_filter
 from services.cli.peer import connect, metadata
 from services.cli.plan import EXACT, describe, read_plan, size
 from services.cli.table import one_line, show
@@ -91,7 +93,23 @@ async def _ask(options: Options, request: pb.SearchRequest) -> pb.SearchResponse
             full = found.collection.sizes[-1].dim
             request.plan.stages.add(dim=full, exact=True)
         answer: pb.SearchResponse = await router.Search(request, metadata=key)
+        if options.filters and not answer.hits:
+            print(await _look_without_filter(router, request, key), file=sys.stderr)
     return answer
+
+
+async def _look_without_filter(router: Any, request: pb.SearchRequest, key: Any) -> str:  # noqa: ANN401
+    """Say what may be wrong with a filter that lets nothing through."""
+    request.ClearField("filter")
+    request.measure_recall = False
+    request.explain = True  # so that it counts as no live search
+    try:
+        answer = await router.Search(request, metadata=key)
+    except grpc.aio.AioRpcError:  # such as a key that may make no more calls now
+        return (
+            "--filter lets no point through: are names and kinds of values those that points have?"
+        )
+    return doubt(answer.hits)
 
 
 def to_json(answer: pb.SearchResponse, options: Options) -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.filter import read_filter
+from services.cli.filter import doubt, read_filter
 from services.cli.main import app
 from services.cli.plan import describe, read_plan
 from services.cli.search import Options, moves, next_step, show_hits, summary
@@ -225,6 +225,28 @@ def test_nothing_found_is_said(search):
     ended = search("stories", QUERY, "--filter", "place=nowhere")
     assert ended.exit_code == 0, ended.stderr
     assert ended.stdout.startswith("nothing was found that the filter lets through\n")
+
+
+@pytest.mark.parametrize("condition", ["plcae=museum", 'year="2010"', "place=nowhere"])
+def test_a_filter_that_lets_nothing_through_is_doubted(search, condition):
+    """What points do have is told beside the output, which stays as it is, also as JSON."""
+    told = (
+        "--filter lets no point through: the 10 nearest without it have place (a string), year "
+        "(a number); names and kinds of values must be the same\n"
+    )
+    ended = search("stories", QUERY, "--filter", condition)
+    assert (ended.exit_code, ended.stderr) == (0, told)
+    ended = search("stories", QUERY, "--filter", condition, "--json")
+    assert json.loads(ended.stdout)["hits"] == []
+    assert ended.stderr == told
+    assert search("stories", QUERY, "--filter", "place=museum").stderr == ""
+    assert search("measured", QUERY, "--filter", condition).stderr.endswith(
+        " 10 nearest without it have no attributes; names and kinds of values must be the same\n"
+    )
+
+
+def test_a_filter_is_not_doubted_where_there_is_nothing():
+    assert doubt([]) == "nothing is found without --filter either"
 
 
 @pytest.mark.parametrize(
