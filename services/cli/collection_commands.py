@@ -1,4 +1,6 @@
-"""The commands on a running router's collections: list, index, search, calibrate, recall, nest.
+"""The commands on a running router's collections.
+
+List, index, search, calibrate, recall, nest, alias, delete.
 
 What each needs is imported only when it is asked for.
 """
@@ -61,6 +63,13 @@ def search(
     collection: Annotated[str, typer.Argument(help="Name or alias of a collection.")],
     text: Annotated[str, typer.Argument(help="What to look for.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Hits wanted; unset: 10.")] = None,
+    words: Annotated[
+        bool,
+        typer.Option(
+            "--words",
+            help="Search by words, too, and make one ranking of both; needs a text index.",
+        ),
+    ] = False,
     target: Annotated[
         float | None,
         typer.Option("--recall", help="Recall to keep, such as 0.95; unset: the collection's own."),
@@ -103,7 +112,7 @@ def search(
 
     options = Options(
         router, api_key, collection, text, limit, target, max_ms, plan, filter_ or [],
-        is_explained, is_json,
+        is_explained, is_json, words,
     )  # fmt: skip
     if not call(lambda: run_search(options), "--router", router, _OF_SEARCH):
         raise typer.Exit(1)
@@ -180,6 +189,32 @@ def nest(
 
     options = Options(router, api_key, collection, sizes, target, undo)
     call(lambda: run_nest(options), "--router", router, _OF_NEST)
+
+
+@commands.command()
+def alias(
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="A name, such as docs-live.")],
+    collection: Annotated[str, typer.Argument(help="Name of a collection.")],
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
+) -> None:
+    """Point a name at a collection; each search by it sees the old or the new one, whole."""
+    from services.cli import collection_names as work
+
+    named = work.Router(router, api_key)
+    call(lambda: work.alias(named, name, collection), "--router", router, {"alias": "ALIAS"})
+
+
+@commands.command()
+def delete(
+    collection: Annotated[str, typer.Argument(help="Its own name; aliases are not followed.")],
+    router: RouterAddress = HERE,
+    api_key: RouterKey = None,
+) -> None:
+    """Delete a collection with all its points, at once and for good; no alias may point at it."""
+    from services.cli import collection_names as work
+
+    call(lambda: work.delete(work.Router(router, api_key), collection), "--router", router)
 
 
 @commands.command()

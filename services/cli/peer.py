@@ -41,6 +41,10 @@ _NO_CONNECTION = "connections to all backends failing"
 _COMMANDS = {
     "; ListCollections shows": "; `matryoshka collections` shows",
     "; run Calibrate": "; run `matryoshka calibrate NAME`",
+    "; point the alias at another collection first": (
+        "; point it at another one first: `matryoshka alias ALIAS COLLECTION`"
+    ),
+    "; search without hybrid,": "; search without --words,",
 }
 _NONE: Mapping[str, str] = {}
 KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"

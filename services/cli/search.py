@@ -44,6 +44,7 @@ class Options:
     filters: Sequence[str]
     is_explained: bool
     is_json: bool
+    by_words: bool = False
 
 
 def search(options: Options) -> bool:
@@ -68,6 +69,7 @@ def search(options: Options) -> bool:
         max_engine_ms=options.max_ms,
         explain=options.is_explained,
         measure_recall=options.is_explained,
+        hybrid=pb.Hybrid() if options.by_words else None,
     )
     answer = asyncio.run(_ask(options, request))
     if options.is_json:
@@ -126,11 +128,14 @@ def to_json(answer: pb.SearchResponse, options: Options) -> dict[str, object]:
                 "attributes": _attributes(hit),
                 "tenant": hit.tenant,
                 "shortlist_rank": hit.shortlist_rank if is_explained else None,
+                "cosine": hit.cosine if hit.HasField("cosine") else None,
+                "bm25": hit.bm25 if hit.HasField("bm25") else None,
             }
             for rank, hit in enumerate(answer.hits, 1)
         ],
         "plan": [_fields(stage) for stage in answer.plan.stages],
         "promise": _fields(answer.promise) if answer.HasField("promise") else None,
+        "words": _fields(answer.text) if answer.HasField("text") else None,
         "encode_seconds": answer.encode_seconds,
         "search_seconds": answer.search_seconds,
         "stages": [_fields(stage) for stage in answer.stages] if is_explained else None,
@@ -149,7 +154,8 @@ def show_hits(answer: pb.SearchResponse, options: Options) -> None:
     has_attributes = any(hit.attributes for hit in answer.hits)
     has_tenants = any(hit.tenant for hit in answer.hits)
     table = Table(title=_cell(f"{answer.collection}: {options.text}"))
-    for column in ("rank", "score"):
+    sides = ("cosine", "bm25") if options.by_words else ()
+    for column in ("rank", "score", *sides):
         table.add_column(column, justify="right")
     if has_shortlist:
         table.add_column("in shortlist", justify="right")
@@ -161,6 +167,9 @@ def show_hits(answer: pb.SearchResponse, options: Options) -> None:
         table.add_column("attributes", overflow="fold")
     for rank, hit in enumerate(answer.hits, 1):
         cells = [Text(str(rank)), Text(f"{hit.score:.4f}")]
+        if options.by_words:
+            cells.append(Text(f"{hit.cosine:.4f}" if hit.HasField("cosine") else ""))
+            cells.append(Text(f"{hit.bm25:.4f}" if hit.HasField("bm25") else ""))
         if has_shortlist:
             cells.append(Text(str(hit.shortlist_rank or "")))
         cells.append(Text(one_line(hit.id)))
@@ -193,9 +202,16 @@ def summary(answer: pb.SearchResponse, options: Options) -> str:
     if is_late:
         recall += f", but no plan is within {options.max_ms:g} ms"
     plan = describe(answer.plan.stages, is_measured=answer.HasField("promise"))
-    return (
+    told = (
         f"{plan}: {recall}; {1e3 * answer.search_seconds:.2f} ms in the engine, "
         f"{1e3 * answer.encode_seconds:.1f} ms to encode"
+    )
+    if not answer.HasField("text"):
+        return told
+    words = answer.text
+    return (
+        f"{told}; by words: {words.candidates:,} hits for {words.terms} words that count, "
+        f"{1e3 * words.seconds:.2f} ms"
     )
 
 
@@ -207,7 +223,8 @@ def show_stages(answer: pb.SearchResponse) -> None:
     for stage in answer.stages:
         table.add_row(size(stage), f"{stage.candidates:,}", f"{1e3 * stage.seconds:.2f}")
     Console().print(table)
-    if len(answer.stages) > 1 and answer.hits:
+    # What words alone found was in no shortlist.
+    if len(answer.stages) > 1 and answer.hits and not answer.HasField("text"):
         _say(moves([hit.shortlist_rank for hit in answer.hits]))
     _say(
         f"recall of this search: {answer.recall:.2f}, against exact search, which took "

@@ -29,7 +29,7 @@ ASKED = Options("", None, "docs", QUERY, None, None, None, None, [], False, Fals
 
 @pytest.fixture(scope="module")
 def router(process):
-    """A stub; with it `stories`, of real texts, and `measured`, which is calibrated."""
+    """A stub; with it `stories` and `worded`, of real texts, and the calibrated `measured`."""
     with grpc.insecure_channel(process.grpc) as channel:
         stub = pb_grpc.RouterServiceStub(channel)
         for name in ("stories", "measured"):
@@ -46,10 +46,14 @@ def router(process):
             )
             for number, text in enumerate(TEXTS)
         ]  # fmt: skip
-        list(stub.Upsert(iter([pb.UpsertRequest(collection="stories", points=points)])))
+        stub.CreateCollection(
+            pb.CreateCollectionRequest(name="worded", model="default", text_index=pb.TextIndex())
+        )
+        for name in ("stories", "worded"):
+            list(stub.Upsert(iter([pb.UpsertRequest(collection=name, points=points)])))
         calibrate(stub, made.collection.space_id)
         yield stub
-        for name in ("stories", "measured"):
+        for name in ("stories", "measured", "worded"):
             stub.DeleteCollection(pb.DeleteCollectionRequest(name=name))
 
 
@@ -221,6 +225,28 @@ def test_with_a_filter_what_was_measured_without_one_is_no_promise(search):
     assert "exact search at 384: loses nothing; " in ended.stdout
 
 
+def test_words_and_vectors_make_one_ranking(search, router):
+    """What each side says of a hit stands beside its score; the places in the shortlist do not."""
+    text = "a tiny museum"
+    request = pb.SearchRequest(collection="worded", text=text, hybrid=pb.Hybrid(), explain=True)
+    wanted = router.Search(request)
+    assert {hit.HasField("bm25") for hit in wanted.hits} == {True}
+    ended = search("worded", text, "--words", "--explain")
+    assert ended.exit_code == 0, ended.stderr
+    assert [row[1:4] + row[5:6] for row in rows(ended.stdout) if len(row) > 5] == [
+        [f"{hit.score:.4f}", f"{hit.cosine:.4f}", f"{hit.bm25:.4f}", hit.id] for hit in wanted.hits
+    ]
+    assert "; by words: 10 hits for 2 words that count, " in ended.stdout
+    assert "the rerank moved" not in ended.stdout
+    answer = json.loads(search("worded", text, "--words", "--json").stdout)
+    assert [(hit["id"], hit["bm25"]) for hit in answer["hits"]] == [
+        (hit.id, pytest.approx(hit.bm25)) for hit in wanted.hits
+    ]
+    assert answer["words"]["terms"] == 2
+    alone = json.loads(search("worded", text, "--json").stdout)
+    assert (alone["words"], alone["hits"][0]["bm25"]) == (None, None)
+
+
 def test_nothing_found_is_said(search):
     ended = search("stories", QUERY, "--filter", "place=nowhere")
     assert ended.exit_code == 0, ended.stderr
@@ -264,6 +290,7 @@ def test_a_filter_is_not_doubted_where_there_is_nothing():
         (["stories", QUERY, "--max-ms", "0"], 1, "--max-ms must be above 0"),
         (["stories", QUERY, "--max-ms", "5"], 1, "calibrated; run `matryoshka calibrate NAME`"),
         (["stories", QUERY, "--plan", "64:100,384"], 1, "--plan: "),
+        (["stories", QUERY, "--words"], 1, "no text index; search without --words, or let an "),
         (["stories", QUERY, "--plan", "fast"], 2, "--plan must be exact, or stages such as"),
         (["stories", QUERY, "--plan", "exact", "--recall", "0.9"], 2, "give one or the other"),
         (["stories", QUERY, "--filter", "museum"], 2, "--filter must be KEY=VALUE"),
