@@ -18,6 +18,8 @@ from services.shared.pb import router_pb2_grpc as pb_grpc
 from services.shared.server import channel_options
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
+_AT_ONCE = 8
+"""Calibrations that are asked for at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,28 @@ async def _ask(options: Options) -> list[Row]:
         router: Any = pb_grpc.RouterServiceStub(channel)
         key = metadata(options.api_key)
         listed = await router.ListCollections(pb.ListCollectionsRequest(), metadata=key)
-        # One after another: a key may be for few calls at once.
-        return [await _look_up(router, collection, key) for collection in listed.collections]
+        return await look_up(router, listed.collections, key)
+
+
+async def look_up(router: Any, collections: Sequence[pb.Collection], key: Any) -> list[Row]:  # noqa: ANN401
+    """Return the collections with what was measured of each, in their order."""
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def one_of_several(collection: pb.Collection) -> Row | None:
+        async with room:
+            try:
+                return await _look_up(router, collection, key)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    return None
+                raise
+
+    rows = await asyncio.gather(*map(one_of_several, collections))
+    # A key may be for few calls at once: what it was refused is asked for again, one by one.
+    return [
+        row or await _look_up(router, collection, key)
+        for row, collection in zip(rows, collections, strict=True)
+    ]
 
 
 async def _look_up(router: Any, collection: pb.Collection, key: Any) -> Row:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """`matryoshka collections`: every collection with what was measured of it."""
 
+import asyncio
 import hashlib
 import json
 
@@ -7,14 +8,14 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.collection_list import Row, show_rows
+from services.cli.collection_list import Row, look_up, show_rows
 from services.cli.main import app
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from tests.cli.test_commands import matryoshka
 from tests.conftest import serve
 
-OPERATOR, TENANT = "sk-planted-operator", "sk-planted-tenant"
+OPERATOR, TENANT, ONE = "sk-planted-operator", "sk-planted-tenant", "sk-planted-one-at-once"
 
 
 def authorization(key):
@@ -28,7 +29,11 @@ def router(process, tmp_path_factory):
     keys = folder / "keys"
     entries = [
         {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()} | more
-        for name, key, more in (("us", OPERATOR, {}), ("acme", TENANT, {"tenant": "acme"}))
+        for name, key, more in (
+            ("us", OPERATOR, {}),
+            ("acme", TENANT, {"tenant": "acme"}),
+            ("slow", ONE, {"concurrent_calls": 1}),
+        )
     ]
     keys.write_text("\n".join(map(json.dumps, entries)))
     started = serve(
@@ -97,12 +102,38 @@ def test_it_lists_what_there_is(router):
     assert rows["letters"]["calibration"]["recall_target"] == 0.9
     assert (rows["bare"]["is_calibrated"], rows["bare"]["calibration"]) == (False, None)
 
+    # A key for one call at a time sees the same.
+    assert listed(router, key=ONE).stdout == wide
+
     tenants = listed(router, key=TENANT)
     assert tenants.exit_code == 0, tenants.stderr
     assert tenants.stdout.count("not shown to this key") == 2
     assert "0.9" not in tenants.stdout
     rows = json.loads(listed(router, "--json", key=TENANT).stdout)["collections"]
     assert [row["is_calibrated"] for row in rows] == [None, None]
+
+
+async def test_calibrations_are_asked_for_at_once_and_bounded():
+    """Eight at a time; those that the key was refused once more, alone, and all in their order."""
+    running = most = calls = 0
+
+    class Router:
+        async def GetCalibration(self, request, metadata):
+            nonlocal running, most, calls
+            calls += 1
+            is_over = calls <= 5
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.01)
+            running -= 1
+            nothing = grpc.aio.Metadata()
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if is_over else grpc.StatusCode.NOT_FOUND
+            raise grpc.aio.AioRpcError(code, nothing, nothing)
+
+    collections = [pb.Collection(name=str(number)) for number in range(20)]
+    rows = await look_up(Router(), collections, ())
+    assert [row.collection for row in rows] == collections
+    assert (most, calls) == (8, 25)
 
 
 def test_a_key_that_is_none_is_told_what_to_do(router):
