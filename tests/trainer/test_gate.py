@@ -110,6 +110,15 @@ def test_slices_that_lost_most_come_first_and_intervals_hold_the_mean():
     assert found[0].worst.mean == min(change.mean for change in found[0].changes)
 
 
+def test_slices_of_few_queries_come_last():
+    """One query that lost everything says less than forty that lost half."""
+    before, after = level(1.0), level(1.0)
+    after[:40], after[99] = 0.5, 0.0
+    slices = ["de"] * 40 + ["en"] * 59 + ["one"]
+    found = compare_slices(scores(before), scores(after), slices, DIMS)
+    assert [(one.name, one.worst.mean) for one in found] == [("de", -0.5), ("en", 0.0), ("one", -1)]
+
+
 def test_losers_are_the_queries_that_fell_most():
     """Worst first, each at its worst size; who did not fall is none."""
     before, after = level(0.5), level(0.5)

@@ -7,7 +7,7 @@ from html import escape
 
 from services.trainer.data.dataset import NAMES
 from services.trainer.results.report import moves, plot, plot_curve, plot_slices
-from services.trainer.results.slices import SliceQuality
+from services.trainer.results.slices import TELLING, SliceQuality
 from services.trainer.results.summary import Summary
 
 _STYLE = """
@@ -104,7 +104,9 @@ def _slices(slices: Sequence[SliceQuality]) -> str:
             ]
         )  # fmt: skip
     head = ["slice", "queries", "worst at", f"change of {slices[0].metric}", "95%", "at full size"]
-    return _table(head, rows)
+    note = f"Slices of fewer than {TELLING} queries come last: what they lose may be chance."
+    few = any(one.num_queries < TELLING for one in slices)
+    return _table(head, rows) + (f"<p class='soft'>{note}</p>" if few else "")
 
 
 def _losers(summary: Summary, counted: str) -> str:

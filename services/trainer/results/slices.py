@@ -13,6 +13,8 @@ from services.trainer.results.evaluate import Scores, means
 
 _RESAMPLES = 1000
 _INTERVAL = (2.5, 97.5)
+TELLING = 10
+"""Queries of a slice: the mean of fewer is chance, and no interval drawn from them says so."""
 
 
 class Change(BaseModel):
@@ -55,6 +57,8 @@ def compare_slices(
 ) -> tuple[SliceQuality, ...]:
     """Compare each slice's queries before and after, the slices that lost most first.
 
+    Slices of fewer than `TELLING` queries come behind all others.
+
     Args:
         before_QKS: as `evaluate.measure`.
         after_QKS: of the same queries.
@@ -67,7 +71,9 @@ def compare_slices(
     for name in dict.fromkeys(names_Q[is_judged_Q]):
         rows = np.flatnonzero(is_judged_Q & (names_Q == name))
         found.append(compare(name, before_QKS[rows], after_QKS[rows], dims))
-    return tuple(sorted(found, key=lambda one: (one.worst.mean, one.name)))
+    return tuple(
+        sorted(found, key=lambda one: (one.num_queries < TELLING, one.worst.mean, one.name))
+    )
 
 
 def compare(name: str, before_QKS: Scores, after_QKS: Scores, dims: Sequence[int]) -> SliceQuality:
