@@ -28,7 +28,7 @@ def open_form(page: Page) -> None:
         form.locator("summary").first.click()
 
 
-def begin(page: Page, path) -> None:
+def begin(page: Page, path, collection="") -> None:
     page.get_by_label("Training file").set_input_files(path)
     page.get_by_label("Sizes").fill("32, 128")
     page.get_by_label("Name, part of the model's id").fill("console")
@@ -40,6 +40,7 @@ def begin(page: Page, path) -> None:
     more.get_by_label("Batch size").fill("64")
     more.get_by_label("Learning rate").fill("0.005")
     more.get_by_label("Negatives to mine").fill("2")
+    more.get_by_label("Also from the collection").fill(collection)
     page.get_by_role("button", name="Start the job").click()
 
 
@@ -78,7 +79,7 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
     expect(collection.get_by_text("Aliases")).to_be_visible()
     page.goto(f"{process.http}/#/training")
     open_form(page)
-    begin(page, write_pairs(tmp_path / "pairs.jsonl", 400))
+    begin(page, write_pairs(tmp_path / "pairs.jsonl", 400), collection="library")
     job = page.get_by_role("region", name="The job", exact=True)
     expect(job).to_contain_text("succeeded", timeout=_LONG_MS)
     for name, value in {
@@ -86,7 +87,7 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
         "Batch size": "64",
         "Learning rate": "0.005",
         "Columns": "antwort = positive, frage = anchor",
-        "Negatives mined": "up to 2 for each pair",
+        "Negatives mined": "up to 2 for each pair, also from the collection library",
     }.items():
         expect(job.locator(f"dt:text-is('{name}') + dd")).to_have_text(value)
     expect(page.get_by_role("img", name="oss").first).to_be_visible()

@@ -2,7 +2,7 @@
 
 import { Fragment } from "preact";
 
-import { type Event, type Job, JobStatus, Method } from "../../gen/trainer_pb";
+import { type Event, type Job, JobStatus, Method, type Mining } from "../../gen/trainer_pb";
 import { type Loaded, useDoing, useLoad } from "../load";
 import { Alert, Await, Bar } from "../notices";
 import { to } from "../place";
@@ -88,7 +88,7 @@ function Summary(props: { job: Job }) {
     ["Batch size", settings && count(settings.batchSize)],
     ["Learning rate", settings && String(settings.learningRate)],
     ["Columns", Object.entries(job.columns).map((one) => one.join(" = ")).sort().join(", ")],
-    ["Negatives mined", job.mineNegatives && `up to ${job.mineNegatives.negatives} for each pair`],
+    ["Negatives mined", job.mineNegatives && mined(job.mineNegatives)],
     ["Created", time(job.createdAt)],
     ["Started", time(job.startedAt)],
     ["Finished", time(job.finishedAt)],
@@ -131,6 +131,10 @@ function Summary(props: { job: Job }) {
       </dl>
     </section>
   );
+}
+
+function mined({ negatives, collection }: Mining): string {
+  return `up to ${negatives} for each pair${collection && `, also from the collection ${collection}`}`;
 }
 
 function Progress(props: { job: Job; events: readonly Event[] }) {

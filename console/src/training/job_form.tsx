@@ -29,6 +29,7 @@ interface Wish {
   batchSize: string;
   learningRate: string;
   negatives: string;
+  collection: string;
 }
 
 export const DRAFT = "job";
@@ -44,9 +45,10 @@ const FIRST: Wish = {
   batchSize: "",
   learningRate: "",
   negatives: "",
+  collection: "",
 };
 
-const MORE = ["columns", "batchSize", "learningRate", "negatives"] as const;
+const MORE = ["columns", "batchSize", "learningRate", "negatives", "collection"] as const;
 
 interface Sending {
   name: string;
@@ -96,7 +98,7 @@ function asked(wish: Wish) {
       learningRate: Number(wish.learningRate),
     },
     columns: method === Method.NEST ? {} : columns(wish.columns),
-    mineNegatives: canMine(method) && wish.negatives ? { negatives: Number(wish.negatives) } : undefined,
+    mineNegatives: canMine(method) ? mining(wish) : undefined,
   };
 }
 
@@ -110,6 +112,11 @@ function columns(text: string): Record<string, string> {
       return at < 0 ? [line.trim(), ""] : [line.slice(0, at).trim(), line.slice(at + 1).trim()];
     }),
   );
+}
+
+/** A collection by itself asks for as many as usual. */
+function mining({ negatives, collection }: Wish): { negatives: number; collection: string } | undefined {
+  return negatives || collection ? { negatives: Number(negatives), collection: collection.trim() } : undefined;
 }
 
 /** Nesting has no pairs, and a student asks its teacher alone. */
@@ -304,6 +311,17 @@ function MoreSettings({ wish, set }: Part) {
               value={wish.negatives}
               placeholder="none"
               onInput={(event) => set({ negatives: event.currentTarget.value })}
+            />
+          </label>
+        )}
+        {canMine(wish.method) && (
+          <label>
+            Also from the collection
+            <input
+              value={wish.collection}
+              maxLength={255}
+              placeholder="none"
+              onInput={(event) => set({ collection: event.currentTarget.value })}
             />
           </label>
         )}
