@@ -14,7 +14,7 @@ from services.trainer.jobs.events import read_events
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.searches import Searches
 from services.trainer.jobs.spec import FOUND, TRAINING, Mining, Spec, spec_path
-from services.trainer.training.mining import Found, mine
+from services.trainer.training.mining import mine
 from tests.trainer.conftest import make_job, write_pairs
 from tests.trainer.test_mining import unit
 
@@ -129,10 +129,11 @@ def test_what_was_found_is_mined_beside_the_positives(tmp_path):
     documents_ND = unit([[1, 0], [10, 1], [1, 1], [1, 3], [9, 1]])
     texts = ("as near as an answer", "near", "Given", "ask", "far", "of another")
     vectors_FD = unit([[20, 1], [2, 1], [2, 1], [2, 1], [1, 4], [3, 1]])
-    found = Found(texts, vectors_FD, ((0, 1, 2, 3, 4), (4, 5)))
+    found = Finds(texts, ((0, 1, 2, 3, 4), (4, 5)))
     mined = mine(
-        pairs, anchors_AD, documents, documents_ND, Mining(negatives=3), tmp_path, found=found
-    )
+        pairs, anchors_AD, documents, documents_ND, Mining(negatives=3), tmp_path,
+        found=found, found_FD=vectors_FD,
+    )  # fmt: skip
     assert mined[0].negatives == ("given", "near", "second", "far")
     # Of the second anchor "far" scores as high as its answer.
     assert mined[1].negatives == ("of another", "too", "answer")

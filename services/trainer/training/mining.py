@@ -15,7 +15,7 @@ chunk, K negatives mined, D full width.
 import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from services.shared.vectors import Array
 from services.trainer.data.checks import text_key
+from services.trainer.data.finds import Finds
 from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.data.pictures import Item
 from services.trainer.jobs.spec import Mining
@@ -35,17 +36,6 @@ _BLOCK_SCORES = 2**24  # 64 MiB of float32 scores at a time
 Rows = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a collection's searches found; no text that counts as one of the documents."""
-
-    texts: tuple[str, ...]
-    vectors_FD: Array
-    """By the base, as documents."""
-    rows_A: tuple[tuple[int, ...], ...]
-    """For each anchor, in the order of appearance, the rows of its texts."""
-
-
 def mine(
     pairs: Sequence[Pair],
     anchors_AD: Array,
@@ -54,7 +44,8 @@ def mine(
     mining: Mining,
     folder: Path,
     on_progress: Callable[[int], None] = lambda _: None,
-    found: Found | None = None,
+    found: Finds | None = None,
+    found_FD: Array | None = None,
 ) -> tuple[Pair, ...]:
     """Return the pairs with mined negatives behind those that they had.
 
@@ -66,10 +57,12 @@ def mine(
         mining: how many, and how near to the positive.
         folder: keeps what is mined, so that a killed job goes on.
         on_progress: called with the number of pairs done; what it raises stops the work.
-        found: candidates beside the positives; None: there are none.
+        found: candidates beside the positives, by the order in which anchors appear; no text that
+            counts as one of the documents. None: there are none.
+        found_FD: the base's vectors of their texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    miner = _Miner(pairs, anchors_AD, documents, documents_ND, mining, found)
+    miner = _Miner(pairs, anchors_AD, documents, documents_ND, mining, found, found_FD)
     candidates = (*documents, *(found.texts if found else ()))
     mined: list[Pair] = []
     for begin in range(0, len(pairs), _CHUNK_PAIRS):
@@ -103,7 +96,8 @@ class _Miner:
         documents: Sequence[Item],
         documents_ND: Array,
         mining: Mining,
-        found: Found | None,
+        found: Finds | None,
+        found_FD: Array | None,
     ) -> None:
         self._pairs = pairs
         self._mining = mining
@@ -118,15 +112,17 @@ class _Miner:
                 candidates.append(rows[text])
         self._candidates_ND = functional.normalize(torch.from_numpy(documents_ND[candidates]))
         # Texts found have the places behind these, and the rows behind the documents'.
-        found = found or Found((), np.empty((0, anchors_AD.shape[1]), np.float32), ())
+        found = found or Finds((), ())
+        if found_FD is None:
+            found_FD = np.empty((0, anchors_AD.shape[1]), np.float32)
         for place, text in enumerate(found.texts, start=len(candidates)):
             self._places.setdefault(text_key(text), place)
         behind_F = torch.arange(len(documents), len(documents) + len(found.texts))
         self._rows = torch.cat([torch.tensor(candidates), behind_F])
-        self._found_FD = functional.normalize(torch.from_numpy(found.vectors_FD))
-        most = max(map(len, found.rows_A), default=0)
+        self._found_FD = functional.normalize(torch.from_numpy(found_FD))
+        most = max(map(len, found.rows), default=0)
         self._found_AL = torch.full((len(anchors_AD), most), -1)
-        for anchor, mine in enumerate(found.rows_A):
+        for anchor, mine in enumerate(found.rows):
             self._found_AL[anchor, : len(mine)] = torch.tensor(mine) + len(candidates)
         self._answers: dict[Item, set[int]] = defaultdict(set)
         for pair in pairs:

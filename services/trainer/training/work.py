@@ -58,7 +58,7 @@ from services.trainer.training.checkpoint import write_atomic
 from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
-from services.trainer.training.mining import Found, mine
+from services.trainer.training.mining import mine
 from services.trainer.training.nesting import run_nest
 from services.trainer.training.passes import best_arithmetic
 from services.trainer.training.pilot import tuning_label_weight
@@ -198,15 +198,15 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     if mining is None:
         return job
     pairs, anchors = job.pairs, job.training_anchors()
-    found = None
+    found, found_FD = None, None
     if mining.collection:
-        finds = read_finds(job.folder / FOUND, len(anchors)).without(job.questions.documents)
-        job = replace(job, found_texts=finds.texts)
-        found = Found(finds.texts, job.encode_found(model, "vectors"), finds.rows)
+        found = read_finds(job.folder / FOUND, len(anchors)).without(job.questions.documents)
+        job = replace(job, found_texts=found.texts)
+        found_FD = job.encode_found(model, "vectors")
     mined = mine(
         pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
         mining, job.folder / "vectors" / "mined",
-        job.progress("mine", "pairs given negatives", 0, len(pairs)), found,
+        job.progress("mine", "pairs given negatives", 0, len(pairs)), found, found_FD,
     )  # fmt: skip
     count = sum(map(len, (pair.negatives for pair in mined)))
     message = f"{count / len(pairs):.1f} negatives a pair"
