@@ -58,6 +58,7 @@ def _show_version(is_wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version_: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -81,8 +82,9 @@ def main(
     ] = None,
 ) -> None:
     """Serve, search and train embeddings that can be cut to any size."""
+    calls = context.invoked_subcommand not in ("serve", "up")
     for stranger in of_service(os.environ, "MATRYOSHKA_CLI_", VARIABLES):
-        if stranger.is_misspelt:
+        if stranger.is_misspelt and calls:  # another service than was meant
             _refuse(str(stranger))
         print(stranger, file=sys.stderr)
     if (tls_cert is None) != (tls_key is None):

@@ -85,9 +85,11 @@ class Parts:
         self.files = Files(files_database, blobs)
         self.jobs = Jobs(database)
         leases = Leases(database, name, s.lease_s, s.max_jobs_per_owner)
-        router = RouterClient(s.router_address, s.router_api_key, s.router_timeout_s, s.peer_tls)
+        router = RouterClient(
+            s.router_address, s.router_api_key, s.router_timeout_s, s.max_message_bytes, s.peer_tls
+        )
         self._open.push_async_callback(router.close)
-        searches = Searches(router, s.mining_searches)
+        searches = Searches(router, s.mining_searches, s.mining_patience_s)
         launcher = self._launcher()
         runner = Runner(
             leases, self.files, self.folder, searches, launcher, metrics, s.lease_s, s.disk_wait_s

@@ -97,6 +97,8 @@ class TrainerSettings(CallerSettings):
     """Longest wait for an answer of the router; a migration takes as long as it takes."""
     mining_searches: int = Field(default=4, ge=1)
     """Searches that a job which mines its negatives in a collection makes at the same time."""
+    mining_patience_s: float = Field(default=3600.0, ge=0)
+    """Longest that such a job waits for a router that is away or busy before it fails."""
     devices: int = Field(default=1, ge=1)
     """Processes of one job on one machine, each with an accelerator of its own (torchrun)."""
     kubernetes_image: str | None = None

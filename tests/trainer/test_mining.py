@@ -5,14 +5,22 @@ import pytest
 import torch
 
 from services.shared.model import TextModel
+from services.trainer.data.finds import Finds
 from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.jobs.spec import Mining
 from services.trainer.training import mining as mining_module
 from services.trainer.training.adaptor import SCALE, Adaptor, Vectors
 from services.trainer.training.full import FullModel
 from services.trainer.training.loss import nested_loss
-from services.trainer.training.mining import mine
 from services.trainer.training.negatives import MAX_PER_PAIR, Negatives
+
+
+def mine(pairs, anchors_AD, documents, documents_ND, mining, folder, on_progress=lambda _: None):
+    """Mine among the positives alone."""
+    nothing = Finds((), ()), documents_ND[:0]
+    return mining_module.mine(
+        pairs, anchors_AD, documents, documents_ND, mining, folder, on_progress, *nothing
+    )
 
 
 def unit(rows):

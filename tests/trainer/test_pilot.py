@@ -1,10 +1,12 @@
 """The trial of how much to listen to the labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from services.shared.vectors import normalize
-from services.trainer.data.pairs import Pair
+from services.trainer.data.pairs import Pair, split_rows
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.interrupt import Interrupt, Interrupted
@@ -32,6 +34,25 @@ def test_labels_win_where_the_base_is_misled():
     weight = choose_label_weight(*collection(800, misled=True), tried.append, Interrupt())
     assert weight == 1.0
     assert len(tried) == 3
+
+
+def test_where_several_do_equally_well_it_is_half_and_half():
+    """As where nothing is tried."""
+    vectors, pairs, hyper = collection(800, misled=False)
+    same = replace(vectors, positives_ND=vectors.anchors_ND)
+    hyper = hyper.model_copy(update={"matryoshka_dims": (16,)})
+    assert choose_label_weight(same, pairs, hyper, lambda _: None, Interrupt()) == GENERAL
+
+
+def test_the_bases_opinion_wins_where_labels_mislead():
+    """Half of the training pairs name some other answer; the base knows better."""
+    vectors, pairs, hyper = collection(800, misled=False)
+    asked = split_rows(pairs, hyper.seed)
+    rows = np.array([row for row in range(800) if row not in asked][::2])
+    wrong = vectors.positive_rows_P.copy()
+    wrong[rows] = np.roll(rows, 7)
+    misled = replace(vectors, positive_rows_P=wrong)
+    assert choose_label_weight(misled, pairs, hyper, lambda _: None, Interrupt()) < GENERAL
 
 
 def test_few_pairs_are_not_tried():

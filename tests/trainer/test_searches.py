@@ -1,20 +1,43 @@
 """What a collection's searches find for a job: asked once, kept, and mined from."""
 
-import json
+import asyncio
+import shutil
+import threading
+import time
 
 import pytest
 
-from services.shared.errors import InvalidRequest, NotFound, Overloaded, Unavailable
+from services.shared.errors import (
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+)
 from services.trainer.data import finds
+from services.trainer.data.examples import read_split
 from services.trainer.data.finds import Finds, chunk_path, read_finds, write_chunk
 from services.trainer.data.pairs import Pair
 from services.trainer.data.pictures import Picture
+from services.trainer.data.questions import ask
 from services.trainer.jobs import searches
 from services.trainer.jobs.events import read_events
+from services.trainer.jobs.hyperparameters import EarlyStopping, Wanted, fill
 from services.trainer.jobs.rows import Job
 from services.trainer.jobs.searches import Searches
-from services.trainer.jobs.spec import FOUND, TRAINING, Mining, Spec, spec_path
+from services.trainer.jobs.spec import (
+    FOUND,
+    TRAINING,
+    Mining,
+    Result,
+    Spec,
+    result_path,
+    spec_path,
+)
+from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.mining import mine
+from services.trainer.training.work import run_job
 from tests.trainer.conftest import make_job, write_pairs
 from tests.trainer.test_mining import unit
 
@@ -27,6 +50,7 @@ class Router:
 
     def __init__(self, *errors: Exception) -> None:
         self.asked: list[tuple[str, str, int, str | None]] = []
+        self.found = "near all"
         self._errors = list(errors)
 
     async def find(self, name, tenant=None):
@@ -36,7 +60,7 @@ class Router:
         self.asked.append((collection, text, limit, tenant))
         if self._errors:
             raise self._errors.pop()
-        return [f"near {text}", "near all"]
+        return [f"near {text}", self.found] if self.found else []
 
 
 @pytest.fixture
@@ -60,11 +84,14 @@ async def test_each_anchor_is_searched_for_once(folder, monkeypatch):
     anchors = anchors_of(folder)
     assert 20 < len(anchors) <= 32
     first = Router()
-    await Searches(first, 3).run(JOB, folder)
+    await Searches(first, 3, 60.0).run(JOB, folder)
     assert sorted(first.asked) == sorted(("library", text, 32, "acme") for text in anchors)
+    await Searches(done := Router(), 3, 60.0).run(JOB, folder)
+    assert not done.asked
     chunk_path(folder / FOUND, 10).unlink()
+    (folder / FOUND / "whole").unlink()  # as a killed service leaves it
     again = Router()
-    await Searches(again, 3).run(JOB, folder)
+    await Searches(again, 3, 60.0).run(JOB, folder)
     assert {text for _, text, _, _ in again.asked} == set(anchors[10:20])
     found = read_finds(folder / FOUND, len(anchors))
     assert len(found.texts) == len(anchors) + 1
@@ -75,19 +102,61 @@ async def test_each_anchor_is_searched_for_once(folder, monkeypatch):
 
 
 async def test_a_router_that_is_busy_is_asked_again(folder, monkeypatch):
-    """And one that refuses ends it, with what it says."""
-    monkeypatch.setattr(searches, "_WAITS_S", (0.01, 0.01))
-    busy = Router(Overloaded("busy"), Unavailable("gone"))
-    await Searches(busy, 4).run(JOB, folder)
-    assert len(busy.asked) == len(anchors_of(folder)) + 2
-    chunk_path(folder / FOUND, 0).unlink()
-    away = Router(*[Unavailable("gone")] * 100)
+    """For as long as patience lasts; one that refuses the job ends it, with what it says."""
+    monkeypatch.setattr(searches, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(searches, "_LONGEST_WAIT_S", 0.02)
+    for kind in (Overloaded, Unavailable):
+        monkeypatch.setattr(kind, "retry_after_s", None)
+    busy = Router(*[Unavailable("gone")] * 3, Overloaded("busy"))
+    await Searches(busy, 1, 60.0).run(JOB, folder)
+    assert len(busy.asked) == len(anchors_of(folder)) + 4
+    told = [event.message for event in read_events(folder, 0)[0]]
+    assert "waits for the router: gone" in told
+    shutil.rmtree(folder / FOUND)
+    away = Router(*[Unavailable("gone")] * 1000)
     with pytest.raises(Unavailable, match="gone"):
-        await Searches(away, 1).run(JOB, folder)
-    assert len(away.asked) == 3
+        await Searches(away, 1, 0.2).run(JOB, folder)
+    assert 2 < len(away.asked) < 30
     with pytest.raises(NotFound, match="no collection"):
-        await Searches(Router(NotFound("no collection")), 4).run(JOB, folder)
+        await Searches(Router(NotFound("no collection")), 4, 60.0).run(JOB, folder)
     assert not list((folder / FOUND).glob("*"))
+
+
+async def test_what_is_refused_or_long_is_passed_over(folder):
+    """The others are found all the same; and what is too long to be read is not taken."""
+    strict = Router(InvalidRequest("text must be short"))
+    await Searches(strict, 1, 60.0).run(JOB, folder)
+    count = len(anchors_of(folder))
+    rows = read_finds(folder / FOUND, count).rows
+    assert [len(found) for found in rows] == [0] + [2] * (count - 1)
+    shutil.rmtree(folder / FOUND)
+    wordy = Router()
+    wordy.found = "long " * 10_000
+    await Searches(wordy, 1, 60.0).run(JOB, folder)
+    assert {len(found) for found in read_finds(folder / FOUND, count).rows} == {1}
+
+
+async def test_a_job_that_is_stopped_gets_nothing_afterwards(folder, monkeypatch):
+    """Who cancels it waits until what was found is kept; what follows finds it."""
+    writing, kept = threading.Event(), []
+
+    def write_slowly(path, found):
+        writing.set()
+        time.sleep(0.3)
+        write_chunk(path, found)
+        kept.append(path)
+
+    monkeypatch.setattr(searches, "write_chunk", write_slowly)
+    running = asyncio.create_task(Searches(Router(), 4, 60.0).run(JOB, folder))
+    await asyncio.to_thread(writing.wait, 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert kept
+    assert kept[0].exists()
+    before = [event.message for event in read_events(folder, 0)[0]]
+    await asyncio.sleep(0.1)
+    assert [event.message for event in read_events(folder, 0)[0]] == before
 
 
 async def test_nothing_is_asked_where_nothing_is_wanted(folder):
@@ -95,29 +164,70 @@ async def test_nothing_is_asked_where_nothing_is_wanted(folder):
     spec = Spec.read(spec_path(folder))
     for mining in (None, Mining(negatives=2)):
         spec.model_copy(update={"mining": mining}).write(spec_path(folder))
-        await Searches(router := Router(), 4).run(JOB, folder)
+        await Searches(router := Router(), 4, 60.0).run(JOB, folder)
         assert not router.asked
     digest = "0" * 64
     picture = Picture(digest, folder / digest)
     pairs = [Pair(picture, f"b{i}") for i in range(4)] + [Pair("ask", "c"), Pair("more", "d")]
     write_pairs(folder / TRAINING, pairs)
     spec.model_copy(update={"mining": MINING}).write(spec_path(folder))
-    await Searches(router := Router(), 4).run(JOB, folder)
+    await Searches(router := Router(), 4, 60.0).run(JOB, folder)
     assert {text for _, text, _, _ in router.asked} <= {"ask", "more"}
 
 
-async def test_a_collection_must_be_there():
-    await Searches(Router(), 1).check("library", None)
-    with pytest.raises(InvalidRequest, match="'other'") as caught:
-        await Searches(Router(), 1).check("other", None)
+async def test_a_collection_must_be_there_and_hold_texts():
+    """It is searched once, before anything is queued."""
+    await Searches(router := Router(), 1, 60.0).check(MINING, "acme")
+    assert router.asked == [("library", "a", 32, "acme")]
+    with pytest.raises(InvalidRequest, match="there is no 'other'") as caught:
+        await Searches(Router(), 1, 60.0).check(Mining(collection="other"), None)
     assert caught.value.param == "mine_negatives.collection"
+    router = Router()
+    router.found = ""
+    with pytest.raises(InvalidRequest, match="must hold points with texts"):
+        await Searches(router, 1, 60.0).check(MINING, None)
+    with pytest.raises(InvalidRequest, match="cannot be searched: no such model") as caught:
+        await Searches(Router(InvalidRequest("no such model", "x")), 1, 60.0).check(MINING, None)
+    assert caught.value.param == "mine_negatives.collection"
+    with pytest.raises(ServiceError, match="MATRYOSHKA_TRAINER_ROUTER_API_KEY") as refused:
+        await Searches(Router(Unauthenticated("invalid key")), 1, 60.0).check(MINING, None)
+    assert refused.value.http_status == 500  # the caller's own key is right
+
+
+def test_the_best_of_each_anchor_are_kept_first():
+    """Where there are more texts than may be looked at."""
+    found = Finds(("a", "b", "c", "d", "e"), ((0, 1, 2), (3,), (0, 4)))
+    assert found.best(3) == Finds(("a", "d", "b"), ((0, 2), (1,), (0,)))
+    assert found.best(9).texts == ("a", "d", "b", "e", "c")
+
+
+@pytest.mark.parametrize("method", ["adaptor", "full"])
+def test_a_job_learns_from_what_was_found(folder, tiny_pairs, method):
+    """And asks what it asked before: no text of the collection among it, also to stop early."""
+    spec = Spec.read(spec_path(folder))
+    wanted = Wanted(
+        method=method, steps=2, batch_size=8, early_stopping=EarlyStopping(dim=16, every_steps=1)
+    )
+    hyper = fill(wanted, 32, len(anchors_of(folder)))
+    spec.model_copy(update={"hyperparameters": hyper}).write(spec_path(folder))
+    spec = Spec.read(spec_path(folder))
+    data = read_split(folder / TRAINING, folder / "none", "pairs", hyper.seed)
+    held_out = data.held_out[0]
+    anchors = anchors_of(folder)
+    near = ["red house", held_out.anchor, held_out.positive, "slow bird sees"]
+    (folder / FOUND).mkdir()
+    write_chunk(chunk_path(folder / FOUND, 0), [near for _ in anchors])
+    run_job(folder, Interrupt())
+    result = Result.read(result_path(folder))
+    assert result.quality.num_documents == len(ask(data).documents)
+    told = [event.message for event in read_events(folder, 0)[0] if event.phase == "mine"]
+    assert "of 2 texts found in the collection are among them" in told[-1]  # none that is held out
 
 
 def test_texts_that_count_as_the_same_are_one(tmp_path):
     """For each anchor that found either; and those that are documents already are left out."""
-    write_chunk(tmp_path / "f" / "000000000.json", [["Near", "far", "Answer"], ["near ", "far"]])
-    assert json.loads((tmp_path / "f" / "000000000.json").read_text())["rows"]
-    found = read_finds(tmp_path / "f", 2).without(["ANSWER"])
+    write_chunk(chunk_path(tmp_path, 0), [["Near", "far", "Answer"], ["near ", "far"]])
+    found = read_finds(tmp_path, 2).without(["ANSWER"])
     assert found == Finds(("Near", "far"), ((0, 1), (0, 1)))
 
 
@@ -132,7 +242,7 @@ def test_what_was_found_is_mined_beside_the_positives(tmp_path):
     found = Finds(texts, ((0, 1, 2, 3, 4), (4, 5)))
     mined = mine(
         pairs, anchors_AD, documents, documents_ND, Mining(negatives=3), tmp_path,
-        found=found, found_FD=vectors_FD,
+        lambda _: None, found, vectors_FD,
     )  # fmt: skip
     assert mined[0].negatives == ("given", "near", "second", "far")
     # Of the second anchor "far" scores as high as its answer.

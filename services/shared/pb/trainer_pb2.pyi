@@ -656,7 +656,7 @@ class Mining(_message.Message):
     collection: _builtins.str
     """Name or alias of a collection of the router. Empty: the positives of the other pairs are the
     candidates; else texts that its searches find for the anchors are candidates too. A tenant's job
-    finds the tenant's own points only.
+    finds the tenant's own points only; an operator's finds those of all tenants.
     """
     def __init__(
         self,
@@ -1200,7 +1200,7 @@ class Event(_message.Message):
     message: _builtins.str
     """For people."""
     phase: _builtins.str
-    """What the job is at: "encode", "train", "evaluate"."""
+    """What the job is at: "encode", "mine", "train", "evaluate"."""
     step: _builtins.int
     total_steps: _builtins.int
     steps_per_second: _builtins.float

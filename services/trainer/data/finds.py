@@ -2,12 +2,13 @@
 
 Anchors go in chunks; each finished chunk is a file, JSON with the texts that it found, each once,
 and for each of its anchors the rows of them, best first. So a killed service asks again for one
-chunk at most.
+chunk at most. An empty file says that all of them are there.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from services.trainer.data.checks import text_key
@@ -15,8 +16,9 @@ from services.trainer.data.pairs import number_texts
 from services.trainer.data.pictures import Item
 from services.trainer.training.checkpoint import write_atomic
 
-CHUNK = 1024
+CHUNK = 256
 """Anchors of a file."""
+_WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,16 @@ class Finds:
         )
         return Finds(tuple(texts[key] for key in firsts), tuple(tuple(found) for found in rows))
 
+    def best(self, most: int) -> "Finds":
+        """Keep so many texts at most: the best of every anchor, then the second of every one."""
+        kept: dict[int, int] = {}
+        for rank in zip_longest(*self.rows):
+            for row in rank:
+                if row is not None and len(kept) < most:
+                    kept.setdefault(row, len(kept))
+        rows = (tuple(kept[row] for row in found if row in kept) for found in self.rows)
+        return Finds(tuple(self.texts[row] for row in kept), tuple(rows))
+
 
 def chunk_path(folder: Path, begin: int) -> Path:
     """Return the file of the chunk that begins with an anchor."""
@@ -50,9 +62,18 @@ def write_chunk(path: Path, found: Sequence[Sequence[str]]) -> None:
     """Write the texts found for each anchor of a chunk."""
     numbers = number_texts(text for texts in found for text in texts)
     rows = [[numbers[text] for text in texts] for texts in found]
-    path.parent.mkdir(exist_ok=True)
     values = json.dumps({"texts": list(numbers), "rows": rows}, ensure_ascii=False)
     write_atomic(path, values.encode())
+
+
+def say_whole(folder: Path) -> None:
+    """Say that all chunks are there."""
+    write_atomic(folder / _WHOLE, b"")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all chunks are there."""
+    return (folder / _WHOLE).exists()
 
 
 def read_finds(folder: Path, num_anchors: int) -> Finds:

@@ -25,7 +25,7 @@ class Event:
     status: str = "running"
     message: str = ""
     phase: str = ""
-    """`encode`, `train` or `evaluate`."""
+    """`encode`, `mine`, `train` or `evaluate`."""
     step: int = 0
     total_steps: int = 0
     loss: dict[int, float] = field(default_factory=dict)

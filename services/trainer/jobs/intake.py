@@ -90,7 +90,7 @@ class Intake:
             if reference and (is_upload(reference) or wanted.tenant is not None):
                 await self._check_file(reference, wanted.tenant, param)
         if wanted.mining and wanted.mining.collection:
-            await self._searches.check(wanted.mining.collection, wanted.tenant)
+            await self._searches.check(wanted.mining, wanted.tenant)
         found = await asyncio.to_thread(self._find_models, wanted)
         # A caller that leaves now does not leave half a job: its key finds the whole one.
         return await asyncio.shield(asyncio.create_task(self._create(found, key or None, digest)))

@@ -14,8 +14,8 @@ from pathlib import Path
 from services.shared.errors import Overloaded
 from services.trainer.data.pictures import PICTURES
 from services.trainer.jobs.rows import ENDED, State
-from services.trainer.jobs.runner import drop_vectors
-from services.trainer.jobs.spec import CHECKPOINTS, FOUND, RECORD, START, VECTORS
+from services.trainer.jobs.runner import drop_inputs
+from services.trainer.jobs.spec import CHECKPOINTS, RECORD, START, VECTORS
 from services.trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,13 @@ class Retention:
         self._metrics.disk.set(total)
 
     def _remove_leavings(self, states: Mapping[str, State]) -> None:
-        """Remove what a killed service left: folders of jobs not acknowledged, vectors of ended."""
+        """Remove what a killed service left: folders of jobs not acknowledged, inputs of ended."""
         for path in self._folder.iterdir():
             if path.name not in states:
                 if path.is_dir() and time.time() - path.stat().st_mtime > _DRAFT_AGE_S:
                     shutil.rmtree(path, ignore_errors=True)
             elif states[path.name] in ENDED:
-                drop_vectors(path)
+                drop_inputs(path)
 
 
 def keep_record(folder: Path) -> int:
@@ -101,7 +101,7 @@ def keep_record(folder: Path) -> int:
 def _thin(folder: Path) -> int:
     """Remove an ended job's checkpoints, vectors and pictures; return how many bytes that freed."""
     before = _size(folder)
-    for name in (CHECKPOINTS, FOUND, START, PICTURES, *VECTORS):
+    for name in (CHECKPOINTS, START, PICTURES, *VECTORS):
         shutil.rmtree(folder / name, ignore_errors=True)
     return before - _size(folder)
 

@@ -282,13 +282,13 @@ def _prepare(folder: Path) -> None:
 
 
 def _drop_unneeded(folder: Path) -> None:
-    drop_vectors(folder)
-    shutil.rmtree(folder / FOUND, ignore_errors=True)
+    drop_inputs(folder)
     (folder / RESERVE).unlink(missing_ok=True)
 
 
-def drop_vectors(folder: Path) -> None:
-    """Remove the vectors that a nest job learned from: large, and its caller has them."""
+def drop_inputs(folder: Path) -> None:
+    """Remove what a job learned from and others have: vectors to nest, texts of a collection."""
+    shutil.rmtree(folder / FOUND, ignore_errors=True)
     for name in (TRAINING_VECTORS, VALIDATION_VECTORS):
         (folder / name).unlink(missing_ok=True)
 

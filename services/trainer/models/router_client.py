@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 from services.shared.auth import ACTING_FOR
 from services.shared.channel import Peer
-from services.shared.errors import NotFound, peer_errors
+from services.shared.errors import NotFound, Overloaded, TooLarge, peer_errors
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
+from services.shared.server import channel_options
 from services.shared.tls import TlsFiles
 from services.shared.trace import outgoing
 
@@ -39,6 +40,7 @@ class RouterClient:
         address: host:port.
         api_key: sent as a bearer token; None: none is sent.
         timeout_s: longest wait for an answer.
+        max_message_bytes: longest message that is sent or taken.
         tls: what is shown, and of which CA the router must be; None: nothing is encrypted.
     """
 
@@ -47,9 +49,12 @@ class RouterClient:
         address: str,
         api_key: SecretStr | None,
         timeout_s: float,
+        max_message_bytes: int,
         tls: TlsFiles | None = None,
     ) -> None:
-        self._peer = Peer(address, pb_grpc.RouterServiceStub, tls=tls)
+        self._peer = Peer(
+            address, pb_grpc.RouterServiceStub, channel_options(max_message_bytes), tls
+        )
         key = api_key.get_secret_value() if api_key else ""
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._timeout_s = timeout_s
@@ -82,14 +87,22 @@ class RouterClient:
 
         Explained, so that it counts as no live search: its recall is not watched, and the vector
         of its text is not kept as one of those that users ask with.
+
+        Raises:
+            TooLarge: what it finds is longer than a message may be.
         """
         request = pb.SearchRequest(collection=collection, text=text, limit=limit, explain=True)
-        with peer_errors("router"):
-            answer = await self._peer.stub.Search(
-                request,
-                timeout=self._timeout_s,
-                metadata=(*self._metadata, *_acting_for(tenant), *outgoing()),
-            )
+        try:
+            with peer_errors("router"):
+                answer = await self._peer.stub.Search(
+                    request,
+                    timeout=self._timeout_s,
+                    metadata=(*self._metadata, *_acting_for(tenant), *outgoing()),
+                )
+        except Overloaded as error:
+            if "message larger than max" in error.message:  # gRPC's own, of the same code
+                raise TooLarge("what a search finds must fit into a message") from error
+            raise
         return [hit.text for hit in answer.hits if hit.text]
 
     async def uses(self, model: str) -> bool:

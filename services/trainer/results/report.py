@@ -54,14 +54,14 @@ def plot_curve(steps: Sequence[int], loss: Mapping[int, Sequence[float]]) -> byt
 
 
 def plot_slices(slices: Sequence[SliceQuality]) -> bytes:
-    """Draw each slice's worst change with its interval, those that lost most on top."""
+    """Draw each slice's worst change with its interval, in their order."""
     shown = slices[:_MOST_SLICES]
     left_out = len(slices) - len(shown)
     figure, axes = _plain_frame(
         f"change of {shown[0].metric} at the size that lost most, with 95% of it",
         "",
         "Whose queries got worse",
-        f"and {left_out} slices that lost less" if left_out else "",
+        f"and {left_out} more slices" if left_out else "",
         height=1.8 + 0.32 * len(shown),
     )
     for place, one in enumerate(shown):

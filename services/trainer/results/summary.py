@@ -68,7 +68,7 @@ class Summary(JsonFile):
     caution: str = ""
     """What the quality is not worth, where it was measured on too little."""
     slices: tuple[SliceQuality, ...]
-    """Those that lost most first."""
+    """Those that lost most first, and those of few queries last."""
     slice_of_query: tuple[str, ...]
     """Of each held-out query, in the order of the scores; empty: none has one."""
     losers: tuple[Loser, ...]

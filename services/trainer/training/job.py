@@ -1,6 +1,6 @@
 """One job at work: its data, how far it is, and what training leaves of it.
 
-Shapes: Q queries, N documents, A other texts, P pairs, D full width.
+Shapes: Q queries, N documents, A other texts, P pairs, T texts taken, D full width.
 """
 
 import time
@@ -40,13 +40,19 @@ class Job:
     questions: Questions
     events: EventLog
     interrupt: Interrupt
-    found_texts: tuple[str, ...] = ()
-    """What a collection's searches found; none of the documents. Negatives may be among them."""
+    mined: tuple[Pair, ...] = ()
+    """The training pairs with the negatives that were mined for them; empty: none were."""
+    taken: tuple[str, ...] = ()
+    """Negatives that were found in a collection; none of them is a document of the questions."""
+    taken_TD: Array | None = None
+    """The base's vectors of them."""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """The training pairs; empty: the examples are of another kind."""
-        return tuple(example for example in self.data.training if isinstance(example, Pair))
+        return self.mined or tuple(
+            example for example in self.data.training if isinstance(example, Pair)
+        )
 
     @property
     def roles(self) -> tuple[Role, Role]:
@@ -116,8 +122,8 @@ class Job:
         """
         anchors, anchors_ND = self.training_anchors(), self.encode_anchors(model, name)
         pairs = self.pairs
-        if self.found_texts:
-            documents_ND = np.concatenate([documents_ND, self.encode_found(model, name)])
+        if self.taken_TD is not None:
+            documents_ND = np.concatenate([documents_ND, self.taken_TD])
         return Vectors(
             anchors_ND,
             documents_ND,
@@ -134,14 +140,8 @@ class Job:
         kept = self.folder / name / "anchors"
         return encode_kept(model, anchors, self.roles[0], kept, on_progress)
 
-    def encode_found(self, model: TextModel, name: str) -> Array:
-        """Return vectors of `found_texts`; see `encode_pairs`."""
-        on_progress = self.progress("mine", "texts found, encoded", 0, len(self.found_texts))
-        kept = self.folder / name / "found"
-        return encode_kept(model, self.found_texts, self.roles[1], kept, on_progress)
-
     def _negative_rows(self) -> tuple[tuple[int, ...], ...]:
-        numbers = number_texts((*self.questions.documents, *self.found_texts))
+        numbers = number_texts((*self.questions.documents, *self.taken))
         return tuple(tuple(numbers[text] for text in pair.negatives) for pair in self.pairs)
 
     def training_anchors(self) -> tuple[Item, ...]:

@@ -43,9 +43,9 @@ def mine(
     documents_ND: Array,
     mining: Mining,
     folder: Path,
-    on_progress: Callable[[int], None] = lambda _: None,
-    found: Finds | None = None,
-    found_FD: Array | None = None,
+    on_progress: Callable[[int], None],
+    found: Finds,
+    found_FD: Array,
 ) -> tuple[Pair, ...]:
     """Return the pairs with mined negatives behind those that they had.
 
@@ -58,12 +58,12 @@ def mine(
         folder: keeps what is mined, so that a killed job goes on.
         on_progress: called with the number of pairs done; what it raises stops the work.
         found: candidates beside the positives, by the order in which anchors appear; no text that
-            counts as one of the documents. None: there are none.
+            counts as one of the documents.
         found_FD: the base's vectors of their texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     miner = _Miner(pairs, anchors_AD, documents, documents_ND, mining, found, found_FD)
-    candidates = (*documents, *(found.texts if found else ()))
+    candidates = (*documents, *found.texts)
     mined: list[Pair] = []
     for begin in range(0, len(pairs), _CHUNK_PAIRS):
         end = min(begin + _CHUNK_PAIRS, len(pairs))
@@ -96,8 +96,8 @@ class _Miner:
         documents: Sequence[Item],
         documents_ND: Array,
         mining: Mining,
-        found: Finds | None,
-        found_FD: Array | None,
+        found: Finds,
+        found_FD: Array,
     ) -> None:
         self._pairs = pairs
         self._mining = mining
@@ -112,9 +112,6 @@ class _Miner:
                 candidates.append(rows[text])
         self._candidates_ND = functional.normalize(torch.from_numpy(documents_ND[candidates]))
         # Texts found have the places behind these, and the rows behind the documents'.
-        found = found or Finds((), ())
-        if found_FD is None:
-            found_FD = np.empty((0, anchors_AD.shape[1]), np.float32)
         for place, text in enumerate(found.texts, start=len(candidates)):
             self._places.setdefault(text_key(text), place)
         behind_F = torch.arange(len(documents), len(documents) + len(found.texts))

@@ -24,8 +24,8 @@ from services.shared.vectors import Array
 from services.trainer.data.data_report import read_report, write_report
 from services.trainer.data.dataset import NAMES
 from services.trainer.data.examples import Example, digest, read_split
-from services.trainer.data.finds import read_finds
-from services.trainer.data.pairs import Pair, Split, digest_questions
+from services.trainer.data.finds import Finds, read_finds
+from services.trainer.data.pairs import Pair, Split, digest_questions, number_texts
 from services.trainer.data.pictures import Item
 from services.trainer.data.questions import ask
 from services.trainer.jobs.events import Event, EventLog, read_events
@@ -55,6 +55,7 @@ from services.trainer.results.summary import Summary, bytes_of, find_losers, rea
 from services.trainer.training import axes, ranks
 from services.trainer.training.adapting import adapt
 from services.trainer.training.checkpoint import write_atomic
+from services.trainer.training.encode import encode_kept
 from services.trainer.training.full import FullModel
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.job import Job, Trained
@@ -67,6 +68,8 @@ from services.trainer.training.tuning import choose_passes, tune
 
 _NUM_PROBES = 8
 _CHUNK_TEXTS = 2048
+_MAX_FOUND = 200_000
+"""Texts of a collection that are looked at: they are encoded, and their vectors are in memory."""
 
 
 def run_job(job_dir: Path, interrupt: Interrupt) -> None:
@@ -197,23 +200,34 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     mining = job.spec.mining
     if mining is None:
         return job
-    pairs, anchors = job.pairs, job.training_anchors()
-    found, found_FD = None, None
+    pairs, asked = job.pairs, job.questions
+    found, found_FD = Finds((), ()), documents_ND[:0]
     if mining.collection:
-        found = read_finds(job.folder / FOUND, len(anchors)).without(job.questions.documents)
-        job = replace(job, found_texts=found.texts)
-        found_FD = job.encode_found(model, "vectors")
+        found = read_finds(job.folder / FOUND, len(job.training_anchors()))
+        # None that quality is measured by, neither asked nor to be found.
+        found = found.without((*asked.documents, *asked.queries)).best(_MAX_FOUND)
+        found_FD = encode_kept(
+            model, found.texts, job.roles[1], job.folder / "vectors" / "found",
+            job.progress("mine", "texts of the collection encoded", 0, len(found.texts)),
+        )  # fmt: skip
     mined = mine(
-        pairs, job.encode_anchors(model, "vectors"), job.questions.documents, documents_ND,
-        mining, job.folder / "vectors" / "mined",
+        pairs, job.encode_anchors(model, "vectors"), asked.documents, documents_ND, mining,
+        job.folder / "vectors" / "mined",
         job.progress("mine", "pairs given negatives", 0, len(pairs)), found, found_FD,
     )  # fmt: skip
-    count = sum(map(len, (pair.negatives for pair in mined)))
-    message = f"{count / len(pairs):.1f} negatives a pair"
-    if found:
-        message += f"; {len(found.texts)} texts of the collection were looked at"
+    numbers = number_texts(found.texts)
+    taken = number_texts(t for pair in mined for t in pair.negatives if t in numbers)
+    count = sum(
+        len(after.negatives) - len(b.negatives) for b, after in zip(pairs, mined, strict=True)
+    )
+    message = f"{count / len(pairs):.1f} negatives mined for a pair"
+    if mining.collection:
+        message += (
+            f"; {len(taken)} of {len(found.texts)} texts found in the collection are among them"
+        )
     job.events.append(Event(phase="mine", message=message))
-    return replace(job, data=replace(job.data, training=mined))
+    rows = [numbers[text] for text in taken]
+    return replace(job, mined=mined, taken=tuple(taken), taken_TD=found_FD[rows])
 
 
 def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -> None:
@@ -226,7 +240,7 @@ def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -
         before=means(before_QKS, dims),
         after=means(after_QKS, dims),
     )
-    data_digest = digest(job.data.training)
+    data_digest = digest(job.pairs or job.data.training)
     origin = export.Origin(
         model_id=spec.model_id,
         base_model=spec.base_model,
