@@ -58,15 +58,10 @@ class Searches:
             InvalidRequest: names the field.
             ServiceError: the router cannot be reached, or does not let the trainer in.
         """
-        name = mining.collection
-        if await self._router.find(name, tenant) is None:
-            raise InvalidRequest(
-                f"{_FIELD} must be the name or alias of a collection of the router; there is no "
-                f"{name[:64]!r}",
-                _FIELD,
-            )
+        name = mining.collection[:64]
         try:
-            found = await self._search("a", mining, tenant)
+            is_there = await self._router.find(mining.collection, tenant) is not None
+            found = await self._search("a", mining, tenant) if is_there else []
         except InvalidRequest as error:
             raise InvalidRequest(f"{_FIELD} cannot be searched: {error.message}", _FIELD) from error
         except (Unauthenticated, PermissionDenied) as error:
@@ -74,10 +69,15 @@ class Searches:
                 "the router refuses the trainer's searches: MATRYOSHKA_TRAINER_ROUTER_API_KEY must "
                 f"be an operator's key that may search; it says: {error.message}"
             ) from error
+        if not is_there:
+            raise InvalidRequest(
+                f"{_FIELD} must be the name or alias of a collection of the router; there is no "
+                f"{name!r}",
+                _FIELD,
+            )
         if not found:
             raise InvalidRequest(
-                f"{_FIELD} must hold points with texts; a search of {name[:64]!r} found none",
-                _FIELD,
+                f"{_FIELD} must hold points with texts; a search of {name!r} found none", _FIELD
             )
 
     async def run(self, job: Job, folder: Path) -> None:
