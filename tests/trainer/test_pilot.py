@@ -33,15 +33,15 @@ def test_labels_win_where_the_base_is_misled():
     tried = []
     weight = choose_label_weight(*collection(800, misled=True), tried.append, Interrupt())
     assert weight == 1.0
-    assert len(tried) == 3
+    assert len(tried) == 2
 
 
-def test_where_several_do_equally_well_it_is_half_and_half():
-    """As where nothing is tried."""
+def test_where_both_do_equally_well_labels_count_little():
+    """Nothing of what the base knows is put at risk."""
     vectors, pairs, hyper = collection(800, misled=False)
     same = replace(vectors, positives_ND=vectors.anchors_ND)
     hyper = hyper.model_copy(update={"matryoshka_dims": (16,)})
-    assert choose_label_weight(same, pairs, hyper, lambda _: None, Interrupt()) == GENERAL
+    assert choose_label_weight(same, pairs, hyper, lambda _: None, Interrupt()) < GENERAL
 
 
 def test_the_bases_opinion_wins_where_labels_mislead():
