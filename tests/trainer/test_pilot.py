@@ -10,7 +10,7 @@ from services.trainer.data.pairs import Pair, split_rows
 from services.trainer.jobs.hyperparameters import Wanted, fill
 from services.trainer.training.adaptor import Vectors
 from services.trainer.training.interrupt import Interrupt, Interrupted
-from services.trainer.training.pilot import GENERAL, choose_label_weight
+from services.trainer.training.pilot import GENERAL, LITTLE, choose_label_weight
 
 FULL = 32
 
@@ -41,7 +41,7 @@ def test_where_both_do_equally_well_labels_count_little():
     vectors, pairs, hyper = collection(800, misled=False)
     same = replace(vectors, positives_ND=vectors.anchors_ND)
     hyper = hyper.model_copy(update={"matryoshka_dims": (16,)})
-    assert choose_label_weight(same, pairs, hyper, lambda _: None, Interrupt()) < GENERAL
+    assert choose_label_weight(same, pairs, hyper, lambda _: None, Interrupt()) == LITTLE
 
 
 def test_the_bases_opinion_wins_where_labels_mislead():
@@ -52,7 +52,7 @@ def test_the_bases_opinion_wins_where_labels_mislead():
     wrong = vectors.positive_rows_P.copy()
     wrong[rows] = np.roll(rows, 7)
     misled = replace(vectors, positive_rows_P=wrong)
-    assert choose_label_weight(misled, pairs, hyper, lambda _: None, Interrupt()) < GENERAL
+    assert choose_label_weight(misled, pairs, hyper, lambda _: None, Interrupt()) == LITTLE
 
 
 def test_few_pairs_are_not_tried():
