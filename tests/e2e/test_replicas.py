@@ -134,7 +134,7 @@ async def world(tmp_path, tracing):
         served = ServedModels(database, served_file)
         client = EncoderClient(both, None, 60)
         stack.push_async_callback(client.close)
-        of_router = RouterClient(router.address, None, 60)
+        of_router = RouterClient(router.address, None, 60, 2**22)
         stack.push_async_callback(of_router.close)
         promoter = Promoter(
             Promotions(database, "here", 30), registry, Encoders(client, served), of_router
