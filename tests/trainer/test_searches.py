@@ -28,6 +28,8 @@ from services.trainer.jobs.rows import Job
 from services.trainer.jobs.searches import Searches
 from services.trainer.jobs.spec import (
     FOUND,
+    REPORT,
+    REPORT_PAGE,
     TRAINING,
     Mining,
     Result,
@@ -35,6 +37,7 @@ from services.trainer.jobs.spec import (
     result_path,
     spec_path,
 )
+from services.trainer.results.summary import Summary
 from services.trainer.training.interrupt import Interrupt
 from services.trainer.training.mining import mine
 from services.trainer.training.work import run_job
@@ -220,6 +223,8 @@ def test_a_job_learns_from_what_was_found(folder, tiny_pairs, method):
     run_job(folder, Interrupt())
     result = Result.read(result_path(folder))
     assert result.quality.num_documents == len(ask(data).documents)
+    assert Summary.read(folder / REPORT).mining == MINING
+    assert "library" in (folder / REPORT_PAGE).read_text()
     told = [event.message for event in read_events(folder, 0)[0] if event.phase == "mine"]
     assert "of 2 texts found in the collection are among them" in told[-1]  # none that is held out
 

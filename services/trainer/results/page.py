@@ -59,6 +59,8 @@ def write_page(summary: Summary) -> str:
     hyper = summary.hyperparameters.model_dump(mode="json", exclude_none=True)
     settings = {name: value for name, value in hyper.items() if value not in ("", [])}
     rows = [[escape(name), escape(json.dumps(value))] for name, value in settings.items()]
+    if summary.mining:
+        rows.append(["mine_negatives", escape(summary.mining.model_dump_json())])
     rows.append(["data digest", f"<code>{escape(summary.data_digest)}</code>"])
     parts += ["<h2>Settings</h2>", _table(["setting", "value"], rows)]
     return (

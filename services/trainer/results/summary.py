@@ -12,7 +12,7 @@ from services.shared.card import Quality
 from services.trainer.data.pairs import Kind
 from services.trainer.jobs.events import Event
 from services.trainer.jobs.hyperparameters import Hyperparameters
-from services.trainer.jobs.spec import JsonFile
+from services.trainer.jobs.spec import JsonFile, Mining
 from services.trainer.results.evaluate import Scores
 from services.trainer.results.slices import SliceQuality
 
@@ -65,6 +65,8 @@ class Summary(JsonFile):
     num_pairs: int = Field(ge=1)
     """Examples of that kind."""
     quality: Quality
+    mining: Mining | None = None
+    """How negatives were mined; None: they were not."""
     caution: str = ""
     """What the quality is not worth, where it was measured on too little."""
     slices: tuple[SliceQuality, ...]

@@ -270,6 +270,7 @@ def _finish(job: Job, trained: Trained, before_QKS: Scores, after_QKS: Scores) -
         kind=spec.kind,
         num_pairs=len(job.data.training),
         quality=quality,
+        mining=spec.mining,
         caution=caution(quality.num_queries, quality.after[0].COUNTED),
         slices=compare_slices(before_QKS, after_QKS, asked.slices, dims),
         slice_of_query=asked.slices if any(asked.slices) else (),
