@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.cli.bulk.batches import to_value
 from services.cli.table import one_line
@@ -35,11 +35,12 @@ def read_filter(conditions: Sequence[str]) -> pb.Filter | None:
     return pb.Filter(all=pb.FilterList(filters=filters))
 
 
-def doubt(hits: Sequence[pb.Hit]) -> str:
+def doubt(hits: Sequence[pb.Hit], asked: pb.Filter) -> str:
     """Say what may be wrong with conditions that hold of no point.
 
     Args:
         hits: of the same search without them.
+        asked: the conditions.
     """
     if not hits:
         return "nothing is found without --filter either"
@@ -48,11 +49,25 @@ def doubt(hits: Sequence[pb.Hit]) -> str:
         for hit in hits
         for key, value in hit.attributes.items()
     }
+    if all(kinds.get(key) == kind for key, kind in _asked(asked)):
+        return (
+            "--filter lets no point through: there are such attributes, and none has such a value"
+        )
     told = ", ".join(f"{one_line(key)} ({kind})" for key, kind in sorted(kinds.items()))
     return (
         f"--filter lets no point through: the {len(hits)} nearest without it have "
         f"{told or 'no attributes'}; names and kinds of values must be the same"
     )
+
+
+def _asked(condition: pb.Filter) -> Iterator[tuple[str, str]]:
+    """Yield the keys of conditions as `read_filter` makes them, each with its kind of value."""
+    for one in condition.all.filters or [condition]:
+        if one.HasField("range"):
+            yield one.range.key, _KINDS["double_value"]
+        else:
+            equals = one.negated.equals if one.HasField("negated") else one.equals
+            yield equals.key, _KINDS[equals.value.WhichOneof("value") or "string_value"]
 
 
 def _read(condition: str) -> pb.Filter:

@@ -102,6 +102,8 @@ async def _ask(options: Options, request: pb.SearchRequest) -> pb.SearchResponse
 
 async def _look_without_filter(router: Any, request: pb.SearchRequest, key: Any) -> str:  # noqa: ANN401
     """Say what may be wrong with a filter that lets nothing through."""
+    asked = pb.Filter()
+    asked.CopyFrom(request.filter)
     request.ClearField("filter")
     request.measure_recall = False
     request.explain = True  # so that it counts as no live search
@@ -111,7 +113,7 @@ async def _look_without_filter(router: Any, request: pb.SearchRequest, key: Any)
         return (
             "--filter lets no point through: are names and kinds of values those that points have?"
         )
-    return doubt(answer.hits)
+    return doubt(answer.hits, asked)
 
 
 def to_json(answer: pb.SearchResponse, options: Options) -> dict[str, object]:

@@ -253,7 +253,7 @@ def test_nothing_found_is_said(search):
     assert ended.stdout.startswith("nothing was found that the filter lets through\n")
 
 
-@pytest.mark.parametrize("condition", ["plcae=museum", 'year="2010"', "place=nowhere"])
+@pytest.mark.parametrize("condition", ["plcae=museum", 'year="2010"', "place>2"])
 def test_a_filter_that_lets_nothing_through_is_doubted(search, condition):
     """What points do have is told beside the output, which stays as it is, also as JSON."""
     told = (
@@ -271,8 +271,16 @@ def test_a_filter_that_lets_nothing_through_is_doubted(search, condition):
     )
 
 
+def test_a_value_that_no_point_has_is_told_apart_from_a_wrong_name(search):
+    """Whatever the conditions are, names and kinds are right."""
+    told = "--filter lets no point through: there are such attributes, and none has such a value\n"
+    for conditions in (["place=nowhere"], ["year>9999"], ["place!=museum", "year=-5"]):
+        options = [word for condition in conditions for word in ("--filter", condition)]
+        assert search("stories", QUERY, *options).stderr == told
+
+
 def test_a_filter_is_not_doubted_where_there_is_nothing():
-    assert doubt([]) == "nothing is found without --filter either"
+    assert doubt([], read_filter(["a=1"])) == "nothing is found without --filter either"
 
 
 @pytest.mark.parametrize(

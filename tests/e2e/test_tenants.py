@@ -159,7 +159,7 @@ def test_negatives_come_from_a_collection(process, library, key, looked_at):
         job = start_job(client, collection=library, negatives=3, margin=1.0)
         told = wait_for_events(client, job)
         (mined,) = (message for message in told if "negatives mined" in message)
-        assert f"of {looked_at} texts found in the collection are among them" in mined
+        assert f"of {looked_at} texts found in the collection were taken" in mined
         assert any(message.startswith("searched the collection: ") for message in told)
         again = client.fine_tuning.jobs.retrieve(job.id)
         assert again.mine_negatives == {"negatives": 3, "margin": 1.0, "collection": library}

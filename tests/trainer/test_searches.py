@@ -226,7 +226,7 @@ def test_a_job_learns_from_what_was_found(folder, tiny_pairs, method):
     assert Summary.read(folder / REPORT).mining == MINING
     assert "library" in (folder / REPORT_PAGE).read_text()
     told = [event.message for event in read_events(folder, 0)[0] if event.phase == "mine"]
-    assert "of 2 texts found in the collection are among them" in told[-1]  # none that is held out
+    assert "of 2 texts found in the collection were taken" in told[-1]  # none that is held out
 
 
 def test_texts_that_count_as_the_same_are_one(tmp_path):

@@ -222,9 +222,7 @@ def _mine(job: Job, model: TextModel, documents_ND: Array) -> Job:
     )
     message = f"{count / len(pairs):.1f} negatives mined for a pair"
     if mining.collection:
-        message += (
-            f"; {len(taken)} of {len(found.texts)} texts found in the collection are among them"
-        )
+        message += f"; {len(taken)} of {len(found.texts)} texts found in the collection were taken"
     job.events.append(Event(phase="mine", message=message))
     rows = [numbers[text] for text in taken]
     return replace(job, mined=mined, taken=tuple(taken), taken_TD=found_FD[rows])
