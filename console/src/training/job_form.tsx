@@ -242,20 +242,38 @@ function Settings({ wish, set }: Part) {
             />
           </label>
         )}
-        <label>
-          Steps
-          <input
-            type="number"
-            min="1"
-            max="1000000"
-            value={wish.steps}
-            placeholder="as fits"
-            onInput={(event) => set({ steps: event.currentTarget.value })}
-          />
-        </label>
+        <NumberField wish={wish} set={set} name="steps" label="Steps" min={1} max={1000000} />
       </div>
       <p class="soft">{method?.[2]}</p>
     </>
+  );
+}
+
+interface NumberPart extends Part {
+  name: "steps" | "batchSize" | "learningRate" | "negatives";
+  label: string;
+  min: number;
+  max: number;
+  /** "any": not only whole numbers. */
+  step?: "any";
+  /** What stands there while nothing is entered. */
+  empty?: string;
+}
+
+function NumberField({ wish, set, name, label, min, max, step, empty = "as fits" }: NumberPart) {
+  return (
+    <label>
+      {label}
+      <input
+        type="number"
+        min={min}
+        max={max}
+        step={step}
+        value={wish[name]}
+        placeholder={empty}
+        onInput={(event) => set({ [name]: event.currentTarget.value })}
+      />
+    </label>
   );
 }
 
@@ -278,41 +296,10 @@ function MoreSettings({ wish, set }: Part) {
             />
           </label>
         )}
-        <label>
-          Batch size
-          <input
-            type="number"
-            min="2"
-            max="16384"
-            value={wish.batchSize}
-            placeholder="as fits"
-            onInput={(event) => set({ batchSize: event.currentTarget.value })}
-          />
-        </label>
-        <label>
-          Learning rate
-          <input
-            type="number"
-            min="0"
-            max="1"
-            step="any"
-            value={wish.learningRate}
-            placeholder="as fits"
-            onInput={(event) => set({ learningRate: event.currentTarget.value })}
-          />
-        </label>
+        <NumberField wish={wish} set={set} name="batchSize" label="Batch size" min={2} max={16384} />
+        <NumberField wish={wish} set={set} name="learningRate" label="Learning rate" min={0} max={1} step="any" />
         {canMine(wish.method) && (
-          <label>
-            Negatives to mine for each pair
-            <input
-              type="number"
-              min="1"
-              max="100"
-              value={wish.negatives}
-              placeholder="none"
-              onInput={(event) => set({ negatives: event.currentTarget.value })}
-            />
-          </label>
+          <NumberField wish={wish} set={set} name="negatives" label="Negatives to mine for each pair" min={1} max={100} empty="none" />
         )}
         {canMine(wish.method) && (
           <label>
