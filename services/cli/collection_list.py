@@ -4,20 +4,21 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.peer import connect, metadata
+from services.cli.peer import Metadata, connect, metadata
 from services.cli.table import show
 from services.shared.pb import router_pb2 as pb
 from services.shared.pb import router_pb2_grpc as pb_grpc
 from services.shared.server import channel_options
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
+Stub: TypeAlias = "pb_grpc.RouterServiceAsyncStub"  # in the stubs only
 _AT_ONCE = 8
 """Calibrations that are asked for at the same time."""
 
@@ -66,13 +67,13 @@ def list_collections(options: Options) -> None:
 async def _ask(options: Options) -> list[Row]:
     limits = channel_options(_MAX_MESSAGE_BYTES)
     async with connect(options.address, options=limits) as channel:
-        router: Any = pb_grpc.RouterServiceStub(channel)
+        router = pb_grpc.RouterServiceStub(channel)
         key = metadata(options.api_key)
         listed = await router.ListCollections(pb.ListCollectionsRequest(), metadata=key)
         return await look_up(router, listed.collections, key)
 
 
-async def look_up(router: Any, collections: Sequence[pb.Collection], key: Any) -> list[Row]:  # noqa: ANN401
+async def look_up(router: Stub, collections: Sequence[pb.Collection], key: Metadata) -> list[Row]:
     """Return the collections with what was measured of each, in their order."""
     room = asyncio.Semaphore(_AT_ONCE)
 
@@ -93,7 +94,7 @@ async def look_up(router: Any, collections: Sequence[pb.Collection], key: Any) -
     ]
 
 
-async def _look_up(router: Any, collection: pb.Collection, key: Any) -> Row:  # noqa: ANN401
+async def _look_up(router: Stub, collection: pb.Collection, key: Metadata) -> Row:
     request = pb.GetCalibrationRequest(collection=collection.name)
     try:
         answer = await router.GetCalibration(request, metadata=key)

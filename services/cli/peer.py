@@ -46,6 +46,8 @@ _COMMANDS = {
     ),
     "; search without hybrid,": "; search without --words,",
 }
+Metadata = tuple[tuple[str, str], ...]
+"""What a call carries beside its request."""
 _NONE: Mapping[str, str] = {}
 KEY_ADVICE = f"give a key that may do this with --api-key, or in {KEY_VARIABLE}"
 
@@ -221,6 +223,6 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context() if files is None else files.client_context()
 
 
-def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+def metadata(api_key: str | None) -> Metadata:
     """Return what a call carries to show a key; nothing without one."""
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()

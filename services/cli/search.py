@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.filter import doubt, read_filter
-from services.cli.peer import connect, metadata
+from services.cli.peer import Metadata, connect, metadata
 from services.cli.plan import EXACT, describe, read_plan, size
 from services.cli.table import one_line, show
 from services.shared.errors import InvalidRequest
@@ -87,7 +87,7 @@ def search(options: Options) -> bool:
 async def _ask(options: Options, request: pb.SearchRequest) -> pb.SearchResponse:
     limits = channel_options(_MAX_MESSAGE_BYTES)
     async with connect(options.address, options=limits) as channel:
-        router: Any = pb_grpc.RouterServiceStub(channel)
+        router = pb_grpc.RouterServiceStub(channel)
         key = metadata(options.api_key)
         if options.plan == EXACT:
             named = pb.GetCollectionRequest(name=options.collection)
@@ -100,7 +100,9 @@ async def _ask(options: Options, request: pb.SearchRequest) -> pb.SearchResponse
     return answer
 
 
-async def _look_without_filter(router: Any, request: pb.SearchRequest, key: Any) -> str:  # noqa: ANN401
+async def _look_without_filter(
+    router: "pb_grpc.RouterServiceAsyncStub", request: pb.SearchRequest, key: Metadata
+) -> str:
     """Say what may be wrong with a filter that lets nothing through."""
     asked = pb.Filter()
     asked.CopyFrom(request.filter)
