@@ -110,6 +110,7 @@ class _Miner:
         for text in number_texts(pair.positive for pair in pairs):
             if self._places.setdefault(text_key(text), len(candidates)) == len(candidates):
                 candidates.append(rows[text])
+        self._num_positives = len(candidates)
         self._candidates_ND = functional.normalize(torch.from_numpy(documents_ND[candidates]))
         # Texts found have the places behind these, and the rows behind the documents'.
         for place, text in enumerate(found.texts, start=len(candidates)):
@@ -127,7 +128,7 @@ class _Miner:
 
     def find(self, begin: int, end: int, on_progress: Callable[[int], None]) -> Rows:
         """Return the rows of the negatives found for some pairs, best first; -1: no more."""
-        size = max(len(self._candidates_ND), self._found_AL.shape[1] * self._anchors_AD.shape[1])
+        size = max(self._num_positives, self._found_AL.shape[1] * self._anchors_AD.shape[1])
         block = max(1, _BLOCK_SCORES // size)
         found = []
         for first in range(begin, end, block):
@@ -147,14 +148,19 @@ class _Miner:
         limit_C1 = own_scores_C1 - (1 - self._mining.margin) * own_scores_C1.abs()
         taboo = [self._taboo(pair) for pair in pairs]
         rows, places = torch.tensor(
-            [(r, place) for r, mine in enumerate(taboo) for place in mine if place < len(self)]
+            [
+                (r, place)
+                for r, mine in enumerate(taboo)
+                for place in mine
+                if place < self._num_positives
+            ]
         ).T
         scores_CN[rows, places] = -torch.inf
         scores_CN.masked_fill_(scores_CN > limit_C1, -torch.inf)
-        best_CK, places_CK = scores_CN.topk(min(self._mining.negatives, len(self)), dim=1)
+        best_CK, places_CK = scores_CN.topk(min(self._mining.negatives, self._num_positives), dim=1)
         if self._found_AL.shape[1]:
             found_CL = self._found_AL[anchors_C]
-            vectors_CLD = self._found_FD[(found_CL - len(self)).clamp_min(0)]
+            vectors_CLD = self._found_FD[(found_CL - self._num_positives).clamp_min(0)]
             scores_CL = (vectors_CLD @ anchors_CD[:, :, None])[:, :, 0]
             scores_CL[(found_CL < 0) | (scores_CL > limit_C1)] = -torch.inf
             for row, mine in enumerate(taboo):
@@ -164,10 +170,6 @@ class _Miner:
             best_CK, chosen_CK = torch.cat([best_CK, scores_CL], dim=1).topk(count, dim=1)
             places_CK = places_CK.gather(1, chosen_CK)
         return self._rows[places_CK].masked_fill(best_CK.isinf(), -1)
-
-    def __len__(self) -> int:
-        """How many positives are candidates."""
-        return len(self._candidates_ND)
 
     def _taboo(self, pair: Pair) -> set[int]:
         """Return the candidates that are no negatives of a pair, or are its own already."""
