@@ -9,7 +9,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.spec import LOCK
+
 FILENAME = "events.jsonl"
+# The process of a killed service ends within about a second; a checkpoint may take longer.
+_LOCK_TIMEOUT_S = 60.0
 # Many events of the longest kind; those after the last step are few.
 _TAIL_BYTES = 2**18
 
@@ -55,6 +60,15 @@ class EventLog:
         with self._path.open("ab") as stream:
             stream.write(json.dumps(values).encode() + b"\n")
         self.last = event
+
+
+def append_once(job_dir: Path, event: Event) -> None:
+    """Append an event in the job's own lock, unless the last one says the same."""
+    with hold_lock(job_dir / LOCK, _LOCK_TIMEOUT_S):
+        events = EventLog(job_dir)
+        last = events.last
+        if last is None or (last.status, last.message) != (event.status, event.message):
+            events.append(event)
 
 
 def read_events(job_dir: Path, begin: int) -> tuple[list[Event], int]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from services.shared.auth import Principal
 from services.shared.errors import WrongState
+from services.trainer.jobs.events import Event, append_once
 from services.trainer.jobs.jobs import Jobs
 from services.trainer.jobs.leases import Leases
 from services.trainer.jobs.rows import Job, Wish
-from services.trainer.jobs.runner import Runner, append_event, brief
+from services.trainer.jobs.runner import Runner, brief
 from services.trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class JobQueue:
         before = await asyncio.to_thread(self._jobs.get, job_id, caller.tenant)
         job = await asyncio.to_thread(self._jobs.resume, job_id, caller.tenant)
         if before.state == "paused" and job.state == "queued":
-            await asyncio.to_thread(append_event, self._folder / job_id, "queued", "queued again")
+            again = Event(status="queued", message="queued again")
+            await asyncio.to_thread(append_once, self._folder / job_id, again)
         self.kick()
         return job
 
@@ -111,7 +113,8 @@ class JobQueue:
         before = await asyncio.to_thread(self._jobs.get, job_id, caller.tenant)
         job = await asyncio.to_thread(self._jobs.wish, job_id, wish, caller.tenant)
         if job.state == wish and before.state != wish:
-            await asyncio.to_thread(append_event, self._folder / job_id, wish, wish)
+            event = Event(status=wish, message=wish)
+            await asyncio.to_thread(append_once, self._folder / job_id, event)
             if job.has_ended:
                 await self._runner.forget(job_id)
         while job.state == "running":

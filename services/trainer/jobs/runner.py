@@ -14,10 +14,9 @@ from pathlib import Path
 
 from services.shared.errors import ServiceError
 from services.shared.files import Files
-from services.trainer.jobs.events import Event, EventLog
+from services.trainer.jobs.events import Event, append_once
 from services.trainer.jobs.launcher import Launcher
 from services.trainer.jobs.leases import Leases
-from services.trainer.jobs.lock import hold_lock
 from services.trainer.jobs.progress import Progress
 from services.trainer.jobs.result_files import store_results
 from services.trainer.jobs.rows import Job, State
@@ -26,7 +25,6 @@ from services.trainer.jobs.spec import (
     CHECKPOINTS,
     FOUND,
     LEASE,
-    LOCK,
     RESERVE,
     TRAINING_VECTORS,
     VALIDATION_VECTORS,
@@ -46,8 +44,6 @@ log = logging.getLogger(__name__)
 
 # Starts of one job by one service: a process that is killed three times will be again.
 _MAX_STARTS = 3
-# The process of a killed service ends within about a second; a checkpoint may take longer.
-_LOCK_TIMEOUT_S = 60.0
 _LOOK_S = 0.5
 _RESERVE_BYTES = 2**15
 _DISK_LOOKS = 360  # of a job that waits for room: every 10 s of an hour
@@ -216,7 +212,7 @@ class Runner:
         with contextlib.suppress(OSError):
             await asyncio.to_thread((self._folder / job_id / RESERVE).unlink, missing_ok=True)
             message = "the disk is full; the job goes on when there is room"
-            await asyncio.to_thread(append_event, self._folder / job_id, "running", message)
+            await asyncio.to_thread(append_once, self._folder / job_id, Event(message=message))
         await asyncio.sleep(self._disk_wait_s / _DISK_LOOKS)
 
     async def _outcome(
@@ -244,7 +240,8 @@ class Runner:
             stored = await store_results(self._files, job, folder)
         if await asyncio.to_thread(self._leases.renew, job.id) is None:
             raise LeaseLost
-        await asyncio.to_thread(append_event, folder, outcome.state, outcome.error or outcome.state)
+        event = Event(status=outcome.state, message=outcome.error or outcome.state)
+        await asyncio.to_thread(append_once, folder, event)
         ended = (job.id, outcome.state, outcome.error, outcome.code, outcome.param, stored)
         if not await asyncio.to_thread(self._leases.end, *ended):
             raise LeaseLost
@@ -263,15 +260,6 @@ class Runner:
 def brief(error: Exception) -> str:
     """Name an error in one line, for a log that would else hold its traceback every second."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def append_event(folder: Path, status: State, message: str) -> None:
-    """Write that a job has changed its state, once; in its own lock."""
-    with hold_lock(folder / LOCK, _LOCK_TIMEOUT_S):
-        events = EventLog(folder)
-        last = events.last
-        if last is None or (last.status, last.message) != (status, message):
-            events.append(Event(status=status, message=message))
 
 
 def _prepare(folder: Path) -> None:

@@ -23,17 +23,15 @@ from services.trainer.data.examples import read_split
 from services.trainer.data.finds import CHUNK, chunk_path, is_whole, say_whole, write_chunk
 from services.trainer.data.pairs import number_texts
 from services.trainer.data.pictures import Item
-from services.trainer.jobs.events import Event, EventLog
-from services.trainer.jobs.lock import hold_lock
+from services.trainer.jobs.events import Event, append_once
 from services.trainer.jobs.rows import Job
-from services.trainer.jobs.spec import FOUND, LOCK, TRAINING, VALIDATION, Mining, Spec, spec_path
+from services.trainer.jobs.spec import FOUND, TRAINING, VALIDATION, Mining, Spec, spec_path
 from services.trainer.models.router_client import RouterClient
 
 # Of the best, some are answers and more score as high: so many are looked at for each one taken.
 _LOOKED_AT, _AT_LEAST, _AT_MOST = 4, 32, 128
 _MAX_CHARS = 20_000  # of a text that is asked, or taken: more than most models read
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_LOCK_TIMEOUT_S = 60.0
 _FIELD = "mine_negatives.collection"
 
 
@@ -92,10 +90,7 @@ class Searches:
         if await asyncio.to_thread(is_whole, folder / FOUND):
             return
         anchors = await asyncio.to_thread(_anchors, folder, spec)
-        (folder / FOUND).mkdir(exist_ok=True)
-        for begin in range(0, len(anchors), CHUNK):
-            if chunk_path(folder / FOUND, begin).exists():
-                continue
+        for begin in await asyncio.to_thread(_begins, folder / FOUND, len(anchors)):
             chunk = anchors[begin : begin + CHUNK]
             found = await self._find(chunk, spec.mining, job.tenant, folder)
             await _to_its_end(_keep, folder, begin, found, len(anchors))
@@ -138,7 +133,8 @@ class Searches:
                 if time.monotonic() - begin + wait_s > self._patience_s:
                     raise
                 if wait_s >= _LONGEST_WAIT_S:
-                    await _to_its_end(_say, folder, f"waits for the router: {error.message}")
+                    told = Event(phase="mine", message=f"waits for the router: {error.message}")
+                    await _to_its_end(append_once, folder, told)
                 await asyncio.sleep(max(wait_s, error.retry_after_s or 0))
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -165,12 +161,15 @@ def _anchors(folder: Path, spec: Spec) -> tuple[Item, ...]:
     return tuple(number_texts(pair.texts[0] for pair in data.training))
 
 
+def _begins(folder: Path, num_anchors: int) -> list[int]:
+    """Return where the chunks begin that are not there yet; the folder is made."""
+    folder.mkdir(exist_ok=True)
+    begins = range(0, num_anchors, CHUNK)
+    return [begin for begin in begins if not chunk_path(folder, begin).exists()]
+
+
 def _keep(folder: Path, begin: int, found: list[list[str]], total: int) -> None:
     write_chunk(chunk_path(folder / FOUND, begin), found)
     done = begin + len(found)
-    _say(folder, f"searched the collection: {done} of {total}", done, total)
-
-
-def _say(folder: Path, message: str, done: int = 0, total: int = 0) -> None:
-    with hold_lock(folder / LOCK, _LOCK_TIMEOUT_S):
-        EventLog(folder).append(Event(phase="mine", message=message, step=done, total_steps=total))
+    message = f"searched the collection: {done} of {total}"
+    append_once(folder, Event(phase="mine", message=message, step=done, total_steps=total))
