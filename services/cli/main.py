@@ -25,7 +25,7 @@ from pydantic_settings import SettingsConfigDict
 from services.cli.collection_commands import commands
 from services.cli.model_commands import models
 from services.cli.operator_commands import operator
-from services.cli.peer import TLS, VARIABLES, describe
+from services.cli.peer import GRPC_PORT_AHEAD, TLS, VARIABLES, describe
 from services.cli.version_commands import promotions, versions
 from services.shared import logs
 from services.shared.errors import Unavailable
@@ -177,7 +177,7 @@ def up(
     from services.trainer.settings import TrainerSettings
 
     if port is not None and grpc_port is None:
-        grpc_port = port + 1000 if port else 0
+        grpc_port = port + GRPC_PORT_AHEAD if port else 0
     mistakes: list[str] = []
     settings = _read_or_note(
         UpSettings,

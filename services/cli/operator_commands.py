@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.peer import HERE, KEY_VARIABLE
+from services.cli.peer import ADDRESS_VARIABLE, HERE, KEY_VARIABLE
 
 operator = typer.Typer()
 
@@ -85,17 +85,23 @@ def plan_capacity(
         raise typer.Exit(2) from None
 
 
-_HTTP = "http://127.0.0.1:8000"
+_Grpc = Annotated[
+    str, typer.Option(help="host:port of its gRPC, or none.", envvar=ADDRESS_VARIABLE)
+]
+_Http = Annotated[
+    str | None,
+    typer.Option(help="URL of its HTTP; unset: gRPC's host, and 1000 less than its port."),
+]
 
 
 @operator.command()
 def doctor(
-    encoder: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
-    router: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
-    trainer: Annotated[str, typer.Option(help="host:port of its gRPC, or none.")] = HERE,
-    encoder_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
-    router_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
-    trainer_http: Annotated[str, typer.Option(help="URL of its HTTP.")] = _HTTP,
+    encoder: _Grpc = HERE,
+    router: _Grpc = HERE,
+    trainer: _Grpc = HERE,
+    encoder_http: _Http = None,
+    router_http: _Http = None,
+    trainer_http: _Http = None,
     api_key: Annotated[
         str | None,
         typer.Option(

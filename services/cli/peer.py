@@ -107,6 +107,8 @@ TrainerKey = Annotated[
 ]
 HERE = "127.0.0.1:9000"
 """Where `matryoshka up` serves all."""
+GRPC_PORT_AHEAD = 1000
+"""By how much the port of gRPC is ahead of HTTP's, where neither or only one was set."""
 
 
 @dataclass(frozen=True)

@@ -368,3 +368,34 @@ def test_a_service_may_be_none():
     assert read_target("trainer", "none", "127.0.0.1:1", None) is None
     with pytest.raises(InvalidRequest, match="or none"):
         read_target("trainer", "http://x", "x", None)
+
+
+@pytest.mark.parametrize(
+    ("grpc", "http"),
+    [
+        ("encoder:9000", "http://encoder:8000"),
+        ("[::1]:9100", "http://[::1]:8100"),
+        ("dns:///encoder.search.svc:9000", "http://encoder.search.svc:8000"),
+    ],
+)
+def test_http_is_looked_for_beside_grpc(grpc, http):
+    """At the port that is 1000 less, which `matryoshka up` and the services have by default."""
+    assert read_target("encoder", None, grpc, None) == Target("encoder", http, grpc, None)
+
+
+@pytest.mark.parametrize("grpc", ["127.0.0.1:443", "ipv4:127.0.0.1:9000"])
+def test_where_http_is_must_be_said_if_grpc_does_not_tell(grpc):
+    with pytest.raises(InvalidRequest, match="--router-http must be a URL"):
+        read_target("router", None, grpc, None)
+
+
+def test_one_variable_says_where_all_services_are():
+    """As for the commands that call one; here nothing listens."""
+    ended = CliRunner().invoke(
+        app,
+        ["doctor", "--json"],
+        env={"MATRYOSHKA_CLI_ADDRESS": "127.0.0.1:1999", "MATRYOSHKA_CLI_API_KEY": KEY},
+    )
+    assert ended.exit_code == 1
+    assert "127.0.0.1:1999" in ended.stdout
+    assert "http://127.0.0.1:999" in ended.stdout

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from services.shared.address import check_address
+from services.cli.peer import GRPC_PORT_AHEAD, TLS
+from services.shared.address import check_address, host_of
 from services.shared.errors import InvalidRequest
 
 Name = Literal["encoder", "router", "trainer"]
@@ -24,19 +25,37 @@ class Target:
     api_key: str | None = field(repr=False)
 
 
-def read_target(name: Name, http: str, grpc: str, api_key: str | None) -> Target | None:
+def read_target(name: Name, http: str | None, grpc: str, api_key: str | None) -> Target | None:
     """Check what a user gave; None: the deployment does not have the service.
+
+    Args:
+        name: of the service.
+        http: URL of its HTTP; None: on gRPC's host, at the port that is 1000 less, as everywhere
+            unless it was set.
+        grpc: host:port of its gRPC.
+        api_key: to call it with.
 
     Raises:
         InvalidRequest: says what would be accepted.
     """
     if ABSENT in (http, grpc):
         return None
-    if not http.startswith(("http://", "https://")):
-        raise InvalidRequest(
-            f"--{name}-http must be a URL such as http://127.0.0.1:8000, or none, got {http!r}"
-        )
     try:
-        return Target(name, http.rstrip("/"), check_address(grpc), api_key)
+        check_address(grpc)
     except ValueError as error:
         raise InvalidRequest(f"--{name} {error}, or none") from None
+    url = _url_beside(grpc) if http is None else http
+    if not url.startswith(("http://", "https://")):
+        raise InvalidRequest(
+            f"--{name}-http must be a URL such as http://127.0.0.1:8000, or none, got {url!r}"
+        )
+    return Target(name, url.rstrip("/"), grpc, api_key)
+
+
+def _url_beside(grpc: str) -> str:
+    """Return where HTTP is served beside gRPC; "": its address does not tell."""
+    host, port = host_of(grpc), int(grpc.rpartition(":")[2])
+    if not host or port <= GRPC_PORT_AHEAD:
+        return ""
+    scheme = "http" if TLS.get() is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port - GRPC_PORT_AHEAD}"
