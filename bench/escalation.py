@@ -27,7 +27,7 @@ from bench.nest import learn_rotation, read_collection, read_docstrings
 from bench.report import cpu
 from bench.router import load
 from bench.timed import Vectors
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, truncate
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()
-    model = TextModel(locate(DEFAULT_MODEL))
+    model = TextModel(locate(BASE_MODEL))
     model.max_tokens = arguments.max_tokens
     columns = ("collection", "nested size", "target", "one length (recall)")
     title = "candidates in the mean over those of the one length that finds as much"

@@ -33,7 +33,7 @@ from services.router.recall.evaluate import Scores, score
 from services.router.sizes import SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 
@@ -232,10 +232,10 @@ def show(console: Console, data: Labelled, depth: int, rows: Sequence[Row]) -> N
 
 async def run(arguments: argparse.Namespace) -> None:
     console = Console(width=100)
-    model = TextModel(locate(DEFAULT_MODEL))
+    model = TextModel(locate(BASE_MODEL))
     model.max_tokens = arguments.max_tokens
     console.print(
-        f"{cpu()}; {DEFAULT_MODEL}, {model.engine}, texts cut at {arguments.max_tokens} tokens for "
+        f"{cpu()}; {BASE_MODEL}, {model.engine}, texts cut at {arguments.max_tokens} tokens for "
         "vectors, whole for words"
     )
     told: dict[str, object] = {}

@@ -33,7 +33,7 @@ from bench.adaptor import COLLECTIONS, DATA, read_lines
 from bench.report import cpu
 from services.shared.choice import MIN_COSINE_ROUNDED, Precision
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, truncate
 from services.trainer.data.pairs import number_texts
@@ -206,7 +206,7 @@ def encode_all(texts: Sequence[str]) -> tuple[dict[str, Array], dict[str, str]]:
     for arithmetic in (EXACT, *ROUNDED):
         try:
             # Without a folder for engines: weights are rounded anew, by the code as it is.
-            model = TextModel(locate(DEFAULT_MODEL), arithmetic)
+            model = TextModel(locate(BASE_MODEL), arithmetic)
         except InvalidRequest as error:
             not_measured[arithmetic] = error.message
             continue
@@ -271,7 +271,7 @@ def _as_json(collection: Collection, results: Sequence[Measured]) -> dict[str, o
 def _conditions(num_texts: int, seconds: float) -> dict[str, object]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "model": DEFAULT_MODEL,
+        "model": BASE_MODEL,
         "texts": num_texts,
         "run_s": round(seconds),
         "cpu": cpu(),

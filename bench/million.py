@@ -41,7 +41,7 @@ from services.router.sizes import Quantization, SizeRequest, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection, Point
 from services.shared.errors import NotFound
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array
 
@@ -234,7 +234,7 @@ def show(target: float, mine: Measured, exact: Measured) -> None:
 
 
 async def run(points: int, dims: list[int], codes: Quantization, cache: Path | None) -> None:
-    model = TextModel(locate(DEFAULT_MODEL), "bfloat16")
+    model = TextModel(locate(BASE_MODEL), "bfloat16")
     model.max_tokens = 128
     real = load(read_docstrings(), model, cache)
     del model

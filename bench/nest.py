@@ -30,7 +30,7 @@ from bench.adaptor import COLLECTIONS, encode, read_lines
 from bench.made import Longer
 from services.cli.corpus import read_corpus
 from services.router.rotation import Rotation
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.data.sample import Sample
@@ -231,9 +231,9 @@ def time_job(full: int) -> dict[str, object]:
 
 
 def measure_collections(options: argparse.Namespace) -> list[dict[str, object]]:
-    model = TextModel(locate(DEFAULT_MODEL))
+    model = TextModel(locate(BASE_MODEL))
     model.max_tokens = min(model.max_tokens, options.max_tokens or model.max_tokens)
-    print(f"model {DEFAULT_MODEL}, engine {model.engine}, max_tokens {model.max_tokens}")
+    print(f"model {BASE_MODEL}, engine {model.engine}, max_tokens {model.max_tokens}")
     folders = [folder for folder in COLLECTIONS if folder.is_dir()]
     collections = [*map(read_collection, folders), read_docstrings()]
     return [measure(texts, model, options.cache, options.longer) for texts in collections]

@@ -25,7 +25,7 @@ import torch
 
 from bench.adaptor import COLLECTIONS, DIMS, read_lines
 from services.shared.card import AnyScores
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.trainer.data.dataset import read_pairs
 from services.trainer.data.pairs import Pair, Questions, Split, questions
@@ -71,7 +71,7 @@ def write_data(folder: Path, data: Path) -> None:
 
 def short_base(folder: Path) -> Path:
     """Copy the default model, reading `MAX_TOKENS` of a text: the bench has minutes."""
-    shutil.copytree(locate(DEFAULT_MODEL), folder, copy_function=shutil.copyfile)
+    shutil.copytree(locate(BASE_MODEL), folder, copy_function=shutil.copyfile)
     path = folder / "sentence_bert_config.json"
     write_json(path, read_json(path) | {"max_seq_length": MAX_TOKENS})
     return folder
@@ -84,7 +84,7 @@ def run(base: Path, data: Path, folder: Path, **wanted: object) -> Result:
     hyper = fill(Wanted.model_validate({"matryoshka_dims": DIMS[:-1]} | wanted),
                  full_width(base), count)  # fmt: skip
     Spec(
-        base_dir=str(base), base_model=DEFAULT_MODEL, model_id=f"bench:{folder.name}",
+        base_dir=str(base), base_model=BASE_MODEL, model_id=f"bench:{folder.name}",
         data_name=data.name, hyperparameters=hyper, threads=0, checkpoint_steps=hyper.steps,
     ).write(spec_path(folder))  # fmt: skip
     run_job(folder, Interrupt())
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for jobs; a temporary one otherwise")
     options = parser.parse_args()
     conditions: dict[str, object] = {
-        "model": DEFAULT_MODEL, "max_tokens": MAX_TOKENS, "steps": options.steps, "batch": 32,
+        "model": BASE_MODEL, "max_tokens": MAX_TOKENS, "steps": options.steps, "batch": 32,
         "training_pairs": MAX_PAIRS, "test_questions": MAX_QUESTIONS,
         "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "torch": torch.__version__,

@@ -59,7 +59,7 @@ from services.router.recall.recent import Recent
 from services.router.sizes import Quantization, SizeRequest, memory, resolve_sizes
 from services.router.storage.edge import EdgeStore
 from services.router.storage.store import Collection
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.vectors import Array, normalize
 from services.trainer.jobs.hyperparameters import MAX_NESTED
@@ -271,7 +271,7 @@ async def run(arguments: argparse.Namespace) -> None:
         "cache"
     )
     # One arithmetic, whatever is fastest here today: the cache goes by it.
-    model = TextModel(locate(DEFAULT_MODEL), "bfloat16")
+    model = TextModel(locate(BASE_MODEL), "bfloat16")
     model.max_tokens = 128
     texts = [read_collection(folder) for folder in COLLECTIONS if folder.exists()]
     texts = [read_docstrings(), *(t for t in texts if len(t.documents) > 10_000)]

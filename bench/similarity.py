@@ -20,7 +20,7 @@ import torch
 
 from bench.adaptor import DATA, DIMS
 from services.shared.card import AnyScores
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.trainer.data.checks import check
 from services.trainer.data.dataset import SourceFile, read_dataset
@@ -60,7 +60,7 @@ def run(base: Path, data: Split[Scored], folder: Path, wanted: Wanted) -> Result
     write_examples(folder / VALIDATION, data.held_out)
     hyper = fill(wanted, DIMS[-1], len(data.training))
     Spec(
-        base_dir=str(base), base_model=DEFAULT_MODEL, model_id="bench:similarity",
+        base_dir=str(base), base_model=BASE_MODEL, model_id="bench:similarity",
         data_name="stsb", kind="scored", hyperparameters=hyper, threads=0,
         checkpoint_steps=hyper.steps,
     ).write(spec_path(folder))  # fmt: skip
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=DATA / "stsb")
     parser.add_argument("--steps", type=int, default=180, help="of those that train a text model")
     options = parser.parse_args()
-    data, base = read(options.folder), locate(DEFAULT_MODEL)
+    data, base = read(options.folder), locate(BASE_MODEL)
     conditions: dict[str, object] = {
-        "model": DEFAULT_MODEL, "steps": options.steps, "batch": 32, "rate": _RATE, "seed": 0,
+        "model": BASE_MODEL, "steps": options.steps, "batch": 32, "rate": _RATE, "seed": 0,
         "training_pairs": len(data.training), "test_pairs": len(data.held_out),
         "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,

@@ -15,7 +15,7 @@ import torch
 
 from bench.adaptor import DATA as COLLECTIONS
 from bench.adaptor import DIMS, read_lines
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.trainer.data.pairs import Pair
 from services.trainer.jobs.hyperparameters import Wanted, fill
@@ -70,7 +70,7 @@ class Clock:
 def ours(asked: dict[str, Any], dims: Sequence[int]) -> dict[str, float]:
     """Train as a job does, without its checkpoints."""
     steps, batch = asked["steps"] + WARM_STEPS, asked["batch"]
-    model = TextModel(locate(DEFAULT_MODEL), "float32", device="cpu")
+    model = TextModel(locate(BASE_MODEL), "float32", device="cpu")
     model.max_tokens = asked["max_tokens"]
     taught = pairs(steps * batch)
     passes = Passes(model, TOKENS_AT_ONCE, asked["arithmetic"])
@@ -118,7 +118,7 @@ def theirs(asked: dict[str, Any]) -> dict[str, float]:
     from transformers import TrainerCallback
 
     steps, batch = asked["steps"] + WARM_STEPS, asked["batch"]
-    model = SentenceTransformer(str(locate(DEFAULT_MODEL)), device="cpu", local_files_only=True)
+    model = SentenceTransformer(str(locate(BASE_MODEL)), device="cpu", local_files_only=True)
     model.max_seq_length = asked["max_tokens"]
     taught = pairs(steps * batch)
     clock = Clock()

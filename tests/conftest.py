@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,15 @@ hypothesis.settings.load_profile("suite")
 # Set before any library reads them: no test may reach a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the default model together in a folder of the run's own; workers inherit the variable."""
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="matryoshka-cache-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
+
 
 _READY = re.compile(r"^(\w+) is ready at (https?://\S+) \(gRPC at (\S+)\)$", re.MULTILINE)
 _START_TIMEOUT_S = 90

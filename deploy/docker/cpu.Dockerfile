@@ -19,7 +19,8 @@ LABEL org.opencontainers.image.title="matryoshka-cpu" \
 COPY --from=build /opt/matryoshka /opt/matryoshka
 ENV PATH=/opt/matryoshka/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp
 USER 65532:65532
 WORKDIR /tmp
 EXPOSE 8000 9000 8002 9002

@@ -21,6 +21,7 @@ COPY --from=build /opt/matryoshka /opt/matryoshka
 ENV PATH=/opt/matryoshka/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 65532:65532

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from services.shared.card import Card, write_card
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, is_hub_id, locate
+from services.shared.folder import BASE_MODEL, DEFAULT_MODEL, is_hub_id, locate
 from services.shared.safety import check_folder
 from services.trainer.data.dataset import read_pairs
 from services.trainer.results.measure import Sample, copy_with_card, measure_card
@@ -55,7 +55,7 @@ def measure(source: str, path: Path, dims: list[int], output: Path | None) -> No
 def _check_model(source: str) -> Path:
     """Return where a model is, if it is here; a hub id is looked for when all else is right."""
     folder = Path(source).expanduser()
-    if source == DEFAULT_MODEL or (not folder.is_dir() and is_hub_id(source)):
+    if source in (DEFAULT_MODEL, BASE_MODEL) or (not folder.is_dir() and is_hub_id(source)):
         return folder
     check_folder(locate(source))
     return folder

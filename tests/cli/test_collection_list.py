@@ -88,7 +88,7 @@ def test_it_lists_what_there_is(router):
     wide = listed(router).stdout
     bare, letters = sorted(line for line in wide.splitlines() if line.startswith("│"))
     assert [cell.strip() for cell in letters.split("│")[1:-1]] == [
-        "letters", "post", "300", "all-MiniLM-L6-v2", "64:int8, 384",
+        "letters", "post", "300", "matryoshka-MiniLM-L6-v2", "64:int8, 384",
         f"{promised:.3f} (target 0.9)",
     ]  # fmt: skip
     assert "not calibrated" in bare

@@ -118,7 +118,7 @@ def test_a_corpus_is_indexed_and_found_unchanged_by_the_next_run(router, corpus,
     ended = matryoshka(*command(router, corpus, name="whole"))
     assert ended.returncode == 0, ended.stderr
     assert "1 files of other kinds are left out" in ended.stdout
-    made = "whole is made, with the model all-MiniLM-L6-v2 at 64, 384\n"
+    made = "whole is made, with the model matryoshka-MiniLM-L6-v2 at 64, 384\n"
     assert made in ended.stdout
     assert "600 documents in" in ended.stdout
     texts, attributes = stored(router, "whole")

@@ -11,7 +11,7 @@ def models(process, *arguments):
 
 def test_a_model_is_loaded_named_and_unloaded(process):
     """Each step shows in the list; one that a name points at is refused."""
-    ended = models(process, "load", "all-MiniLM-L6-v2", "--id", "second")
+    ended = models(process, "load", "matryoshka-MiniLM-L6-v2", "--id", "second")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("second is served: 384 dimensions, ")
     ended = models(process, "alias", "newest", "second")
@@ -19,12 +19,12 @@ def test_a_model_is_loaded_named_and_unloaded(process):
     listed = models(process, "list").stdout
     (second,) = (line for line in listed.splitlines() if "second" in line)
     assert "newest" in second
-    assert "all-MiniLM-L6-v2" in listed
+    assert "matryoshka-MiniLM-L6-v2" in listed
 
     ended = models(process, "unload", "second")
     assert ended.returncode == 1
     assert "newest points at" in ended.stderr
-    assert models(process, "alias", "newest", "all-MiniLM-L6-v2").returncode == 0
+    assert models(process, "alias", "newest", "matryoshka-MiniLM-L6-v2").returncode == 0
     ended = models(process, "unload", "second")
     assert (ended.returncode, ended.stdout) == (0, "second is not served any more\n")
     assert "second" not in models(process, "list").stdout

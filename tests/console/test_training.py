@@ -76,7 +76,7 @@ def test_a_job_and_its_promotion_from_click_to_result(page, process, pictures, t
     collection.get_by_text("Point an alias at it").click()
     collection.get_by_label("Alias").fill("library")
     collection.get_by_role("button", name="Point it here").click()
-    expect(collection.get_by_text("Aliases")).to_be_visible()
+    expect(collection.locator("dt:text-is('Aliases') + dd")).to_have_text("library")
     page.goto(f"{process.http}/#/training")
     open_form(page)
     begin(page, write_pairs(tmp_path / "pairs.jsonl", 400), collection="library")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from services.cli.corpus import read_corpus
+from services.shared.folder import DEFAULT_MODEL
 from tests.conftest import Process, serve
 
 CARDED_DIMS = [64, 100, 384]
@@ -26,7 +27,7 @@ def carded_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) ->
     """The default model with a card, as a user makes it."""
     folder = tmp_path_factory.mktemp("carded")
     (folder / "texts.txt").write_text("\n".join(texts[:150]))
-    command = [sys.executable, "-m", "services.cli.main", "card", "all-MiniLM-L6-v2"]
+    command = [sys.executable, "-m", "services.cli.main", "card", DEFAULT_MODEL]
     sizes = ",".join(map(str, CARDED_DIMS))
     options = [str(folder / "texts.txt"), "--dims", sizes, "--output", str(folder / "model")]
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=120)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, DEFAULT_MODEL, locate
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 from tests.conftest import serve
@@ -68,7 +68,11 @@ async def test_undeclared_sizes_are_served_with_a_warning(stub):
         (pb.EmbedRequest(texts=["x", ""]), "INVALID_ARGUMENT", "input 1 must not be empty"),
         (pb.EmbedRequest(texts=["x"], dimensions=[0]), "INVALID_ARGUMENT", "between 1 and 384"),
         (pb.EmbedRequest(texts=["x"], dimensions=[385]), "INVALID_ARGUMENT", "between 1 and 384"),
-        (pb.EmbedRequest(texts=["x"], model="gone"), "NOT_FOUND", "there are: all-MiniLM-L6-v2"),
+        (
+            pb.EmbedRequest(texts=["x"], model="gone"),
+            "NOT_FOUND",
+            "there are: default, matryoshka-MiniLM-L6-v2",
+        ),
         (pb.EmbedRequest(texts=["x " * 300]), "INVALID_ARGUMENT", "302 tokens.*at most 256"),
         (pb.EmbedRequest(texts=["x " * 200] * 2000), "INVALID_ARGUMENT", "at most 300000 tokens"),
         (pb.EmbedRequest(texts=["x"], role=7), "INVALID_ARGUMENT", "ROLE_QUERY"),
@@ -121,7 +125,7 @@ async def test_get_model_tells_what_it_serves(stub):
 async def test_a_model_is_swapped_without_a_restart_and_survives_one(tmp_path):
     """Load, alias, unload while serving; after a restart the same models and names are there."""
     folder = tmp_path / "second"
-    shutil.copytree(locate(DEFAULT_MODEL), folder)
+    shutil.copytree(locate(BASE_MODEL), folder)
     (folder / "special_tokens_map.json").write_text("{}")  # other recipe, other space
     process = serve(tmp_path, "serve", "encoder")
     try:

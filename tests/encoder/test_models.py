@@ -10,7 +10,7 @@ import pytest
 
 from services.encoder.memory import check_fits, default_max_model_bytes, weight_bytes
 from services.shared.errors import InvalidRequest, WrongState
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.pb import encoder_pb2 as pb
 from services.shared.pb import encoder_pb2_grpc as pb_grpc
 from tests.conftest import serve
@@ -42,7 +42,7 @@ def test_a_file_that_is_none_is_told(tmp_path, content):
 
 def test_the_default_model_is_estimated_as_it_is_held():
     """The estimate is close to the weights themselves, and far below the default bound."""
-    estimate = weight_bytes(locate(DEFAULT_MODEL))
+    estimate = weight_bytes(locate(BASE_MODEL))
     assert 80 * MIB < estimate < 100 * MIB
     assert estimate < default_max_model_bytes()
 
@@ -65,7 +65,7 @@ async def test_models_come_and_go_while_others_serve(tmp_path):
     folders = []
     for name in ("second", "third"):
         folders.append(tmp_path / name)
-        shutil.copytree(locate(DEFAULT_MODEL), folders[-1])
+        shutil.copytree(locate(BASE_MODEL), folders[-1])
         (folders[-1] / "special_tokens_map.json").write_text(json.dumps({"name": name}))
     # The default model takes 87 MiB of weights on disk, and may be held narrower.
     bound = {"MATRYOSHKA_ENCODER_MAX_MODEL_BYTES": str(180 * MIB)}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import serve
 
-MODEL = "all-MiniLM-L6-v2"
+MODEL = "matryoshka-MiniLM-L6-v2"
 
 
 @pytest.fixture

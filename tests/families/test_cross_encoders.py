@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from services.shared.cross_encoder import CrossEncoder
 from services.shared.cross_encoder_folder import check_cross_encoder, is_cross_encoder
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 from services.shared.pair_tower import share
 from tests.families import checkpoints
@@ -270,7 +270,7 @@ def test_tokens_that_are_joined_otherwise_are_refused(folder, monkeypatch):
 
 def test_kinds_are_told_apart(tmp_path, folder, new_folder):
     """An embedding model is no cross-encoder, and a cross-encoder no embedding model."""
-    assert not is_cross_encoder(locate(DEFAULT_MODEL))
+    assert not is_cross_encoder(locate(BASE_MODEL))
     assert not is_cross_encoder(write(tmp_path / "gte", checkpoints.gte_bert))
     assert not is_cross_encoder(tmp_path)
     for cross_encoder in (folder, new_folder):

@@ -211,11 +211,12 @@ def test_only_entry_points_read_the_environment():
 
 
 # The commands are the entry points; the settings are read for it, and look for misspelt ones; the
-# other two hand the environment on to a child process.
+# next two hand the environment on to a child process; the last looks for the user's cache.
 ENVIRONMENT_READERS = {
     "services.cli.main",
     "services.cli.collection_commands",
     "services.cli.processes",
     "services.shared.settings",
     "services.trainer.jobs.launcher",
+    "services.shared.folder",
 }

@@ -297,7 +297,7 @@ def test_a_store_is_described_changed_and_counted(client):
         metadata={"team": "a"},
         file_ids=[uploaded.id],
         expires_after={"anchor": "last_active_at", "days": 7},
-        extra_body={"model": "all-MiniLM-L6-v2"},
+        extra_body={"model": "matryoshka-MiniLM-L6-v2"},
     )
     assert store.expires_at == store.last_active_at + 7 * 86_400
     wait_until(lambda: client.vector_stores.retrieve(store.id).status == "completed")

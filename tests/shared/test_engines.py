@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from services.shared.engines import Engines, Trial
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.model import TextModel
 
 TRIALS = [Trial("packed float32", 1.0, 1000.0), Trial("packed bfloat16", 0.9999, 3000.0)]
@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, caplog)
 
 def test_a_measured_model_starts_with_what_was_chosen(tmp_path: Path):
     """The fastest faithful engine of the kept trials is taken, though another would be measured."""
-    folder = locate(DEFAULT_MODEL)
+    folder = locate(BASE_MODEL)
     exact = TextModel(folder, "float32")
     trials = [
         Trial("packed float32", 1.0, 2000.0),
@@ -62,7 +62,7 @@ def test_a_measured_model_starts_with_what_was_chosen(tmp_path: Path):
 
 def test_a_kept_choice_that_is_not_faithful_any_more_is_measured_again(tmp_path: Path, monkeypatch):
     """Nor does a machine where int8 cannot be compiled keep a model from being served."""
-    folder = locate(DEFAULT_MODEL)
+    folder = locate(BASE_MODEL)
     network = TextModel(folder, "float32").tower("none").network
     kept = [Trial("packed float32", 1.0, 1000.0), Trial("packed int8", 0.9995, 9000.0)]
     Engines(tmp_path, network).write_trials(kept)

@@ -5,13 +5,13 @@ import shutil
 import pytest
 
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate, space_id
+from services.shared.folder import BASE_MODEL, locate, space_id
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the default model's small files; its weights are a link."""
-    source = locate(DEFAULT_MODEL)
+    """A copy of the base model's small files; its weights are a link."""
+    source = locate(BASE_MODEL)
     target = tmp_path / "model"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
     (target / "model.safetensors").symlink_to(source / "model.safetensors")

@@ -14,7 +14,7 @@ from services.shared import kernels
 from services.shared.calibration import sample_texts
 from services.shared.engines import Engines
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.forward import Packed
 from services.shared.int8 import Int8
 from services.shared.int8_linear import Inputs, quantize_linear
@@ -34,7 +34,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model() -> TextModel:
-    return TextModel(locate(DEFAULT_MODEL), "float32")
+    return TextModel(locate(BASE_MODEL), "float32")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.forward import Padded
 from services.shared.loading import load_modules
 from services.shared.model import TextModel
@@ -31,12 +31,12 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model():
-    return TextModel(locate(DEFAULT_MODEL), "float32", "cpu")
+    return TextModel(locate(BASE_MODEL), "float32", "cpu")
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    return SentenceTransformer(str(locate(DEFAULT_MODEL)), local_files_only=True, device="cpu")
+    return SentenceTransformer(str(locate(BASE_MODEL)), local_files_only=True, device="cpu")
 
 
 def cosines(a, b):
@@ -53,7 +53,7 @@ def test_vectors_are_those_of_sentence_transformers(model, oracle):
 
 def test_padding_gives_the_same_vectors(model):
     """The fallback for architectures that cannot be packed is right too."""
-    tower = Tower(load_modules(locate(DEFAULT_MODEL), "cpu"), "cpu")
+    tower = Tower(load_modules(locate(BASE_MODEL), "cpu"), "cpu")
     batch = sorted((model.cut_tokens(t) for t in model.tokenize(TEXTS)), key=len)
     with torch.inference_mode():
         np.testing.assert_allclose(Padded(tower)(batch), model.forward(batch), atol=1e-5)
@@ -61,14 +61,14 @@ def test_padding_gives_the_same_vectors(model):
 
 def test_bfloat16_is_faithful(oracle):
     """The fast arithmetic stays within the stated bound of the exact one."""
-    fast = TextModel(locate(DEFAULT_MODEL), "bfloat16", "cpu")
+    fast = TextModel(locate(BASE_MODEL), "bfloat16", "cpu")
     assert fast.engine == "packed bfloat16"
     assert cosines(fast.encode_texts(TEXTS), oracle.encode(TEXTS)).min() > 0.999
 
 
 def test_auto_keeps_what_is_measured_faster_and_faithful(oracle):
     """Whatever was chosen, the vectors stay within the bound."""
-    chosen = TextModel(locate(DEFAULT_MODEL), "auto", "cpu")
+    chosen = TextModel(locate(BASE_MODEL), "auto", "cpu")
     assert chosen.engine in {"packed float32", "packed bfloat16"}
     assert cosines(chosen.encode_texts(TEXTS), oracle.encode(TEXTS)).min() > 0.999
 
@@ -105,7 +105,7 @@ def test_token_ids_equal_their_text(model):
 
 def test_a_lower_bound_on_tokens_cuts_texts(oracle):
     """Set on the model, it counts for its tower, and never lets through more than the tower's."""
-    model = TextModel(locate(DEFAULT_MODEL), "float32", "cpu")
+    model = TextModel(locate(BASE_MODEL), "float32", "cpu")
     whole = model.max_tokens
     model.max_tokens = whole + 1
     assert model.max_tokens == whole
@@ -121,7 +121,7 @@ def test_a_lower_bound_on_tokens_cuts_texts(oracle):
 def test_prompts_follow_the_role(tmp_path, oracle):
     """A model's query prompt is put before queries and not before documents."""
     folder = tmp_path / "prompted"
-    shutil.copytree(locate(DEFAULT_MODEL), folder)
+    shutil.copytree(locate(BASE_MODEL), folder)
     (folder / "config_sentence_transformers.json").write_text(
         json.dumps({"prompts": {"query": "search: ", "document": ""}})
     )
@@ -141,7 +141,7 @@ def test_prompts_follow_the_role(tmp_path, oracle):
 def test_a_card_that_does_not_fit_the_files_is_refused(tmp_path):
     """Weights changed after training are noticed at load."""
     folder = tmp_path / "changed"
-    shutil.copytree(locate(DEFAULT_MODEL), folder)
+    shutil.copytree(locate(BASE_MODEL), folder)
     (folder / "matryoshka.json").write_text(
         json.dumps({"id": "x", "dims": [64, 384], "space_id": "0" * 32})
     )

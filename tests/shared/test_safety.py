@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from services.shared.errors import InvalidRequest
-from services.shared.folder import DEFAULT_MODEL, locate
+from services.shared.folder import BASE_MODEL, locate
 from services.shared.safety import check_folder, has_two_towers
 
 
@@ -15,7 +15,7 @@ from services.shared.safety import check_folder, has_two_towers
 def folder(tmp_path):
     """A copy of the default model's small files, with weights of no size."""
     target = tmp_path / "model"
-    shutil.copytree(locate(DEFAULT_MODEL), target, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(locate(BASE_MODEL), target, ignore=shutil.ignore_patterns("*.safetensors"))
     (target / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     return target
 

@@ -48,7 +48,7 @@ def test_a_tenant_sees_its_own_files_and_jobs_only(clients, tmp_path, tiny_model
         jobs.create(model="", training_file=theirs)
     with pytest.raises(openai.NotFoundError, match="upload it first"):
         jobs.create(model="", training_file=mine, validation_file=theirs)
-    with pytest.raises(openai.BadRequestError, match="model must be 'all-MiniLM-L6-v2'"):
+    with pytest.raises(openai.BadRequestError, match="model must be 'matryoshka-MiniLM-L6-v2'"):
         jobs.create(model=str(tiny_model), training_file=mine)
     others = globex.fine_tuning.jobs
     for call in (others.retrieve, others.pause, others.resume, others.cancel, others.list_events,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from services.shared.errors import InvalidRequest
-from services.shared.folder import locate
+from services.shared.folder import DEFAULT_MODEL, locate
 from services.shared.safety import check_folder, has_two_towers
 from services.trainer.jobs.hyperparameters import PICTURE_METHODS, Method, Wanted
 from services.trainer.results.layout import (
@@ -37,7 +37,7 @@ def locate_base(source: str, param: str = "base_model") -> Path:
 
 
 def locate_teacher(source: str, full: int) -> str:
-    """Return the teacher's folder; empty for none but the base."""
+    """Return where the teacher is, as `where`; empty for none but the base."""
     if not source:
         return ""
     folder = locate_base(source, "hyperparameters.distillation.teacher")
@@ -47,7 +47,12 @@ def locate_teacher(source: str, full: int) -> str:
             f"as many as the base model's; it makes {width}",
             "hyperparameters.distillation.teacher",
         )
-    return str(folder)
+    return where(source, folder)
+
+
+def where(source: str, folder: Path) -> str:
+    """Return what a job's process finds a model by, which may run on another machine."""
+    return source if source == DEFAULT_MODEL else str(folder)
 
 
 def check_method(wanted: Wanted, base: Path) -> None:

@@ -28,6 +28,7 @@ from services.trainer.jobs.bases import (
     locate_base,
     locate_teacher,
     refuse_pictures,
+    where,
 )
 from services.trainer.jobs.events import Event, EventLog
 from services.trainer.jobs.hyperparameters import Wanted, few_steps, fill
@@ -217,7 +218,7 @@ class Drafts:
         base_model = card.id if card else default_id(base, source)
         root = (card and card.base_model) or base_model
         spec = Spec(
-            base_dir=str(base),
+            base_dir=where(source, base),
             base_model=base_model,
             teacher_dir=teacher,
             model_id=f"ft:{root}:{request.suffix or 'model'}:{_short(folder)}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.shared.errors import InvalidRequest
 from services.shared.files import Files
-from services.shared.folder import DEFAULT_MODEL
+from services.shared.folder import BASE_MODEL, DEFAULT_MODEL
 from services.shared.trace import outgoing
 from services.trainer.data.sources import is_upload
 from services.trainer.jobs.create import Drafts, JobRequest, check_form
@@ -129,10 +129,10 @@ class Intake:
             if not folder.exists():
                 raise InvalidRequest(f"{param} must be there; {source!r} was deleted", param)
             return str(folder)
-        if tenant is not None and source not in ("", DEFAULT_MODEL):
+        if tenant is not None and source not in ("", DEFAULT_MODEL, BASE_MODEL):
             raise InvalidRequest(
-                f"{param} must be {DEFAULT_MODEL!r}, or the id of a model that a job of yours has "
-                "made",
+                f"{param} must be {DEFAULT_MODEL!r}, {BASE_MODEL!r}, or the id of a model that a "
+                "job of yours has made",
                 param,
             )
         return source

@@ -17,7 +17,8 @@ from services.trainer.jobs.spec import LOG
 # What programs, libraries and accelerators need to be found; nothing of ours.
 _KEPT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-    "HF_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "MPLCONFIGDIR", "OMP_NUM_THREADS",
+    "HF_HOME", "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "MPLCONFIGDIR",
+    "OMP_NUM_THREADS",
 )  # fmt: skip
 _RUN = "services.trainer.training.run"
 

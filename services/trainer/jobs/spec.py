@@ -33,6 +33,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.card import Quality
+from services.shared.folder import DEFAULT_MODEL, locate
 from services.trainer.data.pairs import Kind
 from services.trainer.jobs.hyperparameters import Hyperparameters
 from services.trainer.training.checkpoint import write_atomic
@@ -108,11 +109,12 @@ class Spec(JsonFile):
     """What a job's process is to do."""
 
     base_dir: str
-    """Folder of the base model; empty for a nest job, which has none."""
+    """Folder of the base model, or `DEFAULT_MODEL`, which each machine puts together for itself;
+    empty for a nest job, which has none."""
     base_model: str
     """Its name, for the card; or empty."""
     teacher_dir: str = ""
-    """Folder of the teacher of a distill job; empty: the base model is it."""
+    """The same of the teacher of a distill job; empty: the base model is it."""
     model_id: str
     data_name: str
     """What the user calls the training data."""
@@ -133,6 +135,16 @@ class Spec(JsonFile):
     """The span of the call that created the job; empty: it was not traced."""
 
     @property
+    def base(self) -> Path:
+        """The base model's folder on this machine."""
+        return _on_this_machine(self.base_dir)
+
+    @property
+    def teacher(self) -> Path | None:
+        """The teacher's; None: the base model is it."""
+        return _on_this_machine(self.teacher_dir) if self.teacher_dir else None
+
+    @property
     def is_shared(self) -> bool:
         """Whether several processes may train together.
 
@@ -142,6 +154,10 @@ class Spec(JsonFile):
         hyper = self.hyperparameters
         is_alone = self.kind != "pairs" or self.mining or hyper.early_stopping
         return hyper.method == "full" and not is_alone
+
+
+def _on_this_machine(kept: str) -> Path:
+    return locate(kept) if kept == DEFAULT_MODEL else Path(kept)
 
 
 class NestScores(BaseModel):

@@ -1,7 +1,6 @@
 """What an adaptor job does between encoding and evaluation: choose the target, train the head."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def adapt(job: Job, base: TextModel, queries_QD: Array, documents_ND: Array) -> 
     return Trained(
         queries_QD=turn(normalize(queries_QD), layers),
         documents_ND=turn(normalize(documents_ND), layers),
-        start=Path(job.spec.base_dir),
+        start=job.spec.base,
         write=lambda folder: export.add_head(folder, layers, base.pre_op),
         prompts=base.prompts,
         max_tokens=base.max_tokens,

@@ -89,7 +89,7 @@ def run_job(job_dir: Path, interrupt: Interrupt) -> None:
             run_nest(job_dir, spec, interrupt)
         return
     if spec.hyperparameters.onnx and not (job_dir / CHECKPOINTS).exists():
-        onnx_model.rehearse(Path(spec.base_dir))
+        onnx_model.rehearse(spec.base)
     hyper = spec.hyperparameters
     with span("prepare"):
         data = _read_data(job_dir, spec)
@@ -132,7 +132,7 @@ def follow_job(job_dir: Path, spec: Spec, interrupt: Interrupt) -> None:
     hyper = spec.hyperparameters
     pairs = [example for example in _read_data(job_dir, spec).training if isinstance(example, Pair)]
     ranks.meet()  # what it starts from is there
-    folder = job_dir / START if (job_dir / START).exists() else Path(spec.base_dir)
+    folder = job_dir / START if (job_dir / START).exists() else spec.base
     model = TextModel(folder, "float32")
     learned = FullModel(
         model, pairs, hyper.trained_dims, choose_passes(job_dir, hyper, model),
@@ -156,7 +156,7 @@ def _load_base(job: Job) -> TextModel:
     kept = job.folder / "precision.txt"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = kept.read_text() if kept.exists() else best_arithmetic(device)
-    folder = Path(job.spec.base_dir)
+    folder = job.spec.base
     try:
         model = TextModel(folder, "bfloat16" if wanted == "bfloat16" else "float32")
     except InvalidRequest:
