@@ -156,7 +156,7 @@ def _head_files() -> list[Path]:
 
 def default_id(folder: Path, source: str) -> str:
     """Name a model that has no card: the hub id's or the folder's last part."""
-    return BASE_MODEL if source == BASE_MODEL else source.rstrip("/").split("/")[-1] or folder.name
+    return source.rstrip("/").split("/")[-1] or folder.name
 
 
 def space_id(folder: Path, pre_op: PreOp, prompts: dict[str, str]) -> str:
