@@ -205,14 +205,13 @@ def measure(unseen: Sequence[Source], others: Sequence[Source], seeds: int) -> d
     return ways
 
 
-def show(ways: Mapping[str, Array]) -> Array:
-    """Print each way's nDCG@10; return by how much the rotation is ahead of the better other."""
+def show(ways: Mapping[str, Array]) -> None:
+    """Print each way's nDCG@10, and by how much the rotation is ahead of the better other."""
     print("nDCG@10".ljust(22) + "".join(f"{dim:>8}" for dim in DIMS))
     for name, scores_SK in ways.items():
         _print_row(name, scores_SK[0])
     ahead = ways["rotation"][0] - np.maximum(ways["plain cut"][0], ways["principal axes"][0])
     _print_row("  ahead of both by", ahead)
-    return ahead
 
 
 def _print_row(name: str, scores_K: Array) -> None:
@@ -285,9 +284,13 @@ def main() -> None:
     options = parser.parse_args()
     # Not "auto", which may choose anew each time.
     model = TextModel(locate(BASE_MODEL), "bfloat16")
+    packaged = read_packaged(model, options.packages, options.cache)
+    if not packaged:
+        parser.error(
+            f"{options.packages} holds no packages: run `make domains`, or give --packages"
+        )
     docstrings = read_docstrings(model, options.cache)
-    others = read_collections(model, options.cache)
-    others += read_packaged(model, options.packages, options.cache)
+    others = read_collections(model, options.cache) + packaged
     sources = [docstrings, *others]
     domains = distinct([source.domain for source in sources])
     unseen = {name: [source for source in sources if source.domain == name] for name in domains}
