@@ -144,8 +144,8 @@ def choose_passes(folder: Path, hyper: Hyperparameters, model: TextModel) -> Pas
 def _teacher(job: Job, base: TextModel, documents_ND: Array) -> Vectors:
     """Return the teacher's vectors of the training pairs, on the axes that they are learned on."""
     teacher, name = base, "vectors"
-    if job.spec.teacher:
-        teacher, name = TextModel(job.spec.teacher, "float32"), "vectors-teacher"
+    if folder := job.spec.teacher:
+        teacher, name = TextModel(folder, "float32"), "vectors-teacher"
         _, documents_ND = job.encode_questions(teacher, name, "encode")
     vectors = job.encode_pairs(teacher, name, documents_ND)
     axes_TT = teachers_axes(documents_ND, bool(teacher.declared_dims))
